@@ -1,0 +1,133 @@
+"""Shipped models and profiles by name: in a wheel inside the package, in a checkout beside it."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+from typing import Literal
+
+import autotune.config
+from autotune.config.files import load_model, load_profile
+from autotune.config.model import Model, required_memory_bytes
+from autotune.config.profile import Profile
+from autotune.errors import InputError, MachineError
+from autotune.units import format_bytes
+
+Kind = Literal["model", "profile"]
+
+_SUFFIXES = (".yaml", ".yml")
+_SCALED = re.compile(r"(?P<base>.+)\[(?P<changes>[^\[\]]*)\]")
+
+
+def _folder(kind: Kind) -> Path:
+    package = Path(autotune.config.__file__).parents[1]
+    inside = package / f"{kind}s"
+    return inside if inside.is_dir() else package.parent / f"{kind}s"
+
+
+def _shipped(kind: Kind) -> dict[str, Path]:
+    return {path.stem: path for path in sorted(_folder(kind).glob("*.yaml"), key=lambda path: path.stem)}
+
+
+def _find(kind: Kind, name_or_path: str | Path) -> Path:
+    text = str(name_or_path)
+    path = Path(text)
+    shipped = _shipped(kind)
+    if text in shipped:
+        return shipped[text]
+    if text and path.is_file():
+        return path
+    if path.suffix in _SUFFIXES or "/" in text:
+        step = f"for the shipped {kind} write {path.stem}" if path.stem in shipped else "check the path"
+        raise InputError(f"{kind} file not found: {text}; {step}")
+    near = difflib.get_close_matches(text, shipped, n=3, cutoff=0.5)
+    guess = f"did you mean {' or '.join(near)}? " if near else ""
+    known = f"shipped: {', '.join(shipped)}" if shipped else f"no {kind} is shipped"
+    raise InputError(f"unknown {kind} {text!r}; {guess}{known}; or give the path of a YAML file")
+
+
+def list_models() -> list[str]:
+    """Names of the shipped models, sorted."""
+    return list(_shipped("model"))
+
+
+def list_profiles() -> list[str]:
+    """Names of the shipped hardware profiles, sorted."""
+    return list(_shipped("profile"))
+
+
+def find_model(name_or_path: str | Path) -> Path:
+    """The file of a shipped model, or of a path. A shipped name goes first, unless it is written with a suffix or a slash.
+
+    Raises:
+        InputError: neither; lists the nearest and all shipped names.
+    """
+    return _find("model", name_or_path)
+
+
+def find_profile(name_or_path: str | Path) -> Path:
+    """The file of a shipped profile, or of a path; as `find_model`."""
+    return _find("profile", name_or_path)
+
+
+def load_model_by_name(name_or_path: str | Path) -> Model:
+    """A model by name, by path, or by the name of a scaled copy: ``small[max_rows=10000,minibatch=64]``.
+
+    Raises:
+        InputError: unknown name, unreadable or invalid file, unknown change.
+    """
+    text = str(name_or_path)
+    match = _SCALED.fullmatch(text)
+    if match is None or Path(text).is_file():
+        return load_model(find_model(text))
+    changes: dict[str, int] = {}
+    for change in match["changes"].split(","):
+        key, _, value = change.partition("=")
+        if key not in ("max_rows", "minibatch") or key in changes or not value.isdecimal():
+            step = f"write for example {match['base']}[max_rows=10000,minibatch=64]"
+            raise InputError(f"a scaled model changes max_rows or minibatch, got {change!r} ({text}); {step}")
+        changes[key] = int(value)
+    return load_model_by_name(match["base"]).scaled(**changes)
+
+
+def load_profile_by_name(name_or_path: str | Path) -> Profile:
+    """A hardware profile by name or path. Raises: InputError, as `find_profile` and `load_profile`."""
+    return load_profile(find_profile(name_or_path))
+
+
+def nearest_model_that_fits(available_bytes: int, like: Model | None = None) -> Model | None:
+    """The largest shipped model that `available_bytes` holds; one with the tables' count and dim of `like` goes first. None: none fits."""
+    models = [load_model(path) for path in _shipped("model").values()]
+    fitting = [(required_memory_bytes(model), model) for model in models if required_memory_bytes(model) <= available_bytes]
+    if not fitting:
+        return None
+
+    def nearness(entry: tuple[int, Model]) -> tuple[bool, int]:
+        size_bytes, model = entry
+        same = like is not None and (model.num_tables, model.embedding_dim) == (like.num_tables, like.embedding_dim)
+        return same, size_bytes
+
+    return max(fitting, key=nearness)[1]
+
+
+def check_fits(model: Model, available_bytes: int) -> None:
+    """Refuse a model too large for the memory available, before anything is allocated.
+
+    Raises:
+        MachineError: names the sizes of tables, dense layers and activations, what is available, and the nearest shipped model that fits.
+    """
+    required_bytes = required_memory_bytes(model)
+    if required_bytes <= available_bytes:
+        return
+    nearest = nearest_model_that_fits(available_bytes, like=model)
+    step = (
+        f"use {nearest.name} ({format_bytes(required_memory_bytes(nearest))}), the nearest shipped model that fits, or fewer rows"
+        if nearest
+        else "no shipped model fits; free memory or raise the limit"
+    )
+    raise MachineError(
+        f"a model must fit the memory available, got {format_bytes(required_bytes)} for {format_bytes(available_bytes)} "
+        f"(model {model.name}: tables {format_bytes(model.table_bytes)}, dense layers with packed copies and gradients "
+        f"{format_bytes(model.dense_bytes)}, activations {format_bytes(model.activation_bytes)}); {step}"
+    )

@@ -1,0 +1,234 @@
+"""Files people keep: read with one clear error, written whole or not at all."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import secrets
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from autotune.config.model import MODEL_SCHEMA, Model
+from autotune.config.profile import PROFILE_SCHEMA, Profile
+from autotune.config.tuned import TUNED_SCHEMA, TunedConfig
+from autotune.config.yaml_io import LineMap, dump_yaml, load_yaml
+from autotune.errors import InputError
+
+__all__ = [
+    "check_writable",
+    "dump_yaml",
+    "load",
+    "load_model",
+    "load_profile",
+    "load_tuned",
+    "load_yaml",
+    "write_text_atomic",
+    "write_yaml",
+]
+
+T = TypeVar("T", bound=BaseModel)
+
+_SHOWN_ERRORS = 3
+
+
+def load(cls: type[T], path: str | Path, schema_version: int) -> T:
+    """Read and validate a file of class `cls`, whose newest understood schema is `schema_version`.
+
+    Raises:
+        InputError: unreadable, malformed, of a newer schema, or invalid; names the rule, the value, ``file:line: key`` and the next step.
+    """
+    values, lines = load_yaml(path)
+    if not isinstance(values, dict):
+        rule = f"a {cls.__name__} file must hold keys and values"
+        raise InputError(f"{rule}, got {_brief(values)} ({lines.place()}); begin it with schema: {schema_version}")
+    _check_schema(values, lines, schema_version)
+    try:
+        # Through JSON, strictly: lists become tuples, but no string becomes a number.
+        return cls.model_validate_json(json.dumps(values), strict=True)
+    except ValidationError as error:
+        raise InputError(_explain(error, cls, values, lines)) from None
+
+
+def _check_schema(values: dict[str | int, Any], lines: LineMap, newest: int) -> None:
+    if "schema" not in values:
+        raise InputError(f"schema is missing ({lines.place()}); begin the file with schema: {newest}")
+    schema = values["schema"]
+    if isinstance(schema, bool) or not isinstance(schema, int):
+        raise InputError(f"schema must be a whole number, got {_brief(schema)} ({lines.place('schema')}); write schema: {newest}")
+    if schema > newest:
+        raise InputError(f"schema {schema} is newer than this autotune understands ({newest}) ({lines.place('schema')}); upgrade")
+    if schema < 1:
+        raise InputError(f"schema must be 1 to {newest}, got {schema} ({lines.place('schema')}); write schema: {newest}")
+
+
+def _brief(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _explain(error: ValidationError, cls: type[BaseModel], values: Any, lines: LineMap) -> str:
+    """The first few problems, one a line: unknown keys first, since a misspelt key also shows up as a missing one."""
+    found: dict[str, str] = {}
+    missing_explained: set[tuple[str | int, ...]] = set()
+    details = sorted(error.errors(include_url=False), key=lambda one: one["type"] != "extra_forbidden")
+    for detail in details:
+        path, missing = _path_in_file(detail["loc"], values)
+        kind, context = detail["type"], detail.get("ctx", {})
+        path += tuple(context.get("at", ()))
+        place = lines.place(*path, *missing)
+        if kind == "extra_forbidden":
+            keys = _keys_at(cls, detail["loc"][:-1])
+            near = difflib.get_close_matches(str(path[-1]), keys, n=1)
+            missing_explained.update((*path[:-1], name) for name in near)
+            step = f"did you mean {near[0]!r}?" if near else f"the keys here are {', '.join(keys)}" if keys else "remove it"
+            message = f"unknown key {str(path[-1])!r} ({place}); {step}"
+        elif kind == "missing":
+            if (*path, *missing) in missing_explained:
+                continue
+            message = f"missing key {missing[-1]!r} ({place}); add it"
+        elif kind == "autotune":
+            message = f"{context['rule']}, got {context['got']} ({place}); {context['step']}"
+        else:
+            rule = detail["msg"].removeprefix("Input ").removeprefix("Value error, ")
+            message = f"{path[-1] if path else cls.__name__} {rule}, got {_brief(detail['input'])} ({place}); correct it"
+        found.setdefault(place, message)
+    messages = list(found.values())
+    more = len(messages) - _SHOWN_ERRORS
+    return "\n".join(messages[:_SHOWN_ERRORS] + ([f"and {more} more"] if more > 0 else []))
+
+
+def _path_in_file(loc: tuple[str | int, ...], values: Any) -> tuple[tuple[str | int, ...], tuple[str | int, ...]]:
+    """The part of a pydantic location that the file holds, and what of its end the file lacks. Tags of unions are left out."""
+    path: list[str | int] = []
+    lacking: list[str | int] = []
+    for key in loc:
+        if isinstance(values, list) and isinstance(key, int) and key < len(values):
+            values = values[key]
+            path.append(key)
+        elif isinstance(values, dict) and (found := next((name for name in values if str(name) == str(key)), None)) is not None:
+            values = values[found]
+            path.append(found if isinstance(found, str) else str(found))
+        else:
+            lacking.append(key)
+    return tuple(path), tuple(lacking[-1:])
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    """The model classes that an annotation mentions."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [found for inner in get_args(annotation) for found in _models_in(inner)]
+
+
+def _keys_at(cls: type[BaseModel], loc: tuple[str | int, ...]) -> list[str]:
+    """Keys that the mapping at a pydantic location may hold, as a file spells them."""
+    classes = [cls]
+    for key in loc:
+        fields = [field for one in classes for name, field in one.model_fields.items() if key in (name, field.alias)]
+        tagged = [one for one in classes if "kind" in one.model_fields and one.model_fields["kind"].default == key]
+        if fields:
+            classes = [found for field in fields for found in _models_in(field.annotation)]
+        elif tagged:
+            classes = tagged
+    return list(dict.fromkeys(field.alias or name for one in classes for name, field in one.model_fields.items()))
+
+
+def load_model(path: str | Path) -> Model:
+    """A workload. Raises: InputError, see `load`."""
+    return load(Model, path, MODEL_SCHEMA)
+
+
+def load_profile(path: str | Path) -> Profile:
+    """A hardware profile. Raises: InputError, see `load`."""
+    return load(Profile, path, PROFILE_SCHEMA)
+
+
+def load_tuned(path: str | Path) -> TunedConfig:
+    """A tuned config. Raises: InputError, see `load`."""
+    return load(TunedConfig, path, TUNED_SCHEMA)
+
+
+def check_writable(path: str | Path) -> None:
+    """Make sure, before a long job, that its output can be written: a file is created beside it and removed.
+
+    Raises:
+        InputError: it cannot; names the folder and the next step.
+    """
+    target = _target(path)
+    temporary = _temporary(target)
+    try:
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        temporary.unlink()
+    except OSError as error:
+        raise _unwritable(target, error) from None
+
+
+def write_text_atomic(path: str | Path, text: str) -> None:
+    """Replace a file by `text`: temporary file in the same folder, fsync, rename. A reader sees the old file or the new one, whole.
+
+    Raises:
+        InputError: it cannot be written; names the folder and the next step.
+    """
+    target = _target(path)
+    temporary = _temporary(target)
+    try:
+        try:
+            # os.open obeys the umask, as a plain open would; a file that is there keeps its mode.
+            descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+            with open(descriptor, "w", encoding="utf-8", newline="\n") as file:
+                if target.exists():
+                    os.fchmod(file.fileno(), target.stat().st_mode & 0o777)
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        _sync_folder(target.parent)
+    except OSError as error:
+        raise _unwritable(target, error) from None
+
+
+def write_yaml(path: str | Path, value: BaseModel | dict[str, Any]) -> None:
+    """Write a model or plain values as YAML. Raises: InputError, see `write_text_atomic`."""
+    write_text_atomic(path, dump_yaml(value))
+
+
+def _target(path: str | Path) -> Path:
+    """Where the bytes go: links followed, and never a device or a folder, which a rename would destroy or refuse."""
+    target = Path(os.path.realpath(path))
+    if target.is_dir():
+        raise InputError(f"output must be a file, got the folder {path}; add a file name")
+    if target.exists() and not target.is_file():
+        raise InputError(f"output must be a regular file, got {path}; choose another path")
+    return target
+
+
+def _temporary(target: Path) -> Path:
+    return target.with_name(f".{target.name[:64]}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+
+
+def _unwritable(target: Path, error: OSError) -> InputError:
+    folder = target.parent
+    if not folder.exists():
+        return InputError(f"output folder does not exist: {folder} (for {target.name}); create it or choose another path")
+    reason = error.strerror or type(error).__name__
+    return InputError(f"cannot write {target.name} in the folder {folder}: {reason}; choose a folder you can write to")
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the rename itself durable; not every file system can, and the file is whole either way."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        pass
+    finally:
+        os.close(descriptor)

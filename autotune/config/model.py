@@ -1,0 +1,325 @@
+"""A workload: the shape of one DLRM and of the data it trains on, as it stands in ``models/*.yaml``."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from itertools import groupby, pairwise
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationInfo,
+    field_serializer,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from autotune.config.base import Frozen
+from autotune.errors import InputError
+
+# 1: first version.
+MODEL_SCHEMA = 1
+
+FLOAT_BYTES = 4
+"""Tables, layers and activations are fp32."""
+
+MAX_COUNT = 100_000
+"""Tables one entry may stand for: far above any published model, low enough that a slip of the keyboard fills no memory."""
+
+
+def _error(at: Sequence[str | int], rule: str, got: object, step: str) -> PydanticCustomError:
+    """A violated rule. `at` is the path below the field that is validated; the file loader adds it to the place."""
+    return PydanticCustomError("autotune", "{rule}, got {got}; {step}", {"rule": rule, "got": got, "step": step, "at": tuple(at)})
+
+
+def _positive(what: str, value: int) -> int:
+    if value < 1:
+        raise _error((), f"{what} must be positive", value, "set it to 1 or more")
+    return value
+
+
+class Table(Frozen):
+    """One embedding table, or in a file `count` equal ones."""
+
+    rows: int
+    dim: int
+    """Embedding dim E: columns of the table."""
+    pooling: float = 1.0
+    """Look-ups per bag: exact where `pooling_kind` is fixed, the average where it varies; 0 leaves every bag empty."""
+    name: str | None = None
+    count: int = 1
+    """How many tables this entry of a file stands for; always 1 in a loaded model."""
+
+    @field_validator("rows")
+    @classmethod
+    def _rows(cls, value: int) -> int:
+        return _positive("rows", value)
+
+    @field_validator("dim")
+    @classmethod
+    def _dim(cls, value: int) -> int:
+        return _positive("embedding dim", value)
+
+    @field_validator("count")
+    @classmethod
+    def _count(cls, value: int) -> int:
+        if value > MAX_COUNT:
+            raise _error((), f"count must be at most {MAX_COUNT}", value, "split the entry if so many are meant")
+        return _positive("count", value)
+
+    @field_validator("pooling")
+    @classmethod
+    def _pooling(cls, value: float) -> float:
+        if value < 0:
+            raise _error((), "pooling factor must not be negative", f"{value:g}", "set the look-ups per bag to 0 or more")
+        return value
+
+    @model_validator(mode="after")
+    def _one_name_one_table(self) -> Table:
+        if self.name is not None and self.count > 1:
+            raise _error(("count",), "a named table cannot be repeated", self.count, "drop the name or write the tables one by one")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _brief(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = handler(self)
+        values["pooling"] = int(self.pooling) if self.pooling.is_integer() else self.pooling
+        if self.name is None:
+            del values["name"]
+        if self.count == 1:
+            del values["count"]
+        return values
+
+    @property
+    def size_bytes(self) -> int:
+        """fp32 bytes of one table."""
+        return self.rows * self.dim * FLOAT_BYTES
+
+
+class DataSpec(Frozen):
+    """Where indices come from."""
+
+    distribution: Literal["uniform", "zipf", "histogram", "criteo"] = "uniform"
+    """Uniform over the rows; Zipf; a published reuse histogram; rows of a Criteo file."""
+    alpha: float | None = None
+    """Zipf exponent: the i-th hottest row is drawn in proportion to i**-alpha."""
+    path: str | None = None
+    """Histogram or Criteo file, relative to the working directory."""
+    pooling_kind: Literal["fixed", "varying"] = "fixed"
+    """Whether every bag holds exactly `pooling` look-ups, or `pooling` on average."""
+
+    @model_validator(mode="after")
+    def _belongs(self) -> DataSpec:
+        kind = self.distribution
+        if kind == "zipf" and not (self.alpha is not None and self.alpha > 0):
+            raise _error(("alpha",), "a zipf distribution needs a positive alpha", self.alpha, "set alpha, for example 1.05")
+        if kind != "zipf" and self.alpha is not None:
+            raise _error(("alpha",), f"alpha belongs to zipf, not to {kind}", self.alpha, "drop alpha or set distribution: zipf")
+        if kind in ("histogram", "criteo") and not self.path:
+            raise _error(("path",), f"a {kind} distribution reads a file", self.path, "set path to that file")
+        if kind in ("uniform", "zipf") and self.path is not None:
+            raise _error(("path",), f"a {kind} distribution reads no file", self.path, "drop path or set distribution: histogram or criteo")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _brief(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in handler(self).items() if value is not None}
+
+
+def _sizes_positive(sizes: tuple[int, ...]) -> tuple[int, ...]:
+    for i, size in enumerate(sizes):
+        if size < 1:
+            raise _error((i,), "layer size must be positive", size, "set it to 1 or more")
+    return sizes
+
+
+Sizes = Annotated[tuple[int, ...], AfterValidator(_sizes_positive)]
+
+
+def _parameters(sizes: Sequence[int]) -> int:
+    return sum(c * k + k for c, k in pairwise(sizes))
+
+
+class Model(Frozen):
+    """A DLRM: bottom MLP and embedding tables, dot interaction, top MLP; trained by SGD on binary cross entropy."""
+
+    schema_version: int = Field(MODEL_SCHEMA, alias="schema")
+    name: str = Field(min_length=1)
+    source: str
+    """Where the numbers come from, and which of them are assumed."""
+    description: str
+    minibatch: int
+    """Samples per iteration (N)."""
+    learning_rate: float = 0.01
+    index_dtype: Literal["int32", "int64"] = "int64"
+    seed: int = Field(0, ge=0)
+    """Of the initial weights and of the generated data."""
+    data: DataSpec = DataSpec()
+    interaction: Literal["dot"] = "dot"
+    bottom_mlp: Sizes
+    """Layer sizes, input included: ``[13, 512, 256, 128]``; the last is the embedding dim. ReLU after every layer."""
+    top_mlp: Sizes
+    """Layer sizes without the input, which the interaction gives; the last is 1. ReLU, at the end a sigmoid."""
+    tables: tuple[Table, ...]
+    model_config = Frozen.model_config | {"populate_by_name": True, "serialize_by_alias": True}
+
+    @field_validator("minibatch")
+    @classmethod
+    def _minibatch(cls, value: int) -> int:
+        return _positive("minibatch", value)
+
+    @field_validator("learning_rate")
+    @classmethod
+    def _learning_rate(cls, value: float) -> float:
+        if value <= 0:
+            raise _error((), "learning rate must be positive", f"{value:g}", "set for example 0.01")
+        return value
+
+    @field_validator("bottom_mlp")
+    @classmethod
+    def _bottom(cls, sizes: tuple[int, ...]) -> tuple[int, ...]:
+        if len(sizes) < 2:
+            raise _error((), "bottom_mlp must hold its input size and at least one layer", list(sizes), "write for example [13, 512, 64]")
+        return sizes
+
+    @field_validator("top_mlp")
+    @classmethod
+    def _top(cls, sizes: tuple[int, ...]) -> tuple[int, ...]:
+        if not sizes:
+            raise _error((), "top_mlp must hold at least one layer", [], "write for example [512, 1]")
+        if sizes[-1] != 1:
+            raise _error((len(sizes) - 1,), "the last layer of top_mlp must be 1, the click probability", sizes[-1], "end the list with 1")
+        return sizes
+
+    @field_validator("tables")
+    @classmethod
+    def _tables(cls, entries: tuple[Table, ...], info: ValidationInfo) -> tuple[Table, ...]:
+        """Checks the entries as the file has them, so that places are right, then repeats those with a count."""
+        if not entries:
+            raise _error((), "a model must have at least one table", [], "add an entry such as {rows: 1000, dim: 64, pooling: 10}")
+        names = set()
+        for i, table in enumerate(entries):
+            bottom = info.data.get("bottom_mlp")
+            if bottom and table.dim != bottom[-1]:
+                rule = f"dot interaction needs every embedding dim equal to the last size of bottom_mlp ({bottom[-1]})"
+                raise _error((i, "dim"), rule, table.dim, f"set dim: {bottom[-1]} or end bottom_mlp with {table.dim}")
+            if info.data.get("index_dtype") == "int32" and table.rows > 2**31:
+                raise _error((i, "rows"), "int32 indices reach 2147483648 rows", table.rows, "set index_dtype: int64")
+            data = info.data.get("data")
+            if data and data.pooling_kind == "fixed" and not table.pooling.is_integer():
+                step = "set a whole number, or data.pooling_kind: varying"
+                raise _error((i, "pooling"), "a fixed pooling factor must be whole", f"{table.pooling:g}", step)
+            if table.name is not None and table.name in names:
+                raise _error((i, "name"), "table names must differ", repr(table.name), "rename one")
+            names.add(table.name)
+        return tuple(one for table in entries for one in (table.model_copy(update={"count": 1}),) * table.count)
+
+    @field_serializer("tables")
+    def _grouped(self, tables: tuple[Table, ...]) -> list[dict[str, Any]]:
+        """Equal neighbours as one entry with a count."""
+        groups = [(table, len(list(same))) for table, same in groupby(tables)]
+        return [table.model_copy(update={"count": count}).model_dump() for table, count in groups]
+
+    @property
+    def num_tables(self) -> int:
+        return len(self.tables)
+
+    @property
+    def embedding_dim(self) -> int:
+        return self.bottom_mlp[-1]
+
+    @property
+    def dense_features(self) -> int:
+        """Dense inputs per sample."""
+        return self.bottom_mlp[0]
+
+    @property
+    def num_features(self) -> int:
+        """F: the vectors that interact, the tables' and the bottom MLP's."""
+        return self.num_tables + 1
+
+    @property
+    def interaction_outputs(self) -> int:
+        """F(F-1)/2: the lower triangle without the self terms."""
+        return self.num_features * (self.num_features - 1) // 2
+
+    @property
+    def top_input(self) -> int:
+        """Input size of the top MLP: the bottom MLP's output followed by the dot products."""
+        return self.embedding_dim + self.interaction_outputs
+
+    @property
+    def top_sizes(self) -> tuple[int, ...]:
+        """Sizes of the top MLP, input included."""
+        return (self.top_input, *self.top_mlp)
+
+    @property
+    def table_bytes(self) -> int:
+        """All tables, fp32."""
+        return sum(table.size_bytes for table in self.tables)
+
+    @property
+    def dense_parameters(self) -> int:
+        """Weights and biases of both MLPs."""
+        return _parameters(self.bottom_mlp) + _parameters(self.top_sizes)
+
+    @property
+    def dense_bytes(self) -> int:
+        """Dense parameters three times: as they are, packed for the blocked GEMM, and their gradients."""
+        return 3 * FLOAT_BYTES * self.dense_parameters
+
+    @property
+    def lookups_per_iteration(self) -> int:
+        """NS: rows gathered by one minibatch, on average where the pooling varies."""
+        return round(self.minibatch * sum(table.pooling for table in self.tables))
+
+    @property
+    def activation_bytes(self) -> int:
+        """An estimate of what one minibatch needs besides parameters.
+
+        ``2 * 4 * N * (bottom sizes + F * E + top sizes)`` for values and gradients, the indices and offsets, and the gradient row
+        of every look-up (``4 * NS * E``), which only the unfused update writes out.
+        """
+        values = sum(self.bottom_mlp) + self.num_features * self.embedding_dim + sum(self.top_sizes)
+        index_bytes = 4 if self.index_dtype == "int32" else 8
+        indices = self.lookups_per_iteration + self.num_tables * (self.minibatch + 1)
+        gradient_rows = self.lookups_per_iteration * self.embedding_dim
+        return 2 * FLOAT_BYTES * self.minibatch * values + index_bytes * indices + FLOAT_BYTES * gradient_rows
+
+    def hash(self) -> str:
+        """sha256 (hex) of the canonical JSON of all that decides a run; source, description and schema do not."""
+        values = self.model_dump(mode="json", by_alias=False, exclude={"schema_version", "source", "description"})
+        return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+    def scaled(self, max_rows: int | None = None, minibatch: int | None = None) -> Model:
+        """A copy with at most `max_rows` rows per table and this minibatch; the name tells what changed: ``small[max_rows=10000]``.
+
+        Raises:
+            InputError: a value is below 1.
+        """
+        update: dict[str, Any] = {}
+        suffix = []
+        for key, value in (("max_rows", max_rows), ("minibatch", minibatch)):
+            if value is not None and value < 1:
+                raise InputError(f"{key} must be positive, got {value} (model {self.name}); set it to 1 or more")
+        if max_rows is not None and any(table.rows > max_rows for table in self.tables):
+            update["tables"] = tuple(table.model_copy(update={"rows": min(table.rows, max_rows)}) for table in self.tables)
+            suffix.append(f"max_rows={max_rows}")
+        if minibatch is not None and minibatch != self.minibatch:
+            update["minibatch"] = minibatch
+            suffix.append(f"minibatch={minibatch}")
+        return self.model_copy(update=update | {"name": f"{self.name}[{','.join(suffix)}]"}) if suffix else self
+
+
+def required_memory_bytes(model: Model) -> int:
+    """Memory to train `model` in one process: tables, dense layers and activations, rounded up to 2 MiB pages per table."""
+    page_bytes = 2 * 1024**2
+    tables = sum(math.ceil(table.size_bytes / page_bytes) * page_bytes for table in model.tables)
+    return tables + model.dense_bytes + model.activation_bytes

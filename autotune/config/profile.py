@@ -1,0 +1,122 @@
+"""A machine: what it is (fingerprint, topology) and what it reaches (ceilings, measured or from a datasheet)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from autotune.config.base import Frozen
+
+# 1: first version.
+PROFILE_SCHEMA = 1
+
+
+class Topology(Frozen):
+    """What this process may use of the machine it runs on."""
+
+    cpu_model: str
+    vendor: str
+    sockets: int = Field(ge=1)
+    """Sockets that hold at least one allowed core."""
+    physical_cores: int = Field(ge=1)
+    """Allowed physical cores, hyperthreads not counted."""
+    logical_cpus: int = Field(ge=1)
+    """Allowed logical CPUs."""
+    allowed_cpus: tuple[int, ...]
+    """The cpuset of this process."""
+    core_cpus: tuple[tuple[int, ...], ...]
+    """Logical CPUs of every allowed physical core, grouped by socket order."""
+    socket_of_core: tuple[int, ...]
+    """Socket (0-based) of each entry of `core_cpus`."""
+    numa_nodes: dict[int, tuple[int, ...]]
+    """NUMA node -> its allowed logical CPUs."""
+    l1d_bytes: int
+    l2_bytes: int
+    """Per core."""
+    l3_bytes: int
+    """Per shared instance; 0 where there is none."""
+    l3_instances: int
+    """How many L3 instances the allowed CPUs see."""
+    line_bytes: int = 64
+    isa: tuple[str, ...]
+    """Of avx2, fma, avx512f, avx512bw, avx512vl, avx512_bf16, amx_bf16 ..., those the CPU and the kernel offer."""
+    cpu_quota: float | None
+    """CPUs' worth of time that the cgroup grants; None when unlimited."""
+    memory_bytes: int
+    """Physical memory."""
+    memory_limit_bytes: int | None
+    """The cgroup's limit; None when unlimited."""
+    huge_pages: Literal["always", "madvise", "never", "unknown"]
+    """Transparent huge pages setting of the kernel."""
+
+
+class Fingerprint(Frozen):
+    """What a result depends on besides the code. `hardware` decides whether two results may be compared."""
+
+    topology: Topology
+    kernel: str
+    """Operating system kernel release."""
+    versions: dict[str, str]
+    """python, torch, numpy, autotune."""
+    target: str
+    """Kernel target chosen by CPUID: scalar, avx2, avx512."""
+
+
+class ComputePoint(Frozen):
+    """Arithmetic reached at one thread count."""
+
+    threads: int
+    flops_per_s: float
+    shape: str = ""
+    """For a GEMM: MxNxK and the implementation."""
+
+
+class StreamPoint(Frozen):
+    """Sequential bandwidth: read, copy, triad, copy_nt (non-temporal), update (in place)."""
+
+    kind: Literal["read", "copy", "triad", "copy_nt", "update"]
+    threads: int
+    bandwidth_bytes_per_s: float
+
+
+class RowPoint(Frozen):
+    """Random whole rows of a table: pooled sums (gather) or read-modify-write (scatter)."""
+
+    row_bytes: int
+    working_set_bytes: int
+    threads: int
+    bandwidth_bytes_per_s: float
+    """Row bytes per second; for scatter a row counts twice, once read and once written."""
+
+
+class TimePoint(Frozen):
+    threads: int
+    time_s: float
+
+
+class Ceilings(Frozen):
+    """What the machine reaches at best, per access pattern and thread count."""
+
+    fma: tuple[ComputePoint, ...]
+    gemm: tuple[ComputePoint, ...]
+    stream: tuple[StreamPoint, ...]
+    gather: tuple[RowPoint, ...]
+    scatter: tuple[RowPoint, ...]
+    fork_join: tuple[TimePoint, ...]
+
+
+class Profile(Frozen):
+    """A hardware profile as it stands in YAML."""
+
+    schema_version: int = Field(PROFILE_SCHEMA, alias="schema")
+    name: str
+    source: str
+    """Where the numbers come from: measured by `probe`, or a publication."""
+    created: str
+    """ISO 8601, UTC."""
+    fingerprint: Fingerprint
+    ceilings: Ceilings
+    notes: tuple[str, ...] = ()
+    """What disturbed the measurement, if anything did."""
+    model_config = Frozen.model_config | {"populate_by_name": True, "serialize_by_alias": True}

@@ -1,0 +1,35 @@
+"""Every error a user can meet. The exit code sits on the exception; the command line catches `AutotuneError` once."""
+
+from __future__ import annotations
+
+
+class AutotuneError(Exception):
+    """Base of all errors raised on purpose.
+
+    The message names the rule, the value, the place and the next step:
+    ``embedding dim must be positive, got -4 (my.yaml: tables[2].dim); set it to 1 or more``.
+    """
+
+    exit_code = 2
+
+
+class InputError(AutotuneError):
+    """Wrong usage or wrong input: a file, an option, a value."""
+
+    exit_code = 2
+
+
+class FingerprintError(InputError):
+    """A file belongs to other hardware or to another model, and nobody said to use it anyway."""
+
+
+class MachineError(AutotuneError):
+    """The machine cannot do it: memory, cores, instruction set."""
+
+    exit_code = 3
+
+
+class VerificationError(AutotuneError):
+    """A check ran to its end and said no."""
+
+    exit_code = 1

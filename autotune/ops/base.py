@@ -1,0 +1,99 @@
+"""What an operator tells about itself. The profiler, the roofline, the tuner and the explainer are loops over `Operator`."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from autotune.config.knobs import Knobs
+from autotune.config.profile import Topology
+
+Access = Literal["stream", "gather", "scatter"]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one call of one operator pass must do, whatever the implementation: pure arithmetic from the shape."""
+
+    flops: int
+    """Floating-point operations; a multiply-add counts two."""
+    bytes_read: int
+    """Compulsory bytes from memory: every distinct row or element once."""
+    bytes_written: int
+    """Compulsory bytes to memory, without read-for-ownership."""
+    access: Access = "stream"
+    """The pattern that rules the traffic, and so the ceiling it is held against."""
+    row_bytes: int = 0
+    """For gather and scatter: bytes of one row."""
+    row_traffic_bytes: int = 0
+    """For gather and scatter: row bytes touched, re-used rows counted again each time (scatter: read and written)."""
+    working_set_bytes: int = 0
+    """Bytes that the access ranges over (the tables)."""
+    messages: int = 0
+    """Messages sent by one rank."""
+    message_bytes: int = 0
+    """Bytes sent by one rank."""
+
+    @property
+    def bytes(self) -> int:
+        return self.bytes_read + self.bytes_written
+
+    @property
+    def intensity(self) -> float:
+        """Arithmetic intensity, flops per byte of compulsory traffic."""
+        return self.flops / self.bytes if self.bytes else float("inf")
+
+
+@dataclass(frozen=True)
+class Check:
+    """A candidate held against the plain reference."""
+
+    worst: float
+    """Largest absolute error over the output."""
+    tolerance: float
+    """What rounding allows at the worst element: reduction length x epsilon x norms."""
+    where: str = ""
+
+    @property
+    def passed(self) -> bool:
+        return self.worst <= self.tolerance
+
+
+class Case(ABC):
+    """One operator pass with inputs of its own, to be timed alone.
+
+    Inputs rotate through more than the last-level cache unless the case is warm, so calls in a row never find their data cached.
+    """
+
+    @abstractmethod
+    def run(self, knobs: Any, threads: int) -> None:
+        """One call on the next set of inputs. This is what is timed."""
+
+    @abstractmethod
+    def check(self, knobs: Any, threads: int) -> Check:
+        """Compare this candidate's result with the reference; nothing is timed before it passes."""
+
+
+class Operator(ABC):
+    """One pass of one operator at one shape."""
+
+    key: str
+    """Its name in a `RunConfig`: ``bottom_mlp.0.forward``."""
+
+    @abstractmethod
+    def work(self) -> Work:
+        """Flops and bytes of one call. Source and formula stand in the implementation."""
+
+    @abstractmethod
+    def default(self, machine: Topology) -> Knobs:
+        """The choice without tuning."""
+
+    @abstractmethod
+    def candidates(self, machine: Topology, threads: int) -> Sequence[Knobs]:
+        """Values worth racing, derived from caches, registers, divisors and cores; the default is among them."""
+
+    @abstractmethod
+    def case(self, seed: int, warm: bool = False) -> Case:
+        """Inputs to time this pass alone. Allocates; drop it when done."""

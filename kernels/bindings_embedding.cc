@@ -1,0 +1,163 @@
+// Embedding bags: checks, then one call.
+#include <mutex>
+#include <vector>
+
+#include "bindings.h"
+
+namespace autotune {
+namespace {
+
+UpdateStrategy strategy_of(const std::string& name) {
+  if (name == "race_free_range") return UpdateStrategy::kRaceFreeRange;
+  if (name == "race_free_modulo") return UpdateStrategy::kRaceFreeModulo;
+  if (name == "bucketed") return UpdateStrategy::kBucketed;
+  if (name == "atomic") return UpdateStrategy::kAtomic;
+  if (name == "unfused") return UpdateStrategy::kUnfused;
+  reject("strategy must be race_free_range, race_free_modulo, bucketed, atomic or unfused, got '" + name + "'");
+}
+
+// T tables as one native handle: pointers are taken once, not at every call.
+class Tables {
+ public:
+  explicit Tables(std::vector<Floats<2>> weights) : arrays_(std::move(weights)) {
+    require(!arrays_.empty(), "at least one table is needed, got none");
+    const int64_t dim = static_cast<int64_t>(arrays_[0].shape(1));
+    std::vector<Extent> extents;
+    for (size_t t = 0; t < arrays_.size(); ++t) {
+      const Floats<2>& table = arrays_[t];
+      const std::string name = "tables[" + std::to_string(t) + "]";
+      require_contiguous(name.c_str(), table);
+      const int64_t rows = static_cast<int64_t>(table.shape(0)), width = static_cast<int64_t>(table.shape(1));
+      require(width == dim && dim >= 1, name + " must have the width of tables[0], " + str(dim) + ", and at least 1, got " + str(width));
+      require(rows >= 1 && rows <= int64_t{0xffffffff}, name + " must have between 1 and 2^32 - 1 rows, got " + str(rows));
+      const Extent extent = extent_of("a table", table);
+      for (const Extent& other : extents) require_disjoint({extent}, {{"another table", other.begin, other.end}});
+      extents.push_back(extent);
+      pointers_.push_back(table.data());
+      rows_.push_back(rows);
+    }
+    tables_ = {static_cast<int64_t>(arrays_.size()), dim, pointers_.data(), rows_.data()};
+  }
+  Tables(const Tables&) = delete;
+
+  void forward(const Indices& indices, const Indices& offsets, const Floats<3>& out, const std::optional<ConstFloats<1>>& scales, bool mean,
+               int64_t prefetch_distance, int prefetch_hint, int64_t bags_per_task, bool streaming_stores, int threads) const {
+    require_rows("out", out);
+    const Bags bags = checked(indices, offsets, out, "out", scales, mean, prefetch_distance, threads);
+    require(prefetch_hint == 0 || prefetch_hint == 1, "prefetch_hint must be 0 (L1) or 1 (L2), got " + str(prefetch_hint));
+    require(bags_per_task >= 1, "bags_per_task must be at least 1, got " + str(bags_per_task));
+    require_disjoint({extent_of("out", out)}, {extent_of("indices", indices), extent_of("offsets", offsets), scales_extent(scales)});
+    require_outside_tables(extent_of("out", out));
+    nb::gil_scoped_release release;
+    require_valid(bags, threads);
+    kernels().embedding_forward(tables_, bags, {out.data(), stride_of(out, 0), stride_of(out, 1)},
+                                {prefetch_distance, prefetch_hint, bags_per_task, streaming_stores}, threads);
+  }
+
+  void update(const Indices& indices, const Indices& offsets, const ConstFloats<3>& gradient, float learning_rate,
+              const std::optional<ConstFloats<1>>& scales, bool mean, const std::string& strategy, int64_t prefetch_distance, int threads) {
+    const UpdateStrategy chosen = strategy_of(strategy);
+    require_rows("gradient", gradient);
+    const Bags bags = checked(indices, offsets, gradient, "gradient", scales, mean, prefetch_distance, threads);
+    for (const Extent& extent : {extent_of("gradient", gradient), extent_of("indices", indices), extent_of("offsets", offsets), scales_extent(scales)})
+      require_outside_tables(extent);
+    nb::gil_scoped_release release;
+    require_valid(bags, threads);
+    const std::lock_guard<std::mutex> lock(mutex_);  // one workspace
+    const size_t lookups = static_cast<size_t>(bags.num_indices), team = static_cast<size_t>(threads);
+    if (chosen == UpdateStrategy::kBucketed) {
+      if (entries_.size() < lookups) entries_.resize(lookups);
+      if (scales && entry_scales_.size() < lookups) entry_scales_.resize(lookups);
+      if (counts_.size() < team * team) counts_.resize(team * team);
+    } else if (chosen == UpdateStrategy::kUnfused && gradient_rows_.size() < lookups * static_cast<size_t>(tables_.dim)) {
+      gradient_rows_.resize(lookups * static_cast<size_t>(tables_.dim));
+    }
+    kernels().embedding_update(tables_, bags, {gradient.data(), stride_of(gradient, 0), stride_of(gradient, 1)}, learning_rate, chosen,
+                               prefetch_distance, {entries_.data(), entry_scales_.data(), counts_.data(), gradient_rows_.data()}, threads);
+  }
+
+  void validate(const Indices& indices, const Indices& offsets, int64_t num_bags, int threads) const {
+    const Bags bags = checked_bags(indices, offsets, num_bags, std::nullopt, false, 0, threads);
+    nb::gil_scoped_release release;
+    require_valid(bags, threads);
+  }
+
+  int64_t num_tables() const { return tables_.num_tables; }
+  int64_t dim() const { return tables_.dim; }
+  std::vector<int64_t> rows() const { return rows_; }
+
+ private:
+  static Extent scales_extent(const std::optional<ConstFloats<1>>& scales) {
+    return scales ? extent_of("per_sample_weights", *scales) : Extent{"per_sample_weights", nullptr, nullptr};
+  }
+
+  void require_outside_tables(const Extent& extent) const {
+    for (const Floats<2>& table : arrays_) require_disjoint({extent_of("a table", table)}, {extent});
+  }
+
+  template <class Array>
+  Bags checked(const Indices& indices, const Indices& offsets, const Array& pooled, const char* name, const std::optional<ConstFloats<1>>& scales,
+               bool mean, int64_t prefetch_distance, int threads) const {
+    const int64_t samples = static_cast<int64_t>(pooled.shape(0));
+    require_shape(name, pooled, {samples, tables_.num_tables, tables_.dim});
+    return checked_bags(indices, offsets, samples, scales, mean, prefetch_distance, threads);
+  }
+
+  Bags checked_bags(const Indices& indices, const Indices& offsets, int64_t num_bags, const std::optional<ConstFloats<1>>& scales, bool mean,
+                    int64_t prefetch_distance, int threads) const {
+    require_threads(threads);
+    const bool wide = indices.dtype() == nb::dtype<int64_t>();
+    require(wide || indices.dtype() == nb::dtype<int32_t>(), "indices must be int32 or int64");
+    require(offsets.dtype() == indices.dtype(), "offsets must have the dtype of indices");
+    require_contiguous("indices", indices);
+    require_contiguous("offsets", offsets);
+    require(num_bags <= int64_t{0xffffffff} / tables_.num_tables, "tables x bags must stay below 2^32, got " + str(num_bags) + " bags");
+    require_shape("offsets", offsets, {tables_.num_tables * num_bags + 1});
+    require(prefetch_distance >= 0 && prefetch_distance <= 1024, "prefetch_distance must be between 0 and 1024, got " + str(prefetch_distance));
+    const int64_t lookups = static_cast<int64_t>(indices.shape(0));
+    if (scales) {
+      require_contiguous("per_sample_weights", *scales);
+      require_shape("per_sample_weights", *scales, {lookups});
+      require(!mean, "per_sample_weights go with sum pooling only; use mean=False");
+    }
+    return {indices.data(), offsets.data(), wide, lookups, num_bags, scales ? scales->data() : nullptr, mean};
+  }
+
+  void require_valid(const Bags& bags, int threads) const {
+    const BagFault fault = kernels().embedding_validate(tables_, bags, threads);
+    if (fault.kind == 1)
+      throw nb::index_error(("index must lie in [0, " + str(fault.limit) + "), got " + str(fault.value) + " (table " + str(fault.table) +
+                             ", position " + str(fault.position) + " of indices); hash or clip it into the table")
+                                .c_str());
+    if (fault.kind == 2)
+      reject("offsets must rise from 0 to the number of indices, " + str(fault.limit) + ", got " + str(fault.value) + " (table " +
+             str(fault.table) + ", position " + str(fault.position) + " of offsets)");
+  }
+
+  std::vector<Floats<2>> arrays_;
+  std::vector<float*> pointers_;
+  std::vector<int64_t> rows_;
+  EmbeddingTables tables_{};
+  std::mutex mutex_;
+  std::vector<BucketEntry> entries_;
+  std::vector<float> entry_scales_, gradient_rows_;
+  std::vector<int64_t> counts_;
+};
+
+}  // namespace
+
+void bind_embedding(nb::module_& m) {
+  nb::class_<Tables>(m, "EmbeddingTables", "T tables of one width as one native handle; holds their memory alive.")
+      .def(nb::init<std::vector<Floats<2>>>(), "weights"_a.noconvert())
+      .def("forward", &Tables::forward, "indices"_a.noconvert(), "offsets"_a.noconvert(), "out"_a.noconvert(),
+           "per_sample_weights"_a.noconvert().none(), "mean"_a, "prefetch_distance"_a, "prefetch_hint"_a, "bags_per_task"_a,
+           "streaming_stores"_a, "threads"_a)
+      .def("update", &Tables::update, "indices"_a.noconvert(), "offsets"_a.noconvert(), "gradient"_a.noconvert(), "learning_rate"_a,
+           "per_sample_weights"_a.noconvert().none(), "mean"_a, "strategy"_a, "prefetch_distance"_a, "threads"_a)
+      .def("validate", &Tables::validate, "indices"_a.noconvert(), "offsets"_a.noconvert(), "num_bags"_a, "threads"_a)
+      .def_prop_ro("num_tables", &Tables::num_tables)
+      .def_prop_ro("dim", &Tables::dim)
+      .def_prop_ro("rows", &Tables::rows);
+}
+
+}  // namespace autotune

@@ -1,0 +1,76 @@
+// Embedding bags of all tables in one call: pooled look-ups, and their backward fused with the SGD update.
+//
+// Shapes. T tables of one width E, table t of rows[t] x E floats, rows contiguous, weights[t] its first element; N bags per table; L look-ups.
+//   indices [L], table-major: bag b = t*N + n pools indices[offsets[b] .. offsets[b+1]), offsets [T*N + 1], non-decreasing, within 0..L.
+//   pooled / gradient: element (n, t, e) at n*sample_stride + t*table_stride + e, in floats.
+// Alignment: none required. Aliasing: no array overlaps another. Accumulation: fp32, in the order of the look-ups.
+// Threading: one OpenMP team of `threads`. Callers validate first (`embedding_validate`); kernels trust their input.
+#pragma once
+
+#include <stdint.h>
+
+namespace autotune {
+
+struct EmbeddingTables {
+  int64_t num_tables;
+  int64_t dim;
+  float* const* weights;
+  const int64_t* rows;
+};
+
+struct Bags {
+  const void* indices;
+  const void* offsets;
+  bool wide;                  // indices and offsets are int64; else int32
+  int64_t num_indices;        // L
+  int64_t num_bags;           // N, per table
+  const float* scales;        // [L] per-sample weights, or null
+  bool mean;                  // divide each bag by its length; never together with scales
+};
+
+struct Pooled {
+  float* data;
+  int64_t sample_stride;
+  int64_t table_stride;
+};
+
+struct PooledGradient {
+  const float* data;
+  int64_t sample_stride;
+  int64_t table_stride;
+};
+
+struct ForwardOptions {
+  int64_t prefetch_distance;  // rows ahead; 0: none
+  int prefetch_hint;          // 0: L1, 1: L2
+  int64_t bags_per_task;
+  bool streaming_stores;
+};
+
+enum class UpdateStrategy : int { kRaceFreeRange = 0, kRaceFreeModulo = 1, kBucketed = 2, kAtomic = 3, kUnfused = 4 };
+
+// One look-up filed under the owner of its row.
+struct BucketEntry {
+  uint32_t row;
+  uint32_t bag;
+};
+
+// Memory that outlives calls. entries [L] and entry_scales [L] for bucketed, counts [threads*threads] for bucketed,
+// gradient_rows [L*E] for unfused; null where the strategy does not use it.
+struct UpdateWorkspace {
+  BucketEntry* entries;
+  float* entry_scales;
+  int64_t* counts;
+  float* gradient_rows;
+};
+
+// What is wrong with an input, if anything: kind 0 nothing, 1 an index outside its table, 2 offsets that decrease or leave 0..L.
+struct BagFault {
+  int kind;
+  int64_t table;
+  int64_t position;  // in indices (kind 1) or in offsets (kind 2)
+  int64_t value;
+  int64_t limit;
+};
+
+}  // namespace autotune

@@ -1,0 +1,117 @@
+// Vectors of W floats as compiler vectors: one spelling of every kernel, lowered by the target's flags.
+//
+// A 16-lane kernel compiled with -mavx2 becomes pairs of 8-lane instructions, so wide code can be tested on narrow machines.
+// Nothing here may call the standard library: an inline function of it, compiled with wide flags, could be the copy the linker keeps.
+#pragma once
+
+#include <stdint.h>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace autotune {
+
+static inline int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t max_of(int64_t a, int64_t b) { return a > b ? a : b; }
+static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Lane numbers for a shuffle of N lanes. (Of its own: inside a dependent class the compiler would see a plain int.)
+template <int N>
+struct IntVector {
+  typedef int type __attribute__((vector_size(N * 4)));
+};
+
+// Lanes: floats per vector. Registers: architectural vector registers, which bound a microtile. Tag keeps the instantiations of two
+// targets apart in the linker's eyes.
+template <int Lanes, int Registers, class Tag>
+struct VectorIsa {
+  static constexpr int kLanes = Lanes;
+  static constexpr int kRegisters = Registers;
+  typedef float V __attribute__((vector_size(Lanes * 4)));
+  typedef float Unaligned __attribute__((vector_size(Lanes * 4), aligned(4), may_alias));
+
+  static inline V load(const float* p) { return *reinterpret_cast<const Unaligned*>(p); }
+  static inline void store(float* p, V v) { *reinterpret_cast<Unaligned*>(p) = v; }
+  static inline V set(float x) { return V{} + x; }
+  // NaN stays NaN, as in the framework.
+  static inline V relu(V v) { return v < 0.0f ? V{} : v; }
+  static inline V where_positive(V condition, V v) { return condition <= 0.0f ? V{} : v; }
+
+  // Sums of `Lanes` vectors at once: lane l of the result is the sum of v[l]. log2(Lanes) rounds of two shuffles and an addition.
+  static inline V sums(V* v) {
+    fold<Lanes / 2>(v);
+    return v[0];
+  }
+  // Past the caches where the ISA has such a store and p is aligned to the vector; an ordinary store elsewhere.
+  static inline void stream(float* p, V v) {
+#if defined(__AVX__)
+    if ((reinterpret_cast<uintptr_t>(p) & (Lanes * 4 - 1)) == 0) {
+#if defined(__AVX512F__)
+      if constexpr (Lanes == 16) {
+        _mm512_stream_ps(p, reinterpret_cast<__m512>(v));
+        return;
+      }
+#endif
+      typedef float Half __attribute__((vector_size(32), may_alias));
+      const Half* h = reinterpret_cast<const Half*>(&v);
+      for (int i = 0; i < Lanes / 8; ++i) _mm256_stream_ps(p + 8 * i, reinterpret_cast<__m256>(h[i]));
+      return;
+    }
+#endif
+    store(p, v);
+  }
+
+ private:
+  // Pairs (x, y) of 2*Half vectors become one each: groups of 2*Half lanes shrink to Half, x's groups in front of y's.
+  template <int Half>
+  static inline void fold(V* v) {
+    typename IntVector<Lanes>::type low, high;
+    for (int l = 0; l < Lanes; ++l) {
+      const int in = l % (Lanes / 2), base = l < Lanes / 2 ? 0 : Lanes;
+      low[l] = base + in / Half * 2 * Half + in % Half;
+      high[l] = low[l] + Half;
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < Half; ++i) v[i] = __builtin_shuffle(v[2 * i], v[2 * i + 1], low) + __builtin_shuffle(v[2 * i], v[2 * i + 1], high);
+    if constexpr (Half > 1) fold<Half / 2>(v);
+  }
+};
+
+// One float at a time: the portable target, and the baseline the wide ones are compared with.
+template <class Tag>
+struct ScalarIsa {
+  static constexpr int kLanes = 1;
+  static constexpr int kRegisters = 16;
+  typedef float V;
+  static inline V load(const float* p) { return *p; }
+  static inline void store(float* p, V v) { *p = v; }
+  static inline V set(float x) { return x; }
+  static inline V relu(V v) { return v < 0.0f ? 0.0f : v; }
+  static inline V where_positive(V condition, V v) { return condition <= 0.0f ? 0.0f : v; }
+  static inline V sums(V* v) { return v[0]; }
+  static inline void stream(float* p, V v) { *p = v; }
+};
+
+// Orders streaming stores before whatever follows.
+static inline void store_fence() {
+#if defined(__x86_64__)
+  _mm_sfence();
+#endif
+}
+
+// hint 0: into L1, 1: into L2. The argument of the builtin must be a constant.
+template <int Hint>
+static inline void prefetch_row(const float* row, int64_t floats) {
+  const char* p = reinterpret_cast<const char*>(row);
+  const int64_t bytes = floats * 4;
+  for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(p + b, 0, Hint == 0 ? 3 : 2);
+}
+
+static inline void prefetch_row_for_write(const float* row, int64_t floats) {
+  const char* p = reinterpret_cast<const char*>(row);
+  const int64_t bytes = floats * 4;
+  for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(p + b, 1, 3);
+}
+
+}  // namespace autotune
