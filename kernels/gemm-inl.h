@@ -240,18 +240,24 @@ struct GemmKernels {
         for (int g = 0; g < kGroups; ++g) ++a[g];
       }
     }
-    const bool whole = part.column + NV * W <= part.out->cols;
+    // Through the stack, so that the epilogue's branches cost the loop above no registers; it stays in L1.
+    alignas(64) float tile[MR * NV * W];
 #pragma GCC unroll 16
-    for (int i = 0; i < MR; ++i) {
+    for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) Isa::store(tile + (i * NV + v) * W, sum[i][v]);
+    finish_tile<NV>(part, row, MR, tile);
+  }
+
+  template <int NV>
+  __attribute__((noinline)) static void finish_tile(const Part& part, int64_t row, int rows, const float* tile) {
+    const bool whole = part.column + NV * W <= part.out->cols;
+    for (int i = 0; i < rows; ++i, tile += NV * W) {
       float* out = part.out->data + (part.row + row + i) * part.out->stride + part.column;
       if (whole) {
-#pragma GCC unroll 4
-        for (int v = 0; v < NV; ++v) finish(part, row + i, v * W, out + v * W, sum[i][v]);
+        for (int v = 0; v < NV; ++v) finish(part, row + i, v * W, out + v * W, Isa::load(tile + v * W));
       } else {
-        float spill[NV * W];
-#pragma GCC unroll 4
-        for (int v = 0; v < NV; ++v) Isa::store(spill + v * W, sum[i][v]);
-        for (int64_t j = 0; part.column + j < part.out->cols; ++j) finish_one(part, row + i, j, out + j, spill[j]);
+        for (int64_t j = 0; part.column + j < part.out->cols; ++j) finish_one(part, row + i, j, out + j, tile[j]);
       }
     }
   }

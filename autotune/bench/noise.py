@@ -71,7 +71,8 @@ class NoiseMonitor:
     """Watches windows: `start()`, the work, `stop()`.
 
     Args:
-        cpus: The CPUs the work runs on; default those this process may use.
+        cpus: The CPUs the work runs on; default the affinity of the calling thread, which OpenMP may have bound to one CPU: give the
+            allowed CPUs of the topology then.
         processes: Other processes whose load is not foreign (ranks of the same run), beside the children this process has now.
         read: Source of readings, for tests.
 

@@ -25,7 +25,7 @@ CHUNK_ROWS = 8192
 _CACHED_CHUNKS = 4
 _SCAN_BYTES = 4 * 1024**2
 _HEX = re.compile(r"[0-9a-fA-F]{1,16}", re.ASCII)
-_INTEGER = re.compile(r"-?[0-9]+", re.ASCII)
+_INTEGER = re.compile(r"-?[0-9]{1,18}", re.ASCII)
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -85,8 +85,9 @@ class CriteoFile:
             raise InputError(f"Criteo rows fill {CATEGORIES} tables, got {len(self.table_rows)} ({path}); give the model {CATEGORIES} tables")
         if self.path.exists() and not self.path.is_file():
             raise InputError(f"a Criteo file must be a regular file, got a folder or device ({path}); correct data.path")
-        size = len(self._read(0, 1)) and self.path.stat().st_size
-        head, tail_start = self._read(0, 65536), max(0, size - 4096)
+        head = self._read(0, 65536)
+        size = self.path.stat().st_size
+        tail_start = max(0, size - 4096)
         self._end = tail_start + len(self._read(tail_start, size).rstrip(b"\r\n"))
         self._layout = self._detect(head)
         self._starts = [self._layout.header_bytes]
@@ -281,7 +282,7 @@ def _exact(values: npt.NDArray[np.object_], column: int, table: int, rows: int, 
         if not _INTEGER.fullmatch(text):
             step = "correct or delete that line, or read the file with hashed=True"
             flaws.append(_Flaw(row, column, "a category read as a row number must be a decimal integer", text, step))
-        elif not 0 <= int(text[:20]) < rows:
+        elif not 0 <= int(text) < rows:
             where = f", table {table}: limit {rows} rows"
             step = f"give table {table} more rows, or read the file with hashed=True"
             flaws.append(_Flaw(row, column, f"an index must be at least 0 and below {rows}", text, step, where))

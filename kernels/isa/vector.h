@@ -33,7 +33,8 @@ struct VectorIsa {
 
   static inline V load(const float* p) { return *reinterpret_cast<const Unaligned*>(p); }
   static inline void store(float* p, V v) { *reinterpret_cast<Unaligned*>(p) = v; }
-  static inline V set(float x) { return V{} + x; }
+  // x - 0 is x to the bit, -0 included, so this folds to a broadcast; 0 + x would not.
+  static inline V set(float x) { return x - V{}; }
   // NaN stays NaN, as in the framework.
   static inline V relu(V v) { return v < 0.0f ? V{} : v; }
   static inline V where_positive(V condition, V v) { return condition <= 0.0f ? V{} : v; }

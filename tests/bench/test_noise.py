@@ -110,7 +110,7 @@ def test_the_counters_of_this_machine_can_be_read() -> None:
     monitor.start()
     noise = monitor.stop()
     assert noise.foreign_load >= 0.0
-    assert 0.0 <= noise.steal
+    assert noise.steal >= 0.0
 
 
 def test_watching_some_of_the_cpus_reads_only_those() -> None:

@@ -1,0 +1,147 @@
+"""Weights on disk, under the public DLRM's names, so that they load there and theirs load here."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import zipfile
+from collections import Counter
+from collections.abc import Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from autotune.config.model import Model
+from autotune.errors import InputError
+
+_LISTED = 5
+"""Names an error lists before it counts the rest."""
+
+
+def state_shapes(model: Model) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor of a checkpoint of `model`.
+
+    Tables are ``emb_l.{t}.weight`` [rows, dim]. Layer i of the MLPs is ``bot_l.{2i}`` and ``top_l.{2i}``, ``.weight`` [out, in] and
+    ``.bias`` [out]: the odd numbers are the activations between.
+
+    Source: github.com/facebookresearch/dlrm, dlrm_s_pytorch.py.
+    """
+    shapes: dict[str, tuple[int, ...]] = {f"emb_l.{t}.weight": (table.rows, table.dim) for t, table in enumerate(model.tables)}
+    for name, sizes in (("bot_l", model.bottom_mlp), ("top_l", model.top_sizes)):
+        for i, (inputs, outputs) in enumerate(pairwise(sizes)):
+            shapes[f"{name}.{2 * i}.weight"] = (outputs, inputs)
+            shapes[f"{name}.{2 * i}.bias"] = (outputs,)
+    return shapes
+
+
+def save_checkpoint(path: str | Path, state: Mapping[str, torch.Tensor], meta: Mapping[str, Any] | None = None) -> None:
+    """Write a checkpoint whole or not at all (temporary file, then rename).
+
+    Besides ``state_dict`` it holds what the public DLRM reads back (``epoch``, ``iter``, ``nbatches``, ``train_loss``, ... and the state of
+    a plain SGD optimizer), zero unless `meta` gives it.
+
+    Args:
+        path: the file; its folder must exist.
+        state: tensors by name, see `state_shapes`.
+        meta: further entries: numbers, strings, lists and dicts of them. ``learning_rate`` also goes into the optimizer's state.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    path = Path(path)
+    entries = {**_public_entries(len(state), float((meta or {}).get("learning_rate", 0.0))), **(meta or {}), "state_dict": _compact(state)}
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            torch.save(entries, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except (OSError, RuntimeError) as error:
+        raise InputError(f"a checkpoint must be writable, got {error} ({path}); choose another path or free space there") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def load_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
+    """The tensors of a checkpoint: a state dict itself, or one under the key ``state_dict``.
+
+    Nothing but tensors and plain values is unpickled. Files in the current format are mapped, not copied: their pages are read
+    when touched, and writing to the tensors leaves the file alone.
+
+    Raises:
+        InputError: the file cannot be read, or is not such a checkpoint.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb"):
+            pass
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except OSError as error:
+        raise InputError(f"a checkpoint must be a readable file, got {error.strerror or error} ({path}); correct the path") from error
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
+        rule = "a checkpoint must be a torch file of tensors and plain values"
+        raise InputError(f"{rule}, got {str(error).splitlines()[0][:200] if str(error) else 'an empty file'} ({path}); save it again") from error
+    state = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else loaded
+    if not isinstance(state, Mapping):
+        raise InputError(f"a checkpoint must hold a dict of tensors, got a {type(state).__name__} ({path}); save the model's state dict")
+    for name, value in state.items():
+        if not (isinstance(name, str) and isinstance(value, torch.Tensor)):
+            rule = "a state dict must map names to tensors"
+            raise InputError(f"{rule}, got {name!r}: {type(value).__name__} ({path}); save it under the key 'state_dict' or by itself")
+    return dict(state)
+
+
+def check_state(model: Model, state: Mapping[str, torch.Tensor], place: str = "checkpoint") -> None:
+    """Hold the tensors of a checkpoint against `model`.
+
+    Args:
+        place: where the state comes from, for the message.
+
+    Raises:
+        InputError: tensors are missing, not expected, of another shape, or not of floating point; they are named.
+    """
+    shapes = state_shapes(model)
+    wrong = [
+        f"{name} is {state[name].dtype} {list(state[name].shape)} instead of a float tensor {list(shape)}"
+        for name, shape in shapes.items()
+        if name in state and (tuple(state[name].shape) != shape or not state[name].is_floating_point())
+    ]
+    kinds = (
+        ("missing", [name for name in shapes if name not in state]),
+        ("unexpected", [name for name in state if name not in shapes]),
+        ("mis-shaped", wrong),
+    )
+    problems = [f"{kind}: {_listed(names)}" for kind, names in kinds if names]
+    if problems:
+        rule = f"the tensors of a checkpoint must be those of model {model.name}"
+        raise InputError(f"{rule}, got {'; '.join(problems)} ({place}); load it with the model it was saved from")
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return ", ".join(names[:_LISTED]) + more
+
+
+def _public_entries(parameters: int, learning_rate: float) -> dict[str, Any]:
+    """What the public DLRM takes from a checkpoint besides the weights. Its optimizer numbers the parameters and, being SGD, keeps nothing more."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.empty(0)) for _ in range(max(1, parameters))], lr=learning_rate)
+    counts = dict.fromkeys(("epoch", "nepochs", "iter", "nbatches", "nbatches_test"), 0)
+    return {**counts, **dict.fromkeys(("train_loss", "total_loss", "test_acc"), 0.0), "opt_state_dict": optimizer.state_dict()}
+
+
+def _compact(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """CPU tensors without autograd; a small view of a large storage is copied out, since torch writes whole storages."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    used_bytes: Counter[int] = Counter()
+    for tensor in tensors.values():
+        used_bytes[tensor.untyped_storage().data_ptr()] += tensor.nbytes
+    # Padding between tables that share one allocation is a few per cent at most; copying those would double the memory.
+    return {
+        name: tensor.clone() if tensor.untyped_storage().nbytes() > 1.25 * used_bytes[tensor.untyped_storage().data_ptr()] else tensor
+        for name, tensor in tensors.items()
+    }
