@@ -15,10 +15,10 @@ _DECIMAL_PREFIXES = tuple((1000.0**i, prefix) for i, prefix in enumerate(("", "k
 _DURATION_S = {"ms": 1e-3, "s": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0}
 _DURATION_PART = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*(ms|s|min|m|h)\s*", re.ASCII)
 _NUMBER = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?", re.ASCII)
-_BYTES_OF = {unit.lower(): 1024**i for i, unit in enumerate(("B", "KiB", "MiB", "GiB", "TiB", "PiB"))} | {
+_BYTES_OF: dict[str, int] = {unit.lower(): 1024**i for i, unit in enumerate(("B", "KiB", "MiB", "GiB", "TiB", "PiB"))} | {
     unit.lower(): 1000**i for i, unit in enumerate(("B", "kB", "MB", "GB", "TB", "PB"))
 }
-_SIZE = re.compile(r"(\d+)(?:\.(\d*))?\s*([A-Za-z]*)", re.ASCII)
+_SIZE = re.compile(r"(\d{1,18})(?:\.(\d{0,18}))?\s*([A-Za-z]*)", re.ASCII)
 
 
 def _three_digits(value: float) -> str:
@@ -102,5 +102,4 @@ def parse_bytes(text: str | int) -> int:
     if match is None or unit_bytes is None:
         raise InputError(f"a size is a number with B, kB, MB, GB, TB, KiB, MiB, GiB or TiB, got {text!r}; {hint}")
     fraction = match[2] or ""
-    digits = int(match[1] + fraction)
-    return digits * unit_bytes // int(10 ** len(fraction))
+    return int(match[1] + fraction) * unit_bytes // int(10 ** len(fraction))

@@ -75,8 +75,9 @@ def _explain(error: ValidationError, cls: type[BaseModel], values: Any, lines: L
     missing_explained: set[tuple[str | int, ...]] = set()
     details = sorted(error.errors(include_url=False), key=lambda one: one["type"] != "extra_forbidden")
     for detail in details:
-        path, missing = _path_in_file(detail["loc"], values)
         kind, context = detail["type"], detail.get("ctx", {})
+        path = _path_in_file(detail["loc"], values)
+        missing = detail["loc"][-1:] if kind == "missing" else ()
         path += tuple(context.get("at", ()))
         place = lines.place(*path, *missing)
         if kind == "extra_forbidden":
@@ -91,6 +92,10 @@ def _explain(error: ValidationError, cls: type[BaseModel], values: Any, lines: L
             message = f"missing key {missing[-1]!r} ({place}); add it"
         elif kind == "autotune":
             message = f"{context['rule']}, got {context['got']} ({place}); {context['step']}"
+        elif kind == "union_tag_invalid":
+            key = context["discriminator"].strip("'")
+            place = lines.place(*path, key)
+            message = f"{key} must be one of {context['expected_tags']}, got {context['tag']!r} ({place}); correct it"
         else:
             rule = detail["msg"].removeprefix("Input ").removeprefix("Value error, ")
             message = f"{path[-1] if path else cls.__name__} {rule}, got {_brief(detail['input'])} ({place}); correct it"
@@ -100,20 +105,17 @@ def _explain(error: ValidationError, cls: type[BaseModel], values: Any, lines: L
     return "\n".join(messages[:_SHOWN_ERRORS] + ([f"and {more} more"] if more > 0 else []))
 
 
-def _path_in_file(loc: tuple[str | int, ...], values: Any) -> tuple[tuple[str | int, ...], tuple[str | int, ...]]:
-    """The part of a pydantic location that the file holds, and what of its end the file lacks. Tags of unions are left out."""
+def _path_in_file(loc: tuple[str | int, ...], values: Any) -> tuple[str | int, ...]:
+    """The part of a pydantic location that the file holds: without the tags of unions, and without a key that is missing."""
     path: list[str | int] = []
-    lacking: list[str | int] = []
     for key in loc:
         if isinstance(values, list) and isinstance(key, int) and key < len(values):
             values = values[key]
             path.append(key)
         elif isinstance(values, dict) and (found := next((name for name in values if str(name) == str(key)), None)) is not None:
             values = values[found]
-            path.append(found if isinstance(found, str) else str(found))
-        else:
-            lacking.append(key)
-    return tuple(path), tuple(lacking[-1:])
+            path.append(str(found))
+    return tuple(path)
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:

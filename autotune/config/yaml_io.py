@@ -20,6 +20,7 @@ _FLOAT = re.compile(
     r"|[-+]?\.(?:inf|Inf|INF)$|\.(?:nan|NaN|NAN)$",
     re.ASCII,
 )
+_BREAKS = frozenset("\n\r\x85\u2028\u2029\ufeff")
 _FLOW_CHARACTERS = 120
 """A mapping longer than this gets a line for each key."""
 
@@ -75,6 +76,11 @@ class _Dumper(yaml.SafeDumper):
         return super().represent_mapping(tag, mapping, flow_style=not isinstance(mapping, _Top) and _is_flow_mapping(mapping))
 
 
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    """Line breaks of every kind are escaped: PyYAML writes the Unicode ones raw and reads them back as spaces."""
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if _BREAKS.intersection(text) else None)
+
+
 _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
 _Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"(?:~|null|Null|NULL|)$"), ["~", "n", "N", ""])
 _Loader.add_implicit_resolver("tag:yaml.org,2002:int", _INT, list("-+0123456789"))
@@ -82,6 +88,7 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456
 # The dumper quotes what any YAML reader could take for something else, this loader among them.
 _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
 _Dumper.add_representer(_Top, lambda dumper, value: dumper.represent_mapping("tag:yaml.org,2002:map", value))
+_Dumper.add_representer(str, _represent_text)
 _Dumper.add_representer(tuple, lambda dumper, value: dumper.represent_list(value))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
+import secrets
 import zipfile
 from collections import Counter
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from typing import Any
 
 import torch
 
+from autotune.config.files import check_writable
 from autotune.config.model import Model
 from autotune.errors import InputError
 
@@ -51,15 +53,16 @@ def save_checkpoint(path: str | Path, state: Mapping[str, torch.Tensor], meta: M
     Raises:
         InputError: the file cannot be written.
     """
-    path = Path(path)
+    check_writable(path)
+    target = Path(os.path.realpath(path))
     entries = {**_public_entries(len(state), float((meta or {}).get("learning_rate", 0.0))), **(meta or {}), "state_dict": _compact(state)}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = target.with_name(f".{target.name[:64]}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with temporary.open("xb") as file:
             torch.save(entries, file)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+        temporary.replace(target)
     except (OSError, RuntimeError) as error:
         raise InputError(f"a checkpoint must be writable, got {error} ({path}); choose another path or free space there") from error
     finally:
@@ -84,8 +87,8 @@ def load_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
     except OSError as error:
         raise InputError(f"a checkpoint must be a readable file, got {error.strerror or error} ({path}); correct the path") from error
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
-        rule = "a checkpoint must be a torch file of tensors and plain values"
-        raise InputError(f"{rule}, got {str(error).splitlines()[0][:200] if str(error) else 'an empty file'} ({path}); save it again") from error
+        reason = (str(error) or "an empty file").splitlines()[0][:200]
+        raise InputError(f"a checkpoint must be a torch file of tensors and plain values, got {reason} ({path}); save it again") from error
     state = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else loaded
     if not isinstance(state, Mapping):
         raise InputError(f"a checkpoint must hold a dict of tensors, got a {type(state).__name__} ({path}); save the model's state dict")
@@ -128,7 +131,7 @@ def _listed(names: list[str]) -> str:
 
 
 def _public_entries(parameters: int, learning_rate: float) -> dict[str, Any]:
-    """What the public DLRM takes from a checkpoint besides the weights. Its optimizer numbers the parameters and, being SGD, keeps nothing more."""
+    """What the public DLRM takes from a checkpoint besides the weights. Its plain SGD numbers the parameters and keeps nothing more."""
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.empty(0)) for _ in range(max(1, parameters))], lr=learning_rate)
     counts = dict.fromkeys(("epoch", "nepochs", "iter", "nbatches", "nbatches_test"), 0)
     return {**counts, **dict.fromkeys(("train_loss", "total_loss", "test_acc"), 0.0), "opt_state_dict": optimizer.state_dict()}

@@ -8,6 +8,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -82,7 +83,8 @@ class CriteoFile:
         self.table_rows = tuple(table_rows)
         self.hashed = hashed
         if len(self.table_rows) != CATEGORIES:
-            raise InputError(f"Criteo rows fill {CATEGORIES} tables, got {len(self.table_rows)} ({path}); give the model {CATEGORIES} tables")
+            rule = f"Criteo rows fill {CATEGORIES} tables"
+            raise InputError(f"{rule}, got {len(self.table_rows)} ({path}); give the model {CATEGORIES} tables")
         if self.path.exists() and not self.path.is_file():
             raise InputError(f"a Criteo file must be a regular file, got a folder or device ({path}); correct data.path")
         head = self._read(0, 65536)
@@ -146,10 +148,10 @@ class CriteoFile:
             rule = "a Criteo file must begin with a tab-separated row or with the header label,I1,...,I13,C1,...,C26"
             raise InputError(f"{rule}, got {_shown(text)} ({self.path}: line 1); convert the file or correct data.path")
         if tuple(names) != COLUMNS:
-            wrong = next((i for i, pair in enumerate(zip(names, COLUMNS, strict=False)) if pair[0] != pair[1]), min(len(names), len(COLUMNS)))
-            got = _shown(names[wrong]) if wrong < len(names) else "nothing"
-            want = COLUMNS[wrong] if wrong < len(COLUMNS) else "nothing more"
-            raise InputError(f"column {wrong + 1} of the header must be {want}, got {got} ({self.path}: line 1); correct the header")
+            column, got, want = next(
+                (i, got, want) for i, (got, want) in enumerate(zip_longest(names, COLUMNS, fillvalue="nothing"), start=1) if got != want
+            )
+            raise InputError(f"column {column} of the header must be {want}, got {_shown(got)} ({self.path}: line 1); correct the header")
         return _Layout("CSV with header", ",", 1, len(line) + 1)
 
     def _scan(self, rows: int) -> None:
@@ -208,8 +210,8 @@ class CriteoFile:
         indices = np.empty((CATEGORIES, len(frame)), dtype=np.int64)
         for t in range(CATEGORIES):
             column = 1 + DENSE_FEATURES + t
-            values = frame[COLUMNS[column]].to_numpy(dtype=object)
-            indices[t] = _hashed(values, column, self.table_rows[t], flaws) if self.hashed else _exact(values, column, t, self.table_rows[t], flaws)
+            values, rows = frame[COLUMNS[column]].to_numpy(dtype=object), self.table_rows[t]
+            indices[t] = _hashed(values, column, rows, flaws) if self.hashed else _exact(values, column, t, rows, flaws)
         if flaws:
             self._refuse(min(flaws, key=lambda flaw: (flaw.row, flaw.column)), first_row)
         return Rows(dense, indices, labels.astype(np.float32))
@@ -266,8 +268,8 @@ def _hashed(values: npt.NDArray[np.object_], column: int, rows: int, flaws: list
         if _HEX.fullmatch(text):
             keys[i] = int(text, 16)
         elif text:
-            step = "correct or delete that line; decimal row numbers are read with hashed=False"
-            flaws.append(_Flaw(int(np.argmax(codes == i)), column, "a category must be a hexadecimal number of up to 16 digits", text, step))
+            rule, step = "a category must be a hexadecimal number of up to 16 digits", "correct or delete that line"
+            flaws.append(_Flaw(int(np.argmax(codes == i)), column, rule, text, step))
     targets = 1 + (_splitmix64(keys) % np.uint64(rows - 1)).astype(np.int64) if rows > 1 else np.zeros(len(texts), dtype=np.int64)
     targets[np.asarray(texts == "")] = 0
     return np.asarray(targets[codes], dtype=np.int64)

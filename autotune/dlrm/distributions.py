@@ -291,7 +291,8 @@ def _parse_block(path: str | Path, block: list[tuple[int, str]]) -> ReuseHistogr
     place = f"({path}: block {name[:60]!r}, line {first})"
     if not tables["rows"] or tables["rows"].keys() != tables["lookups"].keys():
         rule = "a block must hold 'Histogram of col sizes' and 'Ratio of index distribution' over the same bins"
-        raise InputError(f"{rule}, got {len(tables['rows'])} and {len(tables['lookups'])} bins {place}; complete the block or correct data.path")
+        got = f"{len(tables['rows'])} and {len(tables['lookups'])} bins"
+        raise InputError(f"{rule}, got {got} {place}; complete the block or correct data.path")
     if not (sum(tables["rows"].values()) > 0 and sum(tables["lookups"].values()) > 0):
         raise InputError(f"the shares of a block must not all be 0 {place}; complete the block")
     indices, distinct = averages.get("# of indices", 0.0), averages.get("# of unique cols", 0.0)

@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from autotune.config.model import Model, Table, required_memory_bytes
+from autotune.errors import InputError
+
+
+def model(**changes: Any) -> Model:
+    values: dict[str, Any] = {
+        "schema": 1,
+        "name": "small",
+        "source": "test",
+        "description": "test",
+        "minibatch": 2048,
+        "bottom_mlp": (512, 512, 64),
+        "top_mlp": (1024, 1024, 1024, 1),
+        "tables": ({"rows": 1_000_000, "dim": 64, "pooling": 50, "count": 8},),
+    }
+    return Model.model_validate(values | changes)
+
+
+def test_a_count_repeats_the_table() -> None:
+    tables = model().tables
+    assert tables == (Table(rows=1_000_000, dim=64, pooling=50),) * 8
+    assert model(tables=tables) == model()
+    assert model(tables=tables).hash() == model().hash()
+
+
+def test_derived_sizes_follow_from_the_shape() -> None:
+    m = model()
+    assert (m.num_tables, m.embedding_dim, m.dense_features, m.num_features) == (8, 64, 512, 9)
+    assert (m.interaction_outputs, m.top_input, m.top_sizes) == (36, 100, (100, 1024, 1024, 1024, 1))
+    assert m.table_bytes == 8 * 1_000_000 * 64 * 4
+    assert m.lookups_per_iteration == 2048 * 8 * 50
+    weights = 512 * 512 + 512 * 64 + 100 * 1024 + 2 * 1024 * 1024 + 1024
+    biases = 512 + 64 + 3 * 1024 + 1
+    assert m.dense_parameters == weights + biases
+    assert m.table_bytes + m.dense_bytes + m.activation_bytes <= required_memory_bytes(m) <= 1.2 * m.table_bytes
+
+
+@given(st.integers(1, 40), st.integers(1, 64), st.lists(st.integers(1, 50), max_size=3))
+def test_top_input_counts_every_pair_once(tables: int, dim: int, hidden: list[int]) -> None:
+    m = model(bottom_mlp=(3, *hidden, dim), top_mlp=(1,), tables=(Table(rows=5, dim=dim),) * tables)
+    features = range(tables + 1)
+    assert m.top_input == dim + sum(1 for i in features for j in features if j < i)
+    assert m.top_sizes[0] == m.top_input
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tables": ({"rows": 5, "dim": -4},)}, "embedding dim must be positive, got -4"),
+        ({"tables": ({"rows": 0, "dim": 64},)}, "rows must be positive, got 0"),
+        ({"tables": ({"rows": 5, "dim": 64, "pooling": -1},)}, "pooling factor must not be negative, got -1"),
+        ({"tables": ({"rows": 5, "dim": 64, "pooling": 2.5},)}, "a fixed pooling factor must be whole, got 2.5"),
+        ({"tables": ({"rows": 5, "dim": 32},)}, r"equal to the last size of bottom_mlp \(64\), got 32"),
+        ({"tables": ({"rows": 5, "dim": 64, "count": 0},)}, "count must be positive, got 0"),
+        ({"tables": ({"rows": 5, "dim": 64, "count": 10**9},)}, "count must be at most"),
+        ({"tables": ({"rows": 5, "dim": 64, "count": 2, "name": "a"},)}, "a named table cannot be repeated, got 2"),
+        ({"tables": ({"rows": 5, "dim": 64, "name": "a"},) * 2}, "table names must differ, got 'a'"),
+        ({"tables": ({"rows": 3 * 10**9, "dim": 64},), "index_dtype": "int32"}, "int32 indices reach"),
+        ({"tables": ()}, "at least one table"),
+        ({"top_mlp": (5, 2)}, "last layer of top_mlp must be 1, the click probability, got 2"),
+        ({"top_mlp": ()}, "at least one layer"),
+        ({"bottom_mlp": (64,)}, "input size and at least one layer"),
+        ({"bottom_mlp": (5, 0, 64)}, "layer size must be positive, got 0"),
+        ({"minibatch": 0}, "minibatch must be positive, got 0"),
+        ({"learning_rate": 0.0}, "learning rate must be positive, got 0"),
+        ({"data": {"distribution": "zipf"}}, "zipf distribution needs a positive alpha, got None"),
+        ({"data": {"alpha": 1.0}}, "alpha belongs to zipf, not to uniform"),
+        ({"data": {"distribution": "criteo"}}, "a criteo distribution reads a file"),
+        ({"data": {"path": "x.csv"}}, "a uniform distribution reads no file"),
+        ({"interaction": "cat"}, "'dot'"),
+        ({"colour": 1}, "Extra inputs"),
+    ],
+)
+def test_an_invalid_model_says_which_rule_and_value(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        model(**changes)
+
+
+def test_a_varying_pooling_factor_may_be_fractional() -> None:
+    m = model(data={"pooling_kind": "varying"}, tables=({"rows": 5, "dim": 64, "pooling": 2.5},))
+    assert m.lookups_per_iteration == 5120
+
+
+def test_a_model_cannot_be_changed() -> None:
+    with pytest.raises(ValidationError):
+        model().minibatch = 1  # type: ignore[misc]
+
+
+def test_the_hash_follows_what_is_computed_and_not_the_prose() -> None:
+    assert model().hash() == model(source="other", description="other").hash()
+    assert len(model().hash()) == 64
+    different = [model(), model(minibatch=1), model(seed=1), model(data={"distribution": "zipf", "alpha": 1.1}), model().scaled(max_rows=9)]
+    assert len({m.hash() for m in different}) == len(different)
+
+
+def test_a_scaled_model_says_so_in_its_name() -> None:
+    m = model().scaled(max_rows=10_000, minibatch=64)
+    assert m.name == "small[max_rows=10000,minibatch=64]"
+    assert {table.rows for table in m.tables} == {10_000}
+    assert m.minibatch == 64
+    assert Model.model_validate(m.model_dump()) == m
+
+
+def test_scaling_that_changes_nothing_gives_the_same_model() -> None:
+    assert model().scaled(max_rows=10**9, minibatch=2048) == model()
+    assert model().scaled() == model()
+
+
+@pytest.mark.parametrize("changes", [{"max_rows": 0}, {"minibatch": -1}])
+def test_scaling_to_nothing_is_refused(changes: dict[str, int]) -> None:
+    with pytest.raises(InputError, match=r"must be positive, got (0|-1) \(model small\)"):
+        model().scaled(**changes)

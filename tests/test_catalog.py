@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from autotune import catalog
+from autotune.catalog import (
+    check_fits,
+    find_model,
+    find_profile,
+    list_models,
+    list_profiles,
+    load_model_by_name,
+    load_profile_by_name,
+    nearest_model_that_fits,
+)
+from autotune.config.files import load_yaml, write_yaml
+from autotune.config.model import required_memory_bytes
+from autotune.errors import InputError, MachineError
+
+GIB = 2**30
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_every_shipped_model_loads_under_its_own_name(name: str) -> None:
+    model = load_model_by_name(name)
+    assert model.name == name
+    assert model.source
+    assert model.description
+    assert next(iter(load_yaml(find_model(name))[0])) == "schema"
+
+
+def test_the_promised_models_are_shipped() -> None:
+    assert {"small", "large", "mlperf", "dlrm-dcnv2", "rm2", "mlperf-1m", "large-s", "tiny"} <= set(list_models())
+
+
+def test_every_shipped_profile_loads() -> None:
+    for name in list_profiles():
+        assert load_profile_by_name(name).name
+
+
+@pytest.mark.parametrize(
+    ("name", "tables", "table_gb", "dense_mib", "lookups_per_sample"),
+    [
+        ("small", 8, 2.0, 9.5, 400),
+        ("large", 64, 393.2, 1046.8, 6400),
+        ("mlperf", 26, 96.1, 9.0, 26),
+        ("dlrm-dcnv2", 26, 104.5, 9.0, 214),
+        ("rm2", 32, 4.1, 1.6, 2560),
+        ("mlperf-1m", 26, 3.6, 9.0, 26),
+    ],
+)
+def test_shipped_sizes_are_those_of_their_sources(
+    name: str, tables: int, table_gb: float, dense_mib: float, lookups_per_sample: int
+) -> None:
+    model = load_model_by_name(name)
+    assert model.num_tables == tables
+    assert model.table_bytes / 1e9 == pytest.approx(table_gb, abs=0.06)
+    assert model.dense_parameters * 4 / 2**20 == pytest.approx(dense_mib, abs=0.06)
+    assert model.lookups_per_iteration == lookups_per_sample * model.minibatch
+
+
+def test_scaled_copies_are_scaled_from_their_models() -> None:
+    assert load_model_by_name("mlperf").scaled(max_rows=10**6).tables == load_model_by_name("mlperf-1m").tables
+    assert load_model_by_name("large").scaled(max_rows=100_000).tables == load_model_by_name("large-s").tables
+
+
+@pytest.mark.parametrize("name", ["small", "rm2", "mlperf-1m", "large-s", "tiny"])
+def test_the_models_for_a_small_machine_fit_24_gib_with_room(name: str) -> None:
+    assert required_memory_bytes(load_model_by_name(name)) < 12 * GIB
+
+
+def test_a_path_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_yaml("mine.yaml", load_model_by_name("tiny").scaled(minibatch=2))
+    write_yaml("small", load_model_by_name("tiny"))
+    assert find_model("mine.yaml") == Path("mine.yaml")
+    assert load_model_by_name(tmp_path / "mine.yaml").minibatch == 2
+    assert load_model_by_name("mine.yaml[max_rows=7]").tables[0].rows == 7
+    assert load_model_by_name("small").name == "small"
+    assert load_model_by_name("./small").name == "tiny"
+
+
+def test_the_name_of_a_scaled_model_finds_it_again() -> None:
+    scaled = load_model_by_name("small").scaled(max_rows=10_000, minibatch=64)
+    assert load_model_by_name(scaled.name) == scaled
+    twice = scaled.scaled(max_rows=100)
+    assert load_model_by_name(twice.name) == twice
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("smal", "unknown model 'smal'; did you mean small.*shipped: dlrm-dcnv2, large, .*path of a YAML file"),
+        ("", "unknown model ''"),
+        ("small.yaml", "model file not found: small.yaml; for the shipped model write small"),
+        ("no/such", "model file not found: no/such; check the path"),
+        ("small[rows=3]", "changes max_rows or minibatch, got 'rows=3'"),
+        ("small[]", "changes max_rows or minibatch, got ''"),
+        ("small[max_rows=0]", "max_rows must be positive, got 0"),
+    ],
+)
+def test_an_unknown_model_is_refused_with_what_there_is(name: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        load_model_by_name(name)
+
+
+def test_an_unknown_profile_is_refused() -> None:
+    with pytest.raises(InputError, match="unknown profile 'nothing'"):
+        find_profile("nothing")
+
+
+def test_a_wheel_finds_its_files_inside_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "autotune"
+    (package / "models").mkdir(parents=True)
+    (package / "models" / "only.yaml").write_text(find_model("tiny").read_text())
+    monkeypatch.setattr(catalog.autotune.config, "__file__", str(package / "config" / "__init__.py"))
+    assert list_models() == ["only"]
+    assert list_profiles() == []
+
+
+def test_the_nearest_model_is_of_the_same_shape_or_else_the_largest() -> None:
+    for large, copy in [("large", "large-s"), ("mlperf", "mlperf-1m"), ("dlrm-dcnv2", "mlperf-1m")]:
+        nearest = nearest_model_that_fits(24 * GIB, like=load_model_by_name(large))
+        assert nearest is not None
+        assert nearest.name == copy
+    largest = nearest_model_that_fits(6 * GIB)
+    assert largest is not None
+    assert largest.name == "rm2"
+    assert nearest_model_that_fits(1) is None
+
+
+def test_a_model_too_large_is_refused_with_its_sizes_and_one_that_fits() -> None:
+    check_fits(load_model_by_name("small"), 24 * GIB)
+    message = r"got 373 GiB for 24.0 GiB \(model large: tables 366 GiB, dense .* 3.07 GiB, activations 3.52 GiB\); use large-s \(10.0 GiB\)"
+    with pytest.raises(MachineError, match=message) as caught:
+        check_fits(load_model_by_name("large"), 24 * GIB)
+    assert caught.value.exit_code == 3
+    with pytest.raises(MachineError, match="no shipped model fits"):
+        check_fits(load_model_by_name("tiny"), 1000)
