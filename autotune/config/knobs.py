@@ -46,10 +46,10 @@ class LayerKnobs(Frozen):
     """The blocked batch-reduce GEMM of this package, or torch's own (oneDNN or MKL)."""
     bn: int = Field(64, ge=1)
     """Rows of the output computed by one task."""
-    bc: int = Field(256, ge=1)
+    bc: int = Field(512, ge=1)
     """Length of the reduction held in cache at a time."""
-    bk: int = Field(32, ge=1)
-    """Columns of the output in one packed panel: a multiple of the vector width, at most 64."""
+    bk: Literal[16, 32, 48, 64] = 64
+    """Columns of the output in one packed panel."""
     loop_order: Literal["rows_outer", "columns_outer"] = "rows_outer"
     """Which output dimension a thread walks last."""
     thread_columns: int = Field(1, ge=1)
@@ -64,8 +64,14 @@ class InteractionKnobs(Frozen):
     samples_per_task: int = Field(32, ge=1)
 
 
+class FixedKnobs(Frozen):
+    """A pass with nothing to choose."""
+
+    kind: Literal["fixed"] = "fixed"
+
+
 Knobs = Annotated[
-    EmbeddingForwardKnobs | EmbeddingUpdateKnobs | LayerKnobs | InteractionKnobs, Field(discriminator="kind")
+    EmbeddingForwardKnobs | EmbeddingUpdateKnobs | LayerKnobs | InteractionKnobs | FixedKnobs, Field(discriminator="kind")
 ]
 
 

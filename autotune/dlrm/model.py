@@ -1,0 +1,281 @@
+"""The optimized DLRM on one socket: bottom MLP, embedding bags, dot interaction, top MLP, binary cross entropy, SGD.
+
+The semantics are the public DLRM's: ReLU after every layer but the last, which ends in a sigmoid; pairwise dots of the lower triangle
+without the diagonal, behind the dense vector. Every pass writes into buffers that stay from step to step, and hands them on without copies:
+the bottom MLP and the bags write the feature buffer [N, T+1, E] that the interaction reads.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from itertools import pairwise
+
+import torch
+
+from autotune.config.knobs import EmbeddingForwardKnobs, EmbeddingUpdateKnobs, InteractionKnobs, Knobs, LayerKnobs, RunConfig
+from autotune.config.model import Model
+from autotune.config.profile import Topology
+from autotune.dlrm.data import Batch, BatchSource
+from autotune.errors import InputError
+from autotune.ops import embedding_bag, interaction, loss
+from autotune.ops.base import Operator
+from autotune.ops.mlp import Activation, Layer, LayerPass, default_knobs
+from autotune.ops.native import empty_rows, zeros
+from autotune.ops.timing import Recorder
+
+_ROTATE_BATCHES = 4
+"""Batches an embedding operator rotates through when it is timed alone."""
+
+
+def layer_shapes(model: Model) -> Iterator[tuple[str, int, int, Activation]]:
+    """(``bottom_mlp.0``, C, K, activation) of every layer, bottom first."""
+    for name, sizes in (("bottom_mlp", model.bottom_mlp), ("top_mlp", model.top_sizes)):
+        for i, (inputs, outputs) in enumerate(pairwise(sizes)):
+            last = name == "top_mlp" and i == len(sizes) - 2
+            yield f"{name}.{i}", inputs, outputs, "sigmoid" if last else "relu"
+
+
+def default_config(model: Model, machine: Topology | None = None, threads: int | None = None) -> RunConfig:
+    """The choice without tuning: a thread per allowed physical core, and the default of every pass.
+
+    Args:
+        model: gives the shapes.
+        machine: gives cores and pages; None takes the CPUs this process may use.
+        threads: of the team, instead of one per core.
+
+    Raises:
+        InputError: threads below 1.
+    """
+    if threads is None:
+        threads = machine.physical_cores if machine else len(os.sched_getaffinity(0))
+    if threads < 1:
+        raise InputError(f"threads must be at least 1, got {threads}; leave it out to use every allowed core")
+    operators: dict[str, Knobs] = {
+        embedding_bag.FORWARD: embedding_bag.default_forward(model.minibatch, model.num_tables, threads),
+        embedding_bag.UPDATE: embedding_bag.default_update(threads),
+        interaction.FORWARD: InteractionKnobs(),
+        interaction.BACKWARD: InteractionKnobs(),
+    }
+    for layer in _passes(model):
+        operators[layer.key] = default_knobs(*layer.shape[:4], threads)
+    return RunConfig(threads=threads, huge_pages=machine is None or machine.huge_pages != "never", operators=operators)
+
+
+def _passes(model: Model) -> Iterator[LayerPass]:
+    """Every pass of every layer. The first bottom layer has no backward-data: nothing below it learns."""
+    for name, inputs, outputs, activation in layer_shapes(model):
+        bottom, first = name.startswith("bottom"), name.endswith(".0")
+        yield LayerPass(f"{name}.forward", "forward", model.minibatch, inputs, outputs, activation, False)
+        if not (bottom and first):
+            yield LayerPass(f"{name}.backward_data", "backward_data", model.minibatch, inputs, outputs, activation, masked=not first)
+        yield LayerPass(f"{name}.backward_weights", "backward_weights", model.minibatch, inputs, outputs, activation, False)
+
+
+class _Buffers:
+    """Activations and gradients of one minibatch size."""
+
+    def __init__(self, model: Model, samples: int, threads: int) -> None:
+        self.samples = samples
+        self.features = zeros(samples, model.num_features, model.embedding_dim, threads=threads)
+        self.d_features = zeros(samples, model.num_features, model.embedding_dim, threads=threads)
+        self.bottom = [empty_rows(samples, k, threads) for k in model.bottom_mlp[1:-1]] + [self.features[:, 0]]
+        self.d_bottom = [empty_rows(samples, k, threads) for k in model.bottom_mlp[1:-1]] + [self.d_features[:, 0]]
+        self.top = [empty_rows(samples, k, threads) for k in model.top_sizes]
+        self.d_top = [empty_rows(samples, k, threads) for k in model.top_sizes]
+
+
+class DLRM:
+    """A model in memory, ready to train.
+
+    Args:
+        model: shapes, learning rate, seed.
+        config: what to use where; passes it does not name take their default. None: every default.
+        seed: of the initial weights; None takes the model's.
+        machine: from which defaults are derived; None takes the CPUs this process may use.
+
+    Raises:
+        InputError: the config names a pass the model has not, or gives it knobs of another kind.
+        MachineError: the memory cannot be had.
+    """
+
+    def __init__(self, model: Model, config: RunConfig | None = None, seed: int | None = None, *, machine: Topology | None = None) -> None:
+        self.model, self.machine = model, machine
+        self.recorder = Recorder()
+        seed = model.seed if seed is None else seed
+        self.config = complete(config, model, machine)
+        torch.set_num_threads(self.config.threads)
+        rows = [table.rows for table in model.tables]
+        self.bags = embedding_bag.EmbeddingBags(
+            rows, model.embedding_dim, huge_pages=self.config.huge_pages, threads=self.config.threads, seed=seed
+        )
+        generator = torch.Generator().manual_seed(seed)
+        self._layers: dict[str, Layer] = {}
+        for name, inputs, outputs, activation in layer_shapes(model):
+            forward = self._layer_knobs(f"{name}.forward")
+            backward = self._layer_knobs(f"{name}.backward_data") if name != "bottom_mlp.0" else forward
+            self._layers[name] = Layer(inputs, outputs, activation, generator=generator, forward=forward, backward_data=backward)
+        self._bottom = [layer for name, layer in self._layers.items() if name.startswith("bottom")]
+        self._top = [layer for name, layer in self._layers.items() if name.startswith("top")]
+        self._buffers = _Buffers(model, model.minibatch, self.config.threads)
+
+    def configure(self, config: RunConfig) -> None:
+        """Use other knobs from now on, with the same weights. Changing `huge_pages` copies the tables; all else is cheap.
+
+        Raises:
+            InputError: the config names a pass the model has not, or gives it knobs of another kind.
+        """
+        config = complete(config, self.model, self.machine)
+        if config == self.config:
+            return
+        self.config = config
+        torch.set_num_threads(config.threads)
+        self.bags.move(config.huge_pages, config.threads)
+        for name, layer in self._layers.items():
+            forward = self._layer_knobs(f"{name}.forward")
+            layer.configure(forward, self._layer_knobs(f"{name}.backward_data") if name != "bottom_mlp.0" else forward)
+
+    def step(self, batch: Batch) -> float:
+        """One training iteration; returns the loss before the update.
+
+        Raises:
+            IndexError: an index outside its table; nothing has been changed.
+            ValueError: the batch does not fit the model.
+        """
+        buffers, rate, threads = self._forward(batch), self.model.learning_rate, self.config.threads
+        measure = self.recorder.measure
+        with measure(loss.KEY):
+            value = loss.binary_cross_entropy(buffers.top[-1], batch.labels, buffers.d_top[-1])
+        for i in reversed(range(len(self._top))):
+            layer, name = self._top[i], f"top_mlp.{i}"
+            with measure(f"{name}.backward_data"):
+                mask = buffers.top[i] if i > 0 else None
+                layer.backward_data(buffers.d_top[i + 1], mask, buffers.d_top[i], self._layer_knobs(f"{name}.backward_data"), threads)
+            with measure(f"{name}.backward_weights"):
+                layer.backward_weights(buffers.d_top[i + 1], buffers.top[i], rate, self._layer_knobs(f"{name}.backward_weights"), threads)
+        with measure(interaction.BACKWARD):
+            knobs = self.config.operators[interaction.BACKWARD]
+            assert isinstance(knobs, InteractionKnobs)
+            interaction.backward(buffers.features, buffers.d_top[0], buffers.d_features, knobs, threads)
+        with measure(embedding_bag.UPDATE):
+            update = self.config.operators[embedding_bag.UPDATE]
+            assert isinstance(update, EmbeddingUpdateKnobs)
+            self.bags.update(_lookups(batch), buffers.d_features[:, 1:], rate, update, threads)
+        self._backward_bottom(batch, buffers)
+        return value
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """Click probabilities, fp32 [N]. Raises as `step` does."""
+        self._forward(batch)
+        return self.probabilities()
+
+    def probabilities(self) -> torch.Tensor:
+        """Click probabilities of the last batch that went forward, before its update: fp32 [N]."""
+        return self._buffers.top[-1][:, 0].clone()
+
+    def operators(self, source: BatchSource) -> list[Operator]:
+        """Every pass in the order it runs, on the live tables; an embedding pass is timed on batches of `source`."""
+        samples, model = self.model.minibatch, self.model
+        batches = [_lookups(source.batch(i)) for i in range(_ROTATE_BATCHES)]
+        layers = {layer.key: layer for layer in _passes(model)}
+        forward = [layer for key, layer in layers.items() if key.endswith(".forward")]
+        backward = [layer for key, layer in reversed(layers.items()) if not key.endswith(".forward")]
+        bottom, top = (lambda op: op.key.startswith("bottom")), (lambda op: op.key.startswith("top"))
+        return [
+            *filter(bottom, forward),
+            embedding_bag.EmbeddingForward(self.bags, batches, samples),
+            interaction.Interaction("forward", samples, model.num_features, model.embedding_dim),
+            *filter(top, forward),
+            loss.Loss(samples),
+            *filter(top, backward),
+            interaction.Interaction("backward", samples, model.num_features, model.embedding_dim),
+            embedding_bag.EmbeddingUpdate(self.bags, batches, samples),
+            *filter(bottom, backward),
+        ]
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """The live weights under the public DLRM's names: ``emb_l.<t>.weight``, ``bot_l.<2i>.weight``, ``top_l.<2i>.bias`` ..."""
+        state = {f"emb_l.{t}.weight": table for t, table in enumerate(self.bags.weights)}
+        for side, layers in (("bot_l", self._bottom), ("top_l", self._top)):
+            for i, layer in enumerate(layers):
+                state[f"{side}.{2 * i}.weight"], state[f"{side}.{2 * i}.bias"] = layer.weight, layer.bias
+        return state
+
+    def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Copy weights in. Names and shapes are those of `state_dict`; see `dlrm.checkpoint.check_state` for input from files."""
+        for name, weight in self.state_dict().items():
+            weight.copy_(state[name])
+        for layer in self._layers.values():
+            layer.pack(self.config.threads)
+
+    def _forward(self, batch: Batch) -> _Buffers:
+        buffers, threads, measure = self._buffers_for(batch), self.config.threads, self.recorder.measure
+        for i, layer in enumerate(self._bottom):
+            key = f"bottom_mlp.{i}.forward"
+            with measure(key):
+                layer.forward(batch.dense if i == 0 else buffers.bottom[i - 1], buffers.bottom[i], self._layer_knobs(key), threads)
+        with measure(embedding_bag.FORWARD):
+            knobs = self.config.operators[embedding_bag.FORWARD]
+            assert isinstance(knobs, EmbeddingForwardKnobs)
+            self.bags.forward(_lookups(batch), buffers.features[:, 1:], knobs, threads)
+        with measure(interaction.FORWARD):
+            dots = self.config.operators[interaction.FORWARD]
+            assert isinstance(dots, InteractionKnobs)
+            interaction.forward(buffers.features, buffers.top[0], dots, threads)
+        for i, layer in enumerate(self._top):
+            key = f"top_mlp.{i}.forward"
+            with measure(key):
+                layer.forward(buffers.top[i], buffers.top[i + 1], self._layer_knobs(key), threads)
+        return buffers
+
+    def _backward_bottom(self, batch: Batch, buffers: _Buffers) -> None:
+        rate, threads, measure = self.model.learning_rate, self.config.threads, self.recorder.measure
+        # The gradient that the interaction gives the dense vector is behind the last ReLU: mask it in place.
+        last = len(self._bottom) - 1
+        with measure(f"bottom_mlp.{last}.backward_weights"):
+            d_dense, dense = buffers.d_bottom[last], buffers.bottom[last]
+            torch.ops.aten.threshold_backward.grad_input(d_dense, dense, 0.0, grad_input=d_dense)
+        for i in reversed(range(len(self._bottom))):
+            layer, name = self._bottom[i], f"bottom_mlp.{i}"
+            below = buffers.bottom[i - 1] if i > 0 else batch.dense
+            if i > 0:
+                with measure(f"{name}.backward_data"):
+                    layer.backward_data(buffers.d_bottom[i], below, buffers.d_bottom[i - 1], self._layer_knobs(f"{name}.backward_data"), threads)
+            with measure(f"{name}.backward_weights"):
+                layer.backward_weights(buffers.d_bottom[i], below, rate, self._layer_knobs(f"{name}.backward_weights"), threads)
+
+    def _layer_knobs(self, key: str) -> LayerKnobs:
+        knobs = self.config.operators[key]
+        assert isinstance(knobs, LayerKnobs)
+        return knobs
+
+    def _buffers_for(self, batch: Batch) -> _Buffers:
+        if batch.dense.shape[0] != self._buffers.samples:
+            self._buffers = _Buffers(self.model, batch.dense.shape[0], self.config.threads)
+        return self._buffers
+
+
+def complete(config: RunConfig | None, model: Model, machine: Topology | None = None) -> RunConfig:
+    """`config` with the default of every pass that it does not name.
+
+    Raises:
+        InputError: a pass that the model has not, knobs of another kind, or a thread grid that does not divide the threads.
+    """
+    default = default_config(model, machine, config.threads if config else None)
+    if config is None:
+        return default
+    for key, knobs in config.operators.items():
+        if key not in default.operators:
+            raise InputError(f"an operator pass must be one of model {model.name}, got {key!r} (config: operators); remove it or tune this model anew")
+        if type(knobs) is not type(default.operators[key]):
+            wanted = default.operators[key].kind
+            raise InputError(f"knobs of {key} must be of kind {wanted}, got {knobs.kind} (config: operators.{key}.kind); tune this model anew")
+        if isinstance(knobs, LayerKnobs) and config.threads % knobs.thread_columns:
+            raise InputError(
+                f"thread_columns must divide threads ({config.threads}), got {knobs.thread_columns} (config: operators.{key}); set it to 1"
+            )
+    return config.model_copy(update={"operators": {**default.operators, **config.operators}})
+
+
+def _lookups(batch: Batch) -> embedding_bag.Lookups:
+    return embedding_bag.Lookups(batch.indices, batch.offsets)

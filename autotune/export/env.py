@@ -1,0 +1,32 @@
+"""The environment of a tuned config as shell lines: ``eval "$(autotune export small.tuned.yaml --to env)"``."""
+
+from __future__ import annotations
+
+import shlex
+
+from autotune.config.tuned import Launch, TunedConfig
+
+
+def environment(launch: Launch) -> dict[str, str]:
+    """Every variable a process needs before OpenMP and the allocator start, sorted by name.
+
+    Threads and binding follow from `launch.threads` and `launch.cpus`, one place a CPU; what `launch.environment` names itself
+    stands as it is.
+
+    Source: OpenMP 5.2, OMP_NUM_THREADS, OMP_PROC_BIND, OMP_PLACES.
+    """
+    places = ",".join(f"{{{cpu}}}" for cpu in dict.fromkeys(launch.cpus))
+    derived = {"OMP_NUM_THREADS": str(launch.threads), "OMP_DYNAMIC": "FALSE"}
+    if places:
+        derived |= {"OMP_PROC_BIND": "close", "OMP_PLACES": places}
+    return dict(sorted((derived | launch.environment).items()))
+
+
+def export_lines(launch: Launch) -> list[str]:
+    """``export NAME=value`` for every variable, values quoted for the shell."""
+    return [f"export {name}={shlex.quote(value)}" for name, value in environment(launch).items()]
+
+
+def to_env(config: TunedConfig) -> str:
+    """The shell lines of a config, one a variable."""
+    return "".join(f"{line}\n" for line in export_lines(config.launch))

@@ -1,0 +1,47 @@
+"""A tuned config in the form other launchers read."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from pathlib import Path
+
+from autotune.config.tuned import TunedConfig
+from autotune.errors import InputError
+from autotune.export.env import to_env
+from autotune.export.json_config import to_json_config
+from autotune.export.torchrun import to_torchrun
+
+TARGETS: dict[str, Callable[[TunedConfig, Path], str]] = {
+    "env": lambda config, _: to_env(config),
+    "torchrun": to_torchrun,
+    "json": lambda config, _: to_json_config(config),
+}
+
+
+def check_target(to: str) -> None:
+    """Raises: InputError: there is no such target; lists those there are."""
+    if to not in TARGETS:
+        near = difflib.get_close_matches(to, TARGETS, n=1)
+        guess = f"did you mean {near[0]!r}? " if near else ""
+        raise InputError(f"unknown export target {to!r} (--to); {guess}the targets are {', '.join(TARGETS)}")
+
+
+def export(config: TunedConfig, to: str, config_file: str | Path | None = None) -> str:
+    """The text of `config` for the target `to`: the same input gives the same text.
+
+    Args:
+        to: One of `TARGETS`: ``env`` (shell lines), ``torchrun`` (a bash script), ``json`` (the config itself).
+        config_file: Where the config lies, for targets that refer to it; default ``<model>.tuned.yaml`` in the working folder.
+
+    Raises:
+        InputError: unknown target; lists the targets.
+    """
+    check_target(to)
+    return TARGETS[to](config, Path(config_file or default_output(config.model)))
+
+
+def default_output(model: str) -> Path:
+    """``<model>.tuned.yaml`` in the working folder; a model given by path lends its file's name."""
+    name = Path(model).name if model.endswith((".yaml", ".yml")) else model
+    return Path(f"{name.removesuffix('.yaml').removesuffix('.yml').replace('/', '_')}.tuned.yaml")

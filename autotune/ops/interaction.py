@@ -1,0 +1,115 @@
+"""Dot interaction: the dense vector followed by all pairwise dot products of a sample's F feature vectors.
+
+out[n] = [features[n, 0], <features[n, i], features[n, j]> for i in 0..F-1 for j < i]: the lower triangle by rows, no self term.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+
+from autotune.config.knobs import InteractionKnobs
+from autotune.config.profile import Topology
+from autotune.ops.base import Case, Check, Operator, Work
+from autotune.ops.native import empty_rows, kernels, target, zeros
+
+FORWARD = "interaction.forward"
+BACKWARD = "interaction.backward"
+_EPSILON = 2.0**-23
+
+
+def pairs(features: int) -> int:
+    """F(F-1)/2."""
+    return features * (features - 1) // 2
+
+
+def forward(features: torch.Tensor, out: torch.Tensor, knobs: InteractionKnobs, threads: int) -> None:
+    """features fp32 [N, F, E] -> out fp32 [N, E + F(F-1)/2], written."""
+    if knobs.implementation == "fused":
+        kernels.interaction_forward(features, out, knobs.samples_per_task, threads)
+        return
+    count, dim = features.shape[1:]
+    out[:, :dim] = features[:, 0]
+    rows, columns = torch.tril_indices(count, count, -1)
+    out[:, dim:] = torch.bmm(features, features.transpose(1, 2))[:, rows, columns]
+
+
+def backward(features: torch.Tensor, d_out: torch.Tensor, d_features: torch.Tensor, knobs: InteractionKnobs, threads: int) -> None:
+    """d_features[n] = (G + G^T) features[n] with G the triangle in d_out [N, E + F(F-1)/2], plus d_out[:, :E] on feature 0. Written."""
+    if knobs.implementation == "fused":
+        kernels.interaction_backward(features, d_out, d_features, knobs.samples_per_task, threads)
+        return
+    samples, count, dim = features.shape
+    square = torch.zeros(samples, count, count)
+    rows, columns = torch.tril_indices(count, count, -1)
+    square[:, rows, columns] = d_out[:, dim:]
+    torch.bmm(square + square.transpose(1, 2), features, out=d_features)
+    d_features[:, 0] += d_out[:, :dim]
+
+
+class Interaction(Operator):
+    """One direction of the interaction of N samples, F features, dim E."""
+
+    def __init__(self, direction: Literal["forward", "backward"], samples: int, features: int, dim: int) -> None:
+        self.key = f"interaction.{direction}"
+        self.shape = (direction, samples, features, dim)
+
+    def work(self) -> Work:
+        """Forward: a multiply-add per pair and column, 2*N*P*E flops; backward twice that. Every vector is read once, every result written."""
+        direction, n, f, e = self.shape
+        vectors, results = 4 * n * f * e, 4 * n * (e + pairs(f))
+        if direction == "forward":
+            return Work(flops=2 * n * pairs(f) * e, bytes_read=vectors, bytes_written=results)
+        return Work(flops=4 * n * pairs(f) * e, bytes_read=vectors + results, bytes_written=vectors)
+
+    def default(self, machine: Topology) -> InteractionKnobs:
+        return InteractionKnobs()
+
+    def candidates(self, machine: Topology, threads: int) -> Sequence[InteractionKnobs]:
+        return [InteractionKnobs(), *(InteractionKnobs(samples_per_task=s) for s in (8, 128, 512)), InteractionKnobs(implementation="bmm")]
+
+    def case(self, seed: int, warm: bool = False) -> Case:
+        return _InteractionCase(self.shape, seed, warm)
+
+
+class _InteractionCase(Case):
+    _ROTATE_BYTES = 64 << 20
+
+    def __init__(self, shape: tuple[Literal["forward", "backward"], int, int, int], seed: int, warm: bool) -> None:
+        self._shape, self._seed, self._next = shape, seed, 0
+        _, n, f, e = shape
+        sets = 1 if warm else max(2, min(16, -(-self._ROTATE_BYTES // (8 * n * f * e))))
+        self._sets = [self._inputs(n, seed + i) for i in range(sets)]
+        self._d_features = zeros(n, f, e)
+
+    def _inputs(self, n: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+        _, _, f, e = self._shape
+        features, out = zeros(n, f, e), empty_rows(n, e + pairs(f))
+        kernels.fill_uniform(features.view(-1), -1.0, 1.0, seed, 1)
+        kernels.fill_uniform(out.as_strided((n * out.stride(0),), (1,)), -1.0, 1.0, seed + 1, 1)
+        return features, out
+
+    def _call(self, features: torch.Tensor, out: torch.Tensor, d_features: torch.Tensor, knobs: InteractionKnobs, threads: int) -> None:
+        if self._shape[0] == "forward":
+            forward(features, out, knobs, threads)
+        else:
+            backward(features, out, d_features, knobs, threads)
+
+    def run(self, knobs: InteractionKnobs, threads: int) -> None:
+        features, out = self._sets[self._next % len(self._sets)]
+        self._next += 1
+        self._call(features, out, self._d_features, knobs, threads)
+
+    def check(self, knobs: InteractionKnobs, threads: int) -> Check:
+        direction, n, f, e = self._shape
+        samples = min(n, knobs.samples_per_task + 3, 67)
+        features, out = self._inputs(samples, self._seed)
+        got, wanted = zeros(samples, f, e), zeros(samples, f, e)
+        reference = out.clone()
+        self._call(features, out, got, knobs, threads)
+        with target("reference"):
+            self._call(features, reference, wanted, InteractionKnobs(), 1)
+        worst = (out - reference).abs() if direction == "forward" else (got - wanted).abs()
+        return Check(float(worst.max()), (e if direction == "forward" else f) * 2 * _EPSILON * max(e, f), f"element {int(worst.argmax())}")

@@ -1,0 +1,64 @@
+"""Tables that fit a width: columns are dropped, least needed first, before a number is ever broken."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from rich.cells import cell_len
+from rich.console import Console, RenderableType
+from rich.table import Table
+
+_GAP = 2
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a table, as text."""
+
+    title: str
+    cells: Sequence[str]
+    """One entry a row; a line break inside makes a cell of several lines."""
+    need: int = 9
+    """What is needed least is dropped first; 9 stays at any width."""
+    justify: Literal["left", "right"] = "right"
+
+    @property
+    def width(self) -> int:
+        return max((cell_len(line) for cell in (self.title, *self.cells) for line in cell.split("\n")), default=0)
+
+
+def fit(columns: Sequence[Column], width: int) -> list[Column]:
+    """The columns that fit `width` characters side by side. Columns without any content are left out."""
+    kept = [column for column in columns if any(column.cells)]
+    while len(kept) > 1 and sum(column.width for column in kept) + _GAP * (len(kept) - 1) > width:
+        least = min(kept, key=lambda column: column.need)
+        if least.need >= 9:
+            break
+        kept = [column for column in kept if column is not least]
+    return kept
+
+
+def table(columns: Sequence[Column], width: int, title: str | None = None) -> Table:
+    """A table of those columns that fit; where even the last ones do not, text is cut with an ellipsis and numbers stay whole."""
+    kept = fit(columns, width)
+    over = sum(column.width for column in kept) + _GAP * (len(kept) - 1) - width
+    out = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, _GAP, 0, 0), pad_edge=False)
+    for column in kept:
+        cut = over > 0 and column.justify == "left"
+        limit = max(column.width - over, 8) if cut else column.width
+        over -= column.width - limit
+        out.add_column(column.title, justify=column.justify, no_wrap=True, overflow="ellipsis", min_width=limit, max_width=limit)
+    for row in zip(*(column.cells for column in kept), strict=True):
+        out.add_row(*row)
+    return out
+
+
+def to_text(renderable: RenderableType, width: int = 80) -> str:
+    """Plain text of what a renderer returned, without colour, trailing spaces or more than `width` columns."""
+    console = Console(file=io.StringIO(), width=width, color_system=None, force_terminal=False, markup=False, highlight=False, emoji=False)
+    with console.capture() as capture:
+        console.print(renderable)
+    return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"
