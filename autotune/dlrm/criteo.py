@@ -135,8 +135,8 @@ class CriteoFile:
             with self.path.open("rb") as file:
                 file.seek(start)
                 return file.read(max(0, end - start))
-        except OSError as error:
-            raise InputError(f"a Criteo file must be readable, got {error.strerror} ({self.path}); correct data.path") from error
+        except (OSError, ValueError) as error:
+            raise InputError(f"a Criteo file must be readable, got {error} ({self.path}); correct data.path") from error
 
     def _detect(self, head: bytes) -> _Layout:
         line = head.split(b"\n", 1)[0]
@@ -251,7 +251,8 @@ def _shown(text: str) -> str:
 def _numbers(field: pd.Series[str], column: int, flaws: list[_Flaw]) -> npt.NDArray[np.float64]:
     """float64 values of one column, 0 where empty."""
     texts = field.to_numpy(dtype=object)
-    values = np.asarray(pd.to_numeric(pd.Series(np.where(texts == "", "0", texts)), errors="coerce"), dtype=np.float64)
+    # A copy: pandas hands out read-only views.
+    values = np.array(pd.to_numeric(pd.Series(np.where(texts == "", "0", texts)), errors="coerce"), dtype=np.float64)
     wrong = np.flatnonzero(~np.isfinite(values))
     if wrong.size:
         what = "an integer feature" if column else "a label"

@@ -24,7 +24,9 @@ OPEN_BIN_FACTOR = 2
 class IndexDistribution(Protocol):
     """Draws the look-ups of one table."""
 
-    rows: int
+    @property
+    def rows(self) -> int:
+        """Rows of the table."""
 
     def draw(self, rng: np.random.Generator, size: int) -> Int64Array:
         """`size` row numbers in ``[0, rows)``, in the order in which they fill the bags."""
@@ -236,9 +238,11 @@ def read_histograms(path: str | Path) -> tuple[ReuseHistogram, ...]:
     Raises:
         InputError: the file cannot be read, holds no block, or a block lacks a table or has a number that is none.
     """
+    if Path(path).exists() and not Path(path).is_file():
+        raise InputError(f"a reuse histogram must be a regular file, got a folder or device ({path}); correct data.path")
     try:
         text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"a reuse histogram must be a readable text file, got {error} ({path}); correct data.path") from error
     blocks: list[list[tuple[int, str]]] = [[]]
     for number, line in enumerate(text.splitlines(), start=1):

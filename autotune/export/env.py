@@ -10,15 +10,13 @@ from autotune.config.tuned import Launch, TunedConfig
 def environment(launch: Launch) -> dict[str, str]:
     """Every variable a process needs before OpenMP and the allocator start, sorted by name.
 
-    Threads and binding follow from `launch.threads` and `launch.cpus`, one place a CPU; what `launch.environment` names itself
-    stands as it is.
+    `launch.environment` as it is; threads and binding, where it does not name them, follow from `launch.threads` and `launch.cpus`.
 
     Source: OpenMP 5.2, OMP_NUM_THREADS, OMP_PROC_BIND, OMP_PLACES.
     """
-    places = ",".join(f"{{{cpu}}}" for cpu in dict.fromkeys(launch.cpus))
-    derived = {"OMP_NUM_THREADS": str(launch.threads), "OMP_DYNAMIC": "FALSE"}
-    if places:
-        derived |= {"OMP_PROC_BIND": "close", "OMP_PLACES": places}
+    derived = {"OMP_NUM_THREADS": str(launch.threads)}
+    if places := ",".join(f"{{{cpu}}}" for cpu in dict.fromkeys(launch.cpus)):
+        derived |= {"OMP_PROC_BIND": "true", "OMP_PLACES": places}
     return dict(sorted((derived | launch.environment).items()))
 
 

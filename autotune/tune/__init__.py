@@ -1,0 +1,1 @@
+"""Search: races per operator, the whole iteration by Optuna, confirmation, verification."""

@@ -1,0 +1,29 @@
+"""`autotune export`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from autotune.cli.options import ConfigArgument
+from autotune.config.files import load_tuned, write_text_atomic
+from autotune.export.targets import TARGETS, check_target, export
+
+To = Annotated[str, typer.Option("--to", metavar="|".join(TARGETS), help="Shell lines, a torchrun script, or JSON.")]
+Output = Annotated[Path | None, typer.Option("-o", "--output", metavar="FILE", help="Write to FILE instead of standard output.")]
+
+
+def command(config: ConfigArgument, to: To, output: Output = None) -> None:
+    """Write a tuned config in the form another launcher reads.
+
+    Example: eval "$(autotune export small.tuned.yaml --to env)"
+    """
+    check_target(to)
+    text = export(load_tuned(config), to, config)
+    if output is None:
+        sys.stdout.write(text)
+    else:
+        write_text_atomic(output, text)

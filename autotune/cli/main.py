@@ -1,0 +1,107 @@
+"""The command line: one file a subcommand, every error caught here, once."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import metadata
+from typing import Annotated, Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+from autotune.cli import explain, export, launch, models, probe, profile, run, tune, verify
+from autotune.errors import AutotuneError
+
+INTERRUPTED = 130
+CLOSED_PIPE = 141
+"""128 + SIGPIPE, as other programs end when their reader has gone."""
+
+
+class _Commands(TyperGroup):
+    """Turns what a command raises into one line and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+        except AutotuneError as error:
+            _line(f"error: {error}")
+            raise typer.Exit(error.exit_code) from None
+        except KeyboardInterrupt:
+            _line(interrupted(ctx.invoked_subcommand))
+            raise typer.Exit(INTERRUPTED) from None
+        except BrokenPipeError:
+            _leave_pipe()
+        return result
+
+
+app = typer.Typer(
+    cls=_Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for name, module in (
+    ("probe", probe),
+    ("models", models),
+    ("run", run),
+    ("profile", profile),
+    ("tune", tune),
+    ("explain", explain),
+    ("verify", verify),
+    ("export", export),
+):
+    app.command(name)(module.command)  # type: ignore[attr-defined]
+
+
+def version() -> str:
+    """Of the installed distribution."""
+    try:
+        return metadata.version("dlrm-autotune")
+    except metadata.PackageNotFoundError:
+        return "unknown (not installed)"
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"autotune {version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def _autotune(
+    _version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    """Run, measure, explain and tune the optimized DLRM on CPUs.
+
+    Example: autotune tune small --sockets 1 --budget 120s
+    """
+
+
+def interrupted(command: str | None) -> str:
+    """What is said after Ctrl-C."""
+    goes_on = "; the same command goes on from its journal" if command == "tune" else ""
+    return f"interrupted; state kept{goes_on}"
+
+
+def _line(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+
+
+def _leave_pipe() -> NoReturn:
+    """The reader of standard output has gone; what is still buffered must not fail at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    raise typer.Exit(CLOSED_PIPE)
+
+
+def main() -> None:
+    """Entry point of the `autotune` script."""
+    launch.allow_restart()
+    try:
+        app(prog_name="autotune")
+    except KeyboardInterrupt:
+        _line(interrupted(None))
+        sys.exit(INTERRUPTED)

@@ -1,0 +1,74 @@
+"""Options that several commands share, and what is made of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from autotune.config.model import DataSpec
+from autotune.errors import InputError
+
+DEFAULT_ALPHA = 1.05
+"""Zipf exponent where none is given: the public DLRM's synthetic traces and Criteo's own head lie near it."""
+
+ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="A shipped model (see: autotune models) or a YAML file.")]
+ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="A tuned config, as written by tune.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else, on standard output.")]
+OutputOption = Annotated[Path | None, typer.Option("-o", "--output", metavar="FILE", help="Also write the result as JSON to FILE.")]
+MaxRowsOption = Annotated[int | None, typer.Option("--max-rows", metavar="N", help="At most N rows in every table.")]
+MinibatchOption = Annotated[int | None, typer.Option("--minibatch", metavar="N", help="Samples per iteration, instead of the model's.")]
+ThreadsOption = Annotated[int | None, typer.Option("--threads", metavar="N", help="Threads; default one for each allowed core.")]
+SocketsOption = Annotated[int, typer.Option("--sockets", metavar="N", help="Sockets to use.")]
+SeedOption = Annotated[int | None, typer.Option("--seed", min=0, metavar="N", help="Of weights and data, instead of the model's.")]
+DataOption = Annotated[
+    str | None,
+    typer.Option("--data", metavar="DATA", help="uniform, zipf, zipf:1.05, histogram:FILE or a Criteo file, instead of the model's."),
+]
+TunedOption = Annotated[Path | None, typer.Option("--config", metavar="FILE", help="Use exactly what this tuned config says.")]
+ForceOption = Annotated[bool, typer.Option("--force", help="Use a config of other hardware all the same.")]
+BudgetOption = Annotated[str, typer.Option("--budget", metavar="TIME", help="Time to spend: 120s, 2m, 1h30m.")]
+
+
+def parse_data(text: str, base: DataSpec) -> DataSpec:
+    """The data that ``--data`` asks for; how the pooling varies stays as in `base`.
+
+    Raises:
+        InputError: no such distribution, a bad exponent, or no such file.
+    """
+    kind, _, rest = text.partition(":")
+    keep = {"pooling_kind": base.pooling_kind}
+    if text == "uniform":
+        return DataSpec.model_validate({"distribution": "uniform", **keep})
+    if kind == "zipf":
+        return DataSpec.model_validate({"distribution": "zipf", "alpha": _alpha(rest) if ":" in text else DEFAULT_ALPHA, **keep})
+    if kind in ("histogram", "criteo") and ":" in text:
+        return DataSpec.model_validate({"distribution": kind, "path": _existing(rest, text), **keep})
+    if Path(text).is_file():
+        return DataSpec.model_validate({"distribution": "criteo", "path": text, **keep})
+    raise InputError(f"data must be uniform, zipf, zipf:ALPHA, histogram:FILE or an existing Criteo file, got {text!r} (--data); correct it")
+
+
+def _alpha(text: str) -> float:
+    try:
+        alpha = float(text)
+    except ValueError:
+        alpha = 0.0
+    if not 0.0 < alpha < float("inf"):
+        raise InputError(f"a Zipf exponent must be a positive number, got {text!r} (--data); write for example zipf:{DEFAULT_ALPHA}")
+    return alpha
+
+
+def _existing(file: str, text: str) -> str:
+    if not Path(file).is_file():
+        raise InputError(f"file not found: {file!r} (--data {text}); check the path")
+    return file
+
+
+def check_sockets(sockets: int) -> None:
+    """Raises: InputError: not a number of sockets that can be used."""
+    if sockets < 1:
+        raise InputError(f"sockets must be 1 or more, got {sockets} (--sockets); write --sockets 1")
+    if sockets > 1:
+        raise InputError(f"this version runs on one socket, got {sockets} (--sockets); write --sockets 1")

@@ -1,0 +1,38 @@
+"""Where a command's result goes: a table or JSON on standard output, JSON in a file."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from rich.console import Console, RenderableType
+
+from autotune.config.files import check_writable, write_text_atomic
+from autotune.report.json import to_json
+
+T = TypeVar("T")
+
+
+def check_outputs(*files: Path | None) -> None:
+    """Before a long job. Raises: InputError: one of them cannot be written."""
+    for file in files:
+        if file is not None:
+            check_writable(file)
+
+
+def show(result: T, render: Callable[[T, int], RenderableType], as_json: bool, output: Path | None = None) -> None:
+    """Print a result, and write it as JSON to `output` where one is given: the file first, so that a closed pipe loses nothing."""
+    if output is not None:
+        write_text_atomic(output, to_json(result))
+    if as_json:
+        sys.stdout.write(to_json(result))
+    else:
+        console = Console(markup=False, highlight=False, emoji=False)
+        console.print(render(result, console.width))
+
+
+def say(message: str) -> None:
+    """A line for people, on standard error."""
+    print(message, file=sys.stderr, flush=True)

@@ -1,0 +1,60 @@
+"""`autotune profile`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from autotune.cli.options import (
+    DataOption,
+    ForceOption,
+    JsonOption,
+    MaxRowsOption,
+    MinibatchOption,
+    ModelArgument,
+    OutputOption,
+    SeedOption,
+    ThreadsOption,
+    TunedOption,
+)
+from autotune.cli.output import check_outputs, show
+from autotune.cli.progress import reporting
+from autotune.cli.session import open_session
+from autotune.report import text
+
+Rounds = Annotated[int, typer.Option("--rounds", min=1, metavar="N", help="Iterations measured.")]
+
+
+def command(
+    model: ModelArgument,
+    config: TunedOption = None,
+    force: ForceOption = False,
+    data: DataOption = None,
+    max_rows: MaxRowsOption = None,
+    minibatch: MinibatchOption = None,
+    threads: ThreadsOption = None,
+    seed: SeedOption = None,
+    rounds: Rounds = 20,
+    as_json: JsonOption = False,
+    output: OutputOption = None,
+) -> None:
+    """Tell for every operator pass its time, its work, and what bounds it.
+
+    Example: autotune profile mlperf-1m --threads 2
+    """
+    check_outputs(output)
+    session = open_session(
+        model, max_rows=max_rows, minibatch=minibatch, threads=threads, data=data, config_file=config, force=force
+    )
+    from autotune.perf.measure import measure
+    from autotune.probe.cache import load_or_probe
+
+    with reporting() as progress:
+        ceilings = load_or_probe(progress=progress)
+        progress.phase("building the model", None)
+        dlrm, source = session.build(seed)
+        table = measure(dlrm, source, ceilings, rounds=rounds, progress=progress)
+        for note in session.notes:
+            progress.note(note)
+    show(table, text.operator_table, as_json, output)

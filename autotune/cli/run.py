@@ -1,0 +1,78 @@
+"""`autotune run`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from autotune.cli.options import (
+    DataOption,
+    ForceOption,
+    JsonOption,
+    MaxRowsOption,
+    MinibatchOption,
+    ModelArgument,
+    OutputOption,
+    SeedOption,
+    SocketsOption,
+    ThreadsOption,
+    TunedOption,
+    check_sockets,
+)
+from autotune.cli.output import check_outputs, show
+from autotune.cli.progress import reporting
+from autotune.cli.session import open_session
+from autotune.report import text
+
+Steps = Annotated[int, typer.Option("--steps", min=1, metavar="N", help="Training iterations.")]
+CheckpointIn = Annotated[Path | None, typer.Option("--checkpoint-in", metavar="FILE", help="Start from these weights (the public DLRM's names).")]
+CheckpointOut = Annotated[Path | None, typer.Option("--checkpoint-out", metavar="FILE", help="Write the trained weights to FILE.")]
+
+
+def command(
+    model: ModelArgument,
+    steps: Steps = 50,
+    config: TunedOption = None,
+    force: ForceOption = False,
+    data: DataOption = None,
+    max_rows: MaxRowsOption = None,
+    minibatch: MinibatchOption = None,
+    threads: ThreadsOption = None,
+    sockets: SocketsOption = 1,
+    seed: SeedOption = None,
+    checkpoint_in: CheckpointIn = None,
+    checkpoint_out: CheckpointOut = None,
+    as_json: JsonOption = False,
+    output: OutputOption = None,
+) -> None:
+    """Train a model: time per iteration, samples per second, loss, and AUC where labels are real.
+
+    Example: autotune run small --steps 100 --config small.tuned.yaml
+    """
+    check_sockets(sockets)
+    check_outputs(checkpoint_out, output)
+    session = open_session(
+        model, max_rows=max_rows, minibatch=minibatch, threads=threads, data=data, config_file=config, force=force
+    )
+    from autotune.dlrm.checkpoint import check_state, load_checkpoint, save_checkpoint
+    from autotune.dlrm.train import train
+    from autotune.report.record import run_result
+
+    state = None
+    if checkpoint_in is not None:
+        state = load_checkpoint(checkpoint_in)
+        check_state(session.model, state, str(checkpoint_in))
+    with reporting() as progress:
+        progress.phase("building the model", None)
+        dlrm, source = session.build(seed)
+        if state is not None:
+            dlrm.load_state_dict(state)
+        progress.phase("training", steps)
+        training = train(dlrm, source, steps, lambda _, loss: progress.advance(1, f"loss {loss:.4f}"))
+        for note in session.notes:
+            progress.note(note)
+    if checkpoint_out is not None:
+        save_checkpoint(checkpoint_out, dlrm.state_dict(), {"learning_rate": dlrm.model.learning_rate, "iter": steps})
+    show(run_result(training, session.notes), text.run_result, as_json, output)

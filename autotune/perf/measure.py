@@ -1,0 +1,118 @@
+"""Times every operator pass inside the running iteration and holds it against the machine's ceilings."""
+
+from __future__ import annotations
+
+import time
+from itertools import count
+
+from autotune.bench.noise import NoiseMonitor
+from autotune.bench.progress import NO_PROGRESS, Progress
+from autotune.bench.samples import Samples
+from autotune.config.profile import Profile
+from autotune.dlrm.data import BatchSource
+from autotune.dlrm.model import DLRM
+from autotune.dlrm.train import WARMUP_STEPS
+from autotune.errors import InputError
+from autotune.ops.base import Operator
+from autotune.perf.roofline import verdict
+from autotune.perf.table import OTHER, OperatorRow, OperatorTable
+
+_MAX_REPEATS = 8
+_MIN_ROUNDS = 3
+
+
+def measure(
+    dlrm: DLRM,
+    source: BatchSource,
+    profile: Profile,
+    *,
+    rounds: int = 20,
+    budget_s: float | None = None,
+    progress: Progress = NO_PROGRESS,
+) -> OperatorTable:
+    """Train for some iterations and tell where their time went.
+
+    Each round is one iteration on a batch of its own; making the batch is outside the times. A round that other programs disturbed is
+    repeated, at most 8 times in all.
+
+    Args:
+        dlrm: trained in place.
+        source: of the batches.
+        profile: gives the ceilings of this machine.
+        rounds: iterations that count, at most.
+        budget_s: wall seconds; ends the rounds earlier, but not before three.
+
+    Raises:
+        InputError: rounds below 1, or a batch with an index outside its table.
+    """
+    if rounds < 1:
+        raise InputError(f"rounds must be at least 1, got {rounds}; ask for one or more")
+    monitor = NoiseMonitor(cpus=profile.fingerprint.topology.allowed_cpus)
+    begin = time.monotonic()
+    iterations: list[float] = []
+    passes: dict[str, list[float]] = {}
+    disturbed: list[str] = []
+    progress.phase("measuring operators", rounds)
+    numbers = count()
+    while len(iterations) < rounds:
+        if budget_s is not None and len(iterations) >= _MIN_ROUNDS and time.monotonic() - begin > budget_s:
+            break
+        number = next(numbers)
+        batch = source.batch(number)
+        dlrm.recorder.take()
+        monitor.start()
+        started = time.perf_counter()
+        try:
+            dlrm.step(batch)
+        except IndexError as error:
+            raise InputError(f"{error} ({source.description}: batch {number})") from error
+        taken = time.perf_counter() - started
+        noise = monitor.stop()
+        if number < WARMUP_STEPS:
+            continue
+        if noise.disturbed and len(disturbed) < _MAX_REPEATS:
+            disturbed.append(noise.reason)
+            continue
+        iterations.append(taken)
+        times = dlrm.recorder.take()
+        for key, value in (times | {OTHER: taken - sum(times.values())}).items():
+            passes.setdefault(key, []).append(value)
+        progress.advance(1)
+    notes = (f"{len(disturbed)} disturbed rounds were repeated: {disturbed[0]}",) if disturbed else ()
+    iteration = Samples(tuple(iterations)).to_interval()
+    operators = {operator.key: operator for operator in dlrm.operators(source)}
+    rows = [
+        _row(operators.get(key), key, Samples(tuple(max(0.0, value) for value in values)), iteration.median, profile, dlrm.config.threads)
+        for key, values in sorted(passes.items(), key=lambda item: item[0] == OTHER)
+    ]
+    return OperatorTable(
+        model=dlrm.model.name,
+        data=source.description,
+        minibatch=dlrm.model.minibatch,
+        threads=dlrm.config.threads,
+        iteration_s=iteration,
+        rows=tuple(rows),
+        notes=notes,
+    )
+
+
+def _row(operator: Operator | None, key: str, samples: Samples, iteration_s: float, profile: Profile, threads: int) -> OperatorRow:
+    time_s = samples.to_interval()
+    if operator is None:
+        detail = "outside every operator: Python between the passes"
+        return OperatorRow(key, time_s, time_s.median / iteration_s, 0, 0, None, None, None, {}, "none", detail)
+    work = operator.work()
+    found = verdict(work, time_s.median, profile.ceilings, threads)
+    return OperatorRow(
+        key=key,
+        time_s=time_s,
+        share=time_s.median / iteration_s,
+        flops=work.flops,
+        bytes=work.bytes,
+        flops_per_s=work.flops / time_s.median,
+        bandwidth_bytes_per_s=(work.row_traffic_bytes or work.bytes) / time_s.median,
+        intensity=work.intensity,
+        fractions=found.fractions,
+        binder=found.binder,
+        detail=found.detail,
+    )

@@ -1,0 +1,69 @@
+"""The per-operator table of one training iteration: where the time goes, and what bounds it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import pandas as pd
+
+from autotune.config.tuned import Interval
+
+OTHER = "other"
+
+
+@dataclass(frozen=True)
+class OperatorRow:
+    """One operator pass within the iteration."""
+
+    key: str
+    """Operator pass; the last row, `other`, is what no operator accounts for."""
+    time_s: Interval
+    """Per iteration."""
+    share: float
+    """Of the iteration's time, 0..1."""
+    flops: int
+    """Floating-point operations per iteration."""
+    bytes: int
+    """Compulsory bytes read and written per iteration."""
+    flops_per_s: float | None
+    """Reached; None where there is nothing to count."""
+    bandwidth_bytes_per_s: float | None
+    """Compulsory bytes per second; for gather and scatter the row bytes that pass, re-used rows counted each time."""
+    intensity: float | None
+    """Flops per compulsory byte."""
+    fractions: dict[str, float]
+    """Share of each ceiling reached: the time the ceiling allows over the time taken."""
+    binder: str
+    """memory, compute, network, or none."""
+    detail: str
+    """The evidence in words."""
+
+
+@dataclass(frozen=True)
+class OperatorTable:
+    """Every operator pass of one iteration, in the order they run. The rows' times add up to the iteration."""
+
+    model: str
+    data: str
+    minibatch: int
+    threads: int
+    iteration_s: Interval
+    rows: tuple[OperatorRow, ...]
+    notes: tuple[str, ...]
+    """What disturbed the measurement, if anything did."""
+
+    @property
+    def accounted(self) -> float:
+        """Sum of the rows' median times over the iteration's median: near 1, not at 1, since medians do not add up."""
+        return sum(row.time_s.median for row in self.rows) / self.iteration_s.median
+
+    def frame(self) -> pd.DataFrame:
+        """One line per row; intervals as ``time_s``, ``time_low_s`` and ``time_high_s``, fractions as ``fraction_<ceiling>``."""
+        lines = []
+        for row in self.rows:
+            line = asdict(row)
+            interval, fractions = line.pop("time_s"), line.pop("fractions")
+            line |= {"time_s": interval.median, "time_low_s": interval.low, "time_high_s": interval.high}
+            line |= {f"fraction_{name}": value for name, value in fractions.items()}
+            lines.append(line)
+        return pd.DataFrame(lines)

@@ -1,0 +1,78 @@
+"""The profile of this machine, kept under the user's cache folder so that it is measured once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from autotune.bench.progress import NO_PROGRESS, Progress
+from autotune.config.files import load_profile, write_yaml
+from autotune.config.profile import PROFILE_SCHEMA, Fingerprint, Profile
+from autotune.errors import InputError
+from autotune.ops.native import kernels
+from autotune.probe.probe import probe
+from autotune.probe.topology import cache_folder, detect, fingerprint, fingerprint_differences, hardware_id, software_differences
+
+# Of the software, only these change what the loops of the probe reach.
+_SOFTWARE = ("autotune", "huge_pages")
+
+
+def load_or_probe(*, refresh: bool = False, progress: Progress = NO_PROGRESS, measure: Callable[..., Profile] = probe) -> Profile:
+    """The cached profile for this hardware and kernel target, or a new one, which is then cached.
+
+    A file that cannot be used (corrupt, of another schema, of other hardware or another release) is replaced; a folder that cannot be
+    written is gone without. Both are said through `progress`, and neither is an error.
+
+    Args:
+        refresh: Measure even when there is a file.
+        progress: Of the probe, and for the notes.
+        measure: What measures: called with ``progress``.
+
+    Raises:
+        MachineError: too little memory to measure.
+    """
+    here = fingerprint(detect(), kernels.target())
+    path = _path(here, progress)
+    if path is not None and not refresh:
+        profile = _load(path, here, progress)
+        if profile is not None:
+            return profile
+    profile = measure(progress=progress)
+    if path is not None:
+        _store(path, profile, progress)
+    return profile
+
+
+def _path(here: Fingerprint, progress: Progress) -> Path | None:
+    try:
+        return cache_folder() / "profiles" / f"{hardware_id(here)}.yaml"
+    except InputError as error:
+        progress.note(f"the profile is not kept: {error}")
+        return None
+
+
+def _load(path: Path, here: Fingerprint, progress: Progress) -> Profile | None:
+    """The profile in the file, None when it must be measured."""
+    try:
+        if not path.exists():
+            return None
+        profile = load_profile(path)
+    except (InputError, OSError) as error:
+        progress.note(f"the cached profile cannot be used, probing anew: {error}")
+        return None
+    differences = fingerprint_differences(profile.fingerprint, here)
+    differences += [text for text in software_differences(profile.fingerprint, here) if text.split(":")[0] in _SOFTWARE]
+    if profile.schema_version != PROFILE_SCHEMA:
+        differences.append(f"schema: {profile.schema_version}, now {PROFILE_SCHEMA}")
+    if differences:
+        progress.note(f"the cached profile {path} does not fit, probing anew: {'; '.join(differences)}")
+        return None
+    return profile
+
+
+def _store(path: Path, profile: Profile, progress: Progress) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_yaml(path, profile)
+    except (InputError, OSError) as error:
+        progress.note(f"the profile is not kept ({error}); set AUTOTUNE_CACHE to a folder you can write to, or every command probes again")

@@ -1,0 +1,37 @@
+"""From this machine to a profile: what it is and what it reaches."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from autotune.bench.progress import NO_PROGRESS, Progress
+from autotune.config.profile import Profile
+from autotune.ops.native import kernels
+from autotune.probe.ceilings import measure_ceilings
+from autotune.probe.topology import detect, fingerprint
+
+SOURCE = "measured by autotune probe"
+
+
+def probe(*, name: str | None = None, progress: Progress = NO_PROGRESS, quick: bool = False) -> Profile:
+    """Measure this machine with the kernel target in use; below a minute.
+
+    Args:
+        name: Of the profile; default the CPU and its cores.
+        progress: Told of every round.
+        quick: The structure of a profile in a few seconds; its numbers are no measurement.
+
+    Raises:
+        MachineError: too little memory is available.
+    """
+    topology = detect()
+    begun = datetime.now(UTC)
+    ceilings, notes = measure_ceilings(topology, progress=progress, quick=quick)
+    return Profile(
+        name=name or f"{topology.cpu_model}, {topology.physical_cores} cores",
+        source=SOURCE,
+        created=begun.isoformat(timespec="seconds"),
+        fingerprint=fingerprint(topology, kernels.target()),
+        ceilings=ceilings,
+        notes=notes,
+    )

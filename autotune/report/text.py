@@ -1,0 +1,296 @@
+"""Results as tables for a terminal. Every function takes a finished result and a width; nothing is computed here but its layout."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from autotune.config.knobs import RunConfig
+from autotune.config.profile import Ceilings, ComputePoint, Profile, RowPoint, StreamPoint
+from autotune.config.tuned import Gain, Interval, TunedConfig
+from autotune.report.layout import Column, table
+from autotune.report.numbers import giga, ms, ms_range, number, percent, speedup, speedup_range, time_interval
+from autotune.units import format_bytes, format_rate, format_time
+
+if TYPE_CHECKING:
+    from autotune.explain.diagnosis import Choice, Explanation
+    from autotune.perf.table import OperatorTable
+    from autotune.report.record import RunResult
+    from autotune.tune.verify import Verification
+
+_SHORT = (("backward_weights", "bwd_weights"), ("backward_data", "bwd_data"))
+_ROOMY = 100
+"""From this width on operator passes are spelled out."""
+
+
+def operator_table(result: OperatorTable, width: int = 80) -> RenderableType:
+    """`profile`: one row an operator pass, and what is left of the iteration."""
+    rows = result.rows
+    columns = [
+        Column("operator", _keys([row.key for row in rows], width), justify="left"),
+        Column("ms", [ms(row.time_s.median) for row in rows]),
+        Column("95 %", [ms_range(row.time_s) for row in rows], need=6),
+        Column("share", [percent(row.share) for row in rows], need=8),
+        Column("GF/s", [giga(row.flops_per_s) for row in rows], need=7),
+        Column("GB/s", [giga(row.bandwidth_bytes_per_s) for row in rows], need=7),
+        Column("F/B", [number(row.intensity) for row in rows], need=5),
+        Column("GF", [giga(row.flops) for row in rows], need=1),
+        Column("GB", [giga(row.bytes) for row in rows], need=1),
+        *_fractions([row.fractions for row in rows]),
+        Column("bound by", [_bound(row.binder, row.fractions) for row in rows], justify="left"),
+    ]
+    head = f"{result.model}: {time_interval(result.iteration_s)} per iteration, minibatch {result.minibatch}, {_threads(result.threads)}"
+    return _page(head, table(columns, width), _legend(), *_notes(result.notes))
+
+
+def run_result(result: RunResult, width: int = 80) -> RenderableType:
+    """`run`: speed, loss, and what was used."""
+    facts = [
+        ("iteration", time_interval(result.iteration_s)),
+        ("samples/s", f"{result.samples_per_s:,.0f}"),
+        ("loss", f"{result.losses[0]:.6f} first, {result.losses[-1]:.6f} last"),
+        ("AUC", "" if result.auc is None else f"{result.auc:.4f}"),
+        ("data", result.data),
+        ("used", run_config(result.config)),
+    ]
+    head = f"{result.model}: {result.steps} steps of {result.minibatch} samples"
+    return _page(head, _facts(facts, width), *_notes(result.notes))
+
+
+def run_config(config: RunConfig) -> str:
+    """One line: ``2 threads, huge pages, knobs for 14 operator passes``."""
+    pages = "huge pages" if config.huge_pages else "small pages"
+    return f"{_threads(config.threads)}, {pages}, knobs for {len(config.operators)} operator passes"
+
+
+def profile(result: Profile, width: int = 80) -> RenderableType:
+    """`probe`: the machine and its ceilings."""
+    machine = result.fingerprint.topology
+    caches = [("L1D", machine.l1d_bytes), ("L2", machine.l2_bytes), ("L3", machine.l3_bytes)]
+    limit_bytes = machine.memory_limit_bytes
+    facts = [
+        ("cpu", machine.cpu_model),
+        ("cores", f"{machine.physical_cores} ({machine.logical_cpus} logical CPUs) on {machine.sockets} sockets"),
+        ("quota", "" if machine.cpu_quota is None else f"{machine.cpu_quota:g} CPUs (cgroup)"),
+        ("caches", ", ".join(f"{name} {format_bytes(size)}" for name, size in caches if size)),
+        ("memory", format_bytes(machine.memory_bytes) + (f", cgroup limit {format_bytes(limit_bytes)}" if limit_bytes else "")),
+        ("pages", f"transparent huge pages: {machine.huge_pages}"),
+        ("kernels", f"{result.fingerprint.target} ({' '.join(machine.isa)})"),
+        ("source", f"{result.source}, {result.created}"),
+    ]
+    return _page(result.name, _facts(facts, width), *_ceilings(result.ceilings, width), *_notes(result.notes))
+
+
+def tuned_config(result: TunedConfig, width: int = 80, file: str | None = None) -> RenderableType:
+    """`tune`: per operator what binds it, what each choice gained, and the whole."""
+    spent = result.provenance
+    facts = [
+        *_confirmation(result.default_iteration_s, result.tuned_iteration_s, result.speedup, result.significant),
+        ("used", run_config(result.config)),
+        ("spent", f"{format_time(spent.spent_s)} of {format_time(spent.budget_s)}, {spent.trials} trials of the whole iteration"),
+        ("config", file or ""),
+    ]
+    gains = [gain_table(result.gains, width)] if result.gains else []
+    return _page(_head(result.model, result.sockets), verdict_table(result, width), *gains, _facts(facts, width), *_notes(spent.notes))
+
+
+def verdict_table(result: TunedConfig, width: int = 80) -> RenderableType:
+    """Time and binder of every operator pass of a tuned config."""
+    rows = result.verdicts
+    columns = [
+        Column("operator", _keys([row.operator for row in rows], width), justify="left"),
+        Column("ms", [ms(row.time_s.median) for row in rows]),
+        Column("95 %", [ms_range(row.time_s) for row in rows], need=6),
+        *_fractions([row.fractions for row in rows]),
+        Column("bound by", [_bound(row.binder, row.fractions) for row in rows], justify="left"),
+    ]
+    return table(columns, width, "operators, tuned")
+
+
+def gain_table(gains: Sequence[Gain], width: int = 80) -> RenderableType:
+    """What each raced choice gained over the default."""
+    columns = [
+        Column("operator", _keys([gain.operator for gain in gains], width), justify="left"),
+        Column("default ms", [ms(gain.default_s.median) for gain in gains], need=6),
+        Column("tuned ms", [ms(gain.tuned_s.median) for gain in gains], need=6),
+        Column("gain", [speedup(gain.speedup) for gain in gains]),
+        Column("95 %", [speedup_range(gain.speedup) for gain in gains], need=8),
+        Column("raced", [str(gain.candidates) for gain in gains], need=3),
+        Column("kept", ["yes" if gain.kept else "no" for gain in gains], justify="left"),
+        Column("knobs", [_one_knob_a_line(gain.knob) if gain.kept else "" for gain in gains], need=4, justify="left"),
+    ]
+    return table(columns, width, "choices, against the default side by side")
+
+
+def explanation(result: Explanation, width: int = 80) -> RenderableType:
+    """`explain`: choices and their gain, binders with their evidence, what is left, and what to do."""
+    facts = _confirmation(result.default_iteration_s, result.tuned_iteration_s, result.speedup, result.significant)
+    changed = [choice for choice in result.choices if choice.chosen]
+    left = result.remaining
+    remaining = [
+        Column("operator", _keys([row.operator for row in left], width), justify="left"),
+        Column("ms", [ms(row.time_s) for row in left]),
+        Column("ms above its ceiling", [ms(row.above_ceiling_s) for row in left]),
+        Column("bound by", [row.binder for row in left], justify="left"),
+    ]
+    return _page(
+        f"{_head(result.model, result.sockets)}, {_threads(result.threads)}",
+        _facts(facts, width),
+        *([_choice_table(changed, width)] if changed else []),
+        Text(_standing(result.choices)),
+        *([table(remaining, width, "left to gain, at most")] if left else []),
+        Text("findings", style="bold"),
+        *_findings(result),
+    )
+
+
+def verification(result: Verification, width: int = 80) -> RenderableType:
+    """`verify`: default against tuned, measured again."""
+    facts = [
+        ("default", time_interval(result.default_s)),
+        ("tuned", time_interval(result.tuned_s)),
+        ("speedup", f"{speedup(result.speedup)} (95 %: {speedup_range(result.speedup)}, {result.speedup.samples} rounds)"),
+        ("verdict", result.reason),
+    ]
+    return _page("holds" if result.holds else "does not hold", _facts(facts, width), *_notes(result.notes))
+
+
+def _choice_table(choices: Sequence[Choice], width: int) -> RenderableType:
+    columns = [
+        Column("operator", _keys([choice.operator for choice in choices], width), justify="left"),
+        Column("saves ms", [ms(choice.saved_s) for choice in choices]),
+        Column("gain", ["" if choice.speedup is None else speedup(choice.speedup) for choice in choices]),
+        Column("95 %", ["" if choice.speedup is None else speedup_range(choice.speedup) for choice in choices], need=6),
+        Column("raced", [str(choice.candidates) for choice in choices], need=3),
+        Column("default -> chosen", [_one_knob_a_line(choice.chosen) for choice in choices], justify="left"),
+    ]
+    return table(columns, width, "chosen instead of the default")
+
+
+def _standing(choices: Sequence[Choice]) -> str:
+    tied = [choice.operator for choice in choices if choice.raced and not choice.chosen]
+    untested = [choice.operator for choice in choices if not choice.raced]
+    lines = [
+        f"default kept, nothing raced gained significantly: {', '.join(tied)}" if tied else "",
+        f"default kept, nothing raced: {', '.join(untested)}" if untested else "",
+    ]
+    return "\n".join(line for line in lines if line) or "every operator pass has a choice of its own"
+
+
+def _findings(result: Explanation) -> Iterable[RenderableType]:
+    for finding in result.findings:
+        saving = f" (at most {format_time(finding.saving_s)})" if finding.saving_s else ""
+        yield Text(f"{finding.operator}: {finding.kind.replace('_', ' ')}{saving}\n  {finding.evidence}\n  -> {finding.remedy}")
+
+
+def _confirmation(default: Interval, tuned: Interval, gain: Interval, significant: bool) -> list[tuple[str, str]]:
+    verdict = "significant" if significant else "no significant gain: the default stands"
+    return [
+        ("default", time_interval(default)),
+        ("tuned", time_interval(tuned)),
+        ("speedup", f"{speedup(gain)} (95 %: {speedup_range(gain)}, {gain.samples} rounds), {verdict}"),
+    ]
+
+
+def _ceilings(ceilings: Ceilings, width: int) -> Iterable[RenderableType]:
+    threads = sorted({point.threads for name in type(ceilings).model_fields for point in getattr(ceilings, name)})
+    rows: list[tuple[str, list[str]]] = []
+    for title, points in (("FMA", ceilings.fma), ("GEMM", ceilings.gemm)):
+        rows += _by_threads(threads, {(title, point.threads): _flops(point) for point in points})
+    rows += _by_threads(threads, {(f"stream {point.kind}", point.threads): _bandwidth(point) for point in ceilings.stream})
+    for title, row_points in (("gather", ceilings.gather), ("scatter", ceilings.scatter)):
+        rows += _by_threads(threads, {(_row_title(title, point), point.threads): _bandwidth(point) for point in row_points})
+    rows += _by_threads(threads, {("fork-join", point.threads): format_time(point.time_s) for point in ceilings.fork_join})
+    columns = [Column("ceiling", [title for title, _ in rows], justify="left")]
+    columns += [Column(_threads(count), [cells[i] for _, cells in rows]) for i, count in enumerate(threads)]
+    # With many thread counts the middle ones go first: the ends tell the most.
+    last = len(columns) - 1
+    columns[1:] = [Column(c.title, c.cells, need=9 if i in (1, last) else 1, justify=c.justify) for i, c in enumerate(columns[1:], 1)]
+    yield table(columns, width)
+
+
+def _by_threads(threads: Sequence[int], cells: dict[tuple[str, int], str]) -> list[tuple[str, list[str]]]:
+    return [(title, [cells.get((title, count), "") for count in threads]) for title in dict.fromkeys(title for title, _ in cells)]
+
+
+def _flops(point: ComputePoint) -> str:
+    return format_rate(point.flops_per_s, "flops")
+
+
+def _bandwidth(point: StreamPoint | RowPoint) -> str:
+    return format_rate(point.bandwidth_bytes_per_s, "bytes")
+
+
+def _row_title(title: str, point: RowPoint) -> str:
+    return f"{title} {format_bytes(point.row_bytes)} rows of {format_bytes(point.working_set_bytes)}"
+
+
+def _threads(count: int) -> str:
+    return f"{count} thread{'s' if count > 1 else ''}"
+
+
+def _head(model: str, sockets: int) -> str:
+    return f"{model}, {sockets} socket{'s' if sockets > 1 else ''}"
+
+
+def _keys(keys: Sequence[str], width: int) -> list[str]:
+    if width >= _ROOMY:
+        return list(keys)
+    for long, short in _SHORT:
+        keys = [key.replace(long, short) for key in keys]
+    return list(keys)
+
+
+def _fractions(fractions: Sequence[dict[str, float]]) -> list[Column]:
+    """A column for each ceiling that any row is held against; the first to go, since `bound by` repeats the highest."""
+    names = dict.fromkeys(name for row in fractions for name in row)
+    return [Column(f"% {name}", [percent(row.get(name)) for row in fractions], need=2) for name in names]
+
+
+def _bound(binder: str, fractions: dict[str, float]) -> str:
+    """``memory 91%``: the binder and the highest fraction reached."""
+    return f"{binder} {percent(max(fractions.values()))}" if fractions else binder
+
+
+def _legend() -> Text:
+    return Text(
+        "F/B: flops per byte of compulsory traffic. Bound by: the nearest ceiling and the fraction of it reached; none: below 60 % of all.",
+        style="dim",
+    )
+
+
+def _one_knob_a_line(knob: str) -> str:
+    return "\n".join(part.replace(" -> ", "->") for part in knob.split(", "))
+
+
+def _facts(pairs: Iterable[tuple[str, str]], width: int) -> RenderableType:
+    shown = [(label, text) for label, text in pairs if text]
+    indent = max((len(label) for label, _ in shown), default=0) + 2
+    lines = []
+    for label, text in shown:
+        wrapped = _wrapped(text, max(20, width - indent))
+        lines += [f"{label:<{indent}}{wrapped[0]}", *(" " * indent + more for more in wrapped[1:])]
+    return Text("\n".join(lines))
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    lines = [""]
+    for word in text.split():
+        joined = f"{lines[-1]} {word}".lstrip()
+        lines = [*lines[:-1], joined] if len(joined) <= width or not lines[-1] else [*lines, word]
+    return lines
+
+
+def _notes(notes: Iterable[str]) -> list[RenderableType]:
+    return [Text("\n".join(f"note: {note}" for note in notes))] if notes else []
+
+
+def _page(head: str, *parts: RenderableType) -> RenderableType:
+    """Head and parts with an empty line between them."""
+    spaced: list[RenderableType] = [Text(head, style="bold")]
+    for part in parts:
+        spaced += [Text(""), part]
+    return Group(*spaced)

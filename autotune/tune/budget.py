@@ -1,0 +1,58 @@
+"""A budget of seconds and how the phases of a tuning run share it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import Literal
+
+from autotune.errors import InputError
+
+Clock = Callable[[], float]
+Phase = Literal["races", "iteration", "confirm", "table"]
+
+# What a phase gets of what is left when it begins, over the shares of the phases still to come. Races get the most: they hold tens of
+# candidates per operator, the whole iteration a few tens of trials, and a confirmation is clear after some tens of rounds.
+SHARES: dict[Phase, float] = {"races": 0.55, "iteration": 0.20, "confirm": 0.20, "table": 0.05}
+# A budget that earlier runs used up still pays for a confirmation and a table; both together stay within the 15 % granted.
+FLOORS: dict[Phase, float] = {"races": 0.0, "iteration": 0.0, "confirm": 0.06, "table": 0.02}
+
+
+class Deadline:
+    """Counts the seconds of a budget from its making on.
+
+    Args:
+        budget_s: Seconds in all.
+        spent_s: Seconds that interrupted runs before this one spent on results that are kept.
+
+    Raises:
+        InputError: the budget is not positive and finite.
+    """
+
+    def __init__(self, budget_s: float, spent_s: float = 0.0, clock: Clock = time.monotonic) -> None:
+        if not (math.isfinite(budget_s) and budget_s > 0):
+            raise InputError(f"budget must be positive and finite, got {budget_s:g} s; give for example 120 s")
+        self.budget_s = budget_s
+        self.clock = clock
+        self._earlier_s = spent_s
+        self._begin_s = clock()
+
+    def add_earlier(self, spent_s: float) -> None:
+        """Seconds of earlier runs, once they are known."""
+        self._earlier_s += spent_s
+
+    @property
+    def spent_s(self) -> float:
+        """Earlier runs included."""
+        return self._earlier_s + self.clock() - self._begin_s
+
+    @property
+    def left_s(self) -> float:
+        return max(0.0, self.budget_s - self.spent_s)
+
+    def phase_s(self, phase: Phase) -> float:
+        """Seconds that a phase beginning now may take, what later phases need being set aside."""
+        phases = list(SHARES)
+        to_come = sum(SHARES[later] for later in phases[phases.index(phase) :])
+        return max(self.left_s * SHARES[phase] / to_come, FLOORS[phase] * self.budget_s)

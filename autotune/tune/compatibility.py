@@ -1,0 +1,52 @@
+"""Whether a tuned config may be used here: same model, same hardware, enough cores."""
+
+from __future__ import annotations
+
+from autotune.config.model import Model
+from autotune.config.profile import Fingerprint
+from autotune.config.tuned import TunedConfig
+from autotune.errors import FingerprintError, MachineError
+from autotune.probe.topology import fingerprint_differences, software_differences
+
+_HASH_DIGITS = 12
+
+
+def check(config: TunedConfig, model: Model, fingerprint: Fingerprint, *, force: bool = False) -> list[str]:
+    """Hold a config against the model and the machine at hand.
+
+    Args:
+        fingerprint: This machine's.
+        force: Use a config of other hardware all the same; it does not help against another model or missing cores.
+
+    Returns:
+        Notes: differences of the software, and of the hardware where `force` let them pass.
+
+    Raises:
+        FingerprintError: it belongs to another model; or to other hardware, without `force`. Names every difference.
+        MachineError: it wants more threads than this process has cores.
+    """
+    here_hash = model.hash()
+    if config.model_hash != here_hash:
+        raise FingerprintError(
+            f"a tuned config belongs to one model: config {config.model} ({config.model_hash[:_HASH_DIGITS]}), "
+            f"here {model.name} ({here_hash[:_HASH_DIGITS]}); tune {model.name} or give the model it was tuned for"
+        )
+    notes = []
+    differences = fingerprint_differences(config.fingerprint, fingerprint)
+    if differences:
+        if not force:
+            raise FingerprintError(
+                f"a tuned config belongs to the hardware it was tuned on, and this differs: {'; '.join(differences)}; "
+                "tune again here, or use it all the same with --force"
+            )
+        notes.append(f"used on other hardware: {'; '.join(differences)}")
+    cores = fingerprint.topology.physical_cores
+    if config.config.threads > cores:
+        raise MachineError(
+            f"threads must not exceed the {cores} physical cores that this process may use, "
+            f"got {config.config.threads} (tuned config for {config.model}); tune again here or widen the cpuset"
+        )
+    different = software_differences(config.fingerprint, fingerprint)
+    if different:
+        notes.append(f"tuned with other software: {'; '.join(different)}")
+    return notes

@@ -1,0 +1,179 @@
+"""The study on disk: one Optuna journal file beside the output, that a kill at any moment leaves usable.
+
+Optuna's journal takes an unfinished last line for not written when it reads, but appends behind it, which would spoil the file; so what
+is broken at the end is cut off before the file is opened. Its lock is a file that a killed process leaves behind; here the journal itself
+is locked by the kernel for as long as the process lives.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Any, cast
+
+import optuna
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock, JournalStorage
+from optuna.trial import TrialState
+
+from autotune.errors import InputError
+
+_ENCODING = "utf-8"
+
+
+def journal_path(output: str | Path) -> Path:
+    """``FILE.journal``, beside the output."""
+    path = Path(os.path.realpath(output))
+    return path.with_name(path.name + ".journal")
+
+
+class _HeldLock(JournalFileOpenLock):
+    """Optuna's lock around each write; the whole journal is locked already."""
+
+    def __init__(self) -> None:
+        pass
+
+    def acquire(self) -> bool:
+        return True
+
+    def release(self) -> None:
+        pass
+
+
+class Journal:
+    """One study in a journal file, created or gone on with. Use as a context: leaving it unlocks the file.
+
+    Args:
+        path: The file; made when it is not there.
+        name: Name of the study: it carries all that makes earlier results valid.
+        seed: Of the sampler.
+
+    Raises:
+        InputError: it cannot be opened, another process has it, or it is no journal.
+    """
+
+    def __init__(self, path: Path, name: str, seed: int = 0) -> None:
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self.path = path
+        self.notes: list[str] = []
+        self._descriptor = _open_locked(path)
+        try:
+            cut_bytes = _cut_broken_tail(self._descriptor, path)
+            if cut_bytes:
+                self.notes.append(f"the journal {path.name} ended in {cut_bytes} broken bytes, which were cut off")
+            self._storage = JournalStorage(JournalFileBackend(str(path), lock_obj=_HeldLock()))
+            names = [study.study_name for study in self._storage.get_all_studies()]
+            self.resumed = name in names
+            if names and not self.resumed:
+                self.notes.append(f"the journal {path.name} holds another study ({', '.join(names)}), which is left as it is")
+            self.study = optuna.create_study(
+                storage=self._storage, study_name=name, sampler=_sampler(seed), direction="minimize", load_if_exists=True
+            )
+            self._fail_abandoned_trials()
+            if self.resumed:
+                count = len(self.finished_trials())
+                self.study.sampler = _sampler(seed + count)
+        except InputError:
+            self.close()
+            raise
+        except Exception as error:
+            self.close()
+            raise InputError(f"not a journal that can be gone on with: {path} ({error}); remove it to start anew") from error
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def get(self, key: str) -> Any:
+        """A stored value, None when there is none."""
+        return self.study.user_attrs.get(key)
+
+    def put(self, key: str, value: Any) -> None:
+        """Store a JSON value; it is on disk when this returns."""
+        self.study.set_user_attr(key, value)
+
+    def finished_trials(self) -> list[optuna.trial.FrozenTrial]:
+        """Measured trials, in their order."""
+        return self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+
+    def discard(self) -> None:
+        """The study is done: remove it, and the file when nothing else is in it."""
+        others = [study for study in self._storage.get_all_studies() if study.study_name != self.study.study_name]
+        if others:
+            optuna.delete_study(study_name=self.study.study_name, storage=self._storage)
+        else:
+            self.path.unlink(missing_ok=True)
+        self.close()
+
+    def _fail_abandoned_trials(self) -> None:
+        """Trials that were running when the process ended never finish."""
+        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            self.study.tell(trial.number, state=TrialState.FAIL)
+
+
+def _sampler(seed: int) -> optuna.samplers.BaseSampler:
+    # Planned trials come first; five measured ones are few, but a step is the only cost and the space is small.
+    return cast(optuna.samplers.BaseSampler, optuna.samplers.TPESampler(seed=seed, n_startup_trials=5))
+
+
+def _open_locked(path: Path) -> int:
+    while True:
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            raise InputError(f"cannot open the journal {path}: {error.strerror}; choose another output") from None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise InputError(f"a journal serves one tuning run at a time, and another holds {path}; wait for it or choose another output") from None
+        except OSError:
+            pass  # a file system without locks: as safe as Optuna's own journal would be after a kill
+        try:
+            same = os.path.samestat(os.stat(path), os.fstat(descriptor))
+        except FileNotFoundError:
+            same = False
+        if same:
+            return descriptor
+        os.close(descriptor)  # the run that held it has just finished and removed it
+
+
+def _cut_broken_tail(descriptor: int, path: Path) -> int:
+    """Truncate behind the last line up to which every line is whole; returns the bytes cut.
+
+    Raises:
+        InputError: the very first line is whole, and is no journal entry.
+    """
+    with open(os.dup(descriptor), "rb") as file:
+        data = file.read()
+    good = 0
+    for line in data.splitlines(keepends=True):
+        if not (line.endswith(b"\n") and _is_entry(line)):
+            break
+        good += len(line)
+    if good == 0 and b"\n" in data:
+        raise InputError(f"not a journal: {path}; remove it or choose another output")
+    if good < len(data):
+        os.ftruncate(descriptor, good)
+        os.fsync(descriptor)
+    return len(data) - good
+
+
+def _is_entry(line: bytes) -> bool:
+    try:
+        entry = json.loads(line.decode(_ENCODING))
+    except ValueError:
+        return False
+    return isinstance(entry, dict) and "op_code" in entry

@@ -1,0 +1,163 @@
+"""The whole training iteration under two run configurations, step by step in turn on the same batches."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from autotune.bench.noise import NoiseMonitor
+from autotune.bench.samples import ENOUGH_SAMPLES, Samples, ratio
+from autotune.bench.timer import MAX_REPEATS
+from autotune.config.knobs import RunConfig
+from autotune.config.tuned import Interval
+from autotune.dlrm.data import Batch, BatchSource
+from autotune.ops.base import Operator
+from autotune.tune.budget import Clock
+
+# Steps run after one switch of the configuration, at most: more would let the machine drift between the two.
+_MAX_STEPS_PER_TURN = 8
+# A switch that takes this share of a step is paid for by several steps (huge pages: it copies the tables).
+_CHEAP_SWITCH = 0.5
+# A trial this much slower than the default after three rounds is given up.
+_GIVE_UP = 0.95
+
+
+class Trainable(Protocol):
+    """What tuning needs of a DLRM."""
+
+    @property
+    def config(self) -> RunConfig: ...
+
+    def configure(self, config: RunConfig) -> None: ...
+
+    def step(self, batch: Batch) -> float: ...
+
+    def operators(self, source: BatchSource) -> list[Operator]: ...
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Times of two configurations; entry i of each is a step on the same batch."""
+
+    base_s: tuple[float, ...]
+    other_s: tuple[float, ...]
+    disturbed: int
+    """Rounds in which something else ran, repeated or kept."""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def speedup(self) -> Interval:
+        """base / other: above 1, `other` is faster."""
+        return ratio(self.base_s, self.other_s)
+
+    @property
+    def base(self) -> Interval:
+        return Samples(self.base_s).to_interval()
+
+    @property
+    def other(self) -> Interval:
+        return Samples(self.other_s).to_interval()
+
+
+@dataclass
+class Bench:
+    """A model and its data to time whole steps on; no batch is ever used for two rounds."""
+
+    dlrm: Trainable
+    source: BatchSource
+    monitor: NoiseMonitor | None = None
+    clock: Clock = time.monotonic
+    seed: int = 0
+    batches: Iterator[int] = field(default_factory=itertools.count)
+
+    def compare(
+        self,
+        base: RunConfig,
+        other: RunConfig,
+        *,
+        budget_s: float,
+        max_rounds: int | None = None,
+        until: Callable[[Paired], bool] | None = None,
+        on_round: Callable[[float], object] | None = None,
+    ) -> Paired:
+        """Interleave steps of two configurations; the switch between them is outside the timed part.
+
+        Args:
+            budget_s: Seconds, batches and switches included; a round that would pass it is not begun. The first always runs.
+            max_rounds: Rounds at most.
+            until: Asked after each round; True ends the comparison.
+            on_round: Called after each round with the seconds it took.
+        """
+        begin_s = self.clock()
+        order = [False, True]
+        shuffle = random.Random(self.seed).shuffle
+        times: tuple[list[float], list[float]] = ([], [])
+        steps = self._steps_per_turn(base, other)
+        rounds = repeated = kept = 0
+        reason = ""
+        round_s = 0.0
+        while True:
+            round_begin_s = self.clock()
+            batches = [self.source.batch(next(self.batches)) for _ in range(steps)]
+            shuffle(order)
+            if self.monitor is not None:
+                self.monitor.start()
+            timed = {which: self._turn(other if which else base, batches) for which in order}
+            noise = self.monitor.stop() if self.monitor is not None else None
+            round_s = max(self.clock() - round_begin_s, 0.9 * round_s)
+            room = self.clock() - begin_s + round_s <= budget_s
+            if on_round is not None:
+                on_round(self.clock() - round_begin_s)
+            if noise is not None and noise.disturbed:
+                reason = noise.reason
+                if room and repeated < MAX_REPEATS:
+                    repeated += 1
+                    continue
+                kept += 1
+            for which in (False, True):
+                times[which].extend(timed[which])
+            rounds += 1
+            ended = max_rounds is not None and rounds >= max_rounds
+            if ended or not room or (until is not None and until(Paired(tuple(times[0]), tuple(times[1]), repeated + kept))):
+                break
+        disturbed = repeated + kept
+        notes = (f"{disturbed} rounds disturbed ({reason}): {repeated} measured again, {kept} kept",) if disturbed else ()
+        return Paired(tuple(times[0]), tuple(times[1]), disturbed, notes)
+
+    def _steps_per_turn(self, base: RunConfig, other: RunConfig) -> int:
+        """One, unless switching is slow; also warms both configurations up."""
+        batch = self.source.batch(next(self.batches))
+        switch_s = step_s = 0.0
+        for config in (base, other, base):
+            begin_s = self.clock()
+            self.dlrm.configure(config)
+            middle_s = self.clock()
+            self.dlrm.step(batch)
+            switch_s, step_s = max(switch_s, middle_s - begin_s), self.clock() - middle_s
+        if switch_s <= _CHEAP_SWITCH * step_s:
+            return 1
+        return min(_MAX_STEPS_PER_TURN, math.ceil(switch_s / max(step_s, 1e-9)))
+
+    def _turn(self, config: RunConfig, batches: list[Batch]) -> list[float]:
+        self.dlrm.configure(config)
+        if len(batches) > 1:
+            self.dlrm.step(batches[-1])
+        times_s = []
+        for batch in batches:
+            begin_s = self.clock()
+            self.dlrm.step(batch)
+            times_s.append(self.clock() - begin_s)
+        return times_s
+
+
+def clearly_slower(paired: Paired) -> bool:
+    """Whether a trial can be given up: every further round would be wasted."""
+    if len(paired.base_s) < 3:
+        return False
+    speedup = paired.speedup
+    return speedup.high < _GIVE_UP or (speedup.samples >= ENOUGH_SAMPLES and speedup.high < 1.0)

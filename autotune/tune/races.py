@@ -1,0 +1,283 @@
+"""Races per operator: candidates checked against the reference, then timed in interleaved rounds, the clearly slower ones dropped.
+
+Passes of one shape are raced once. An operator may offer hundreds of candidates, more than any budget can time; so a race goes in two
+heats. The first takes those that differ from the default in one knob, then in two and so on, as many as the budget holds; the second
+those nearest to the first heat's best. The default runs in both.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from autotune.bench.noise import NoiseMonitor
+from autotune.bench.samples import ENOUGH_SAMPLES, Samples, ratio, significant
+from autotune.bench.timer import Race, drop_clearly_worse, race
+from autotune.config.base import Frozen
+from autotune.config.knobs import Knobs, RunConfig
+from autotune.config.profile import Topology
+from autotune.config.tuned import Interval
+from autotune.errors import VerificationError
+from autotune.ops.base import Case, Operator
+from autotune.tune.budget import Clock
+from autotune.tune.space import MAX_FINALISTS, changes, is_valid
+
+# A sample shorter than this would measure the clock and the call as much as the operator; short operators are called several times.
+_SAMPLE_S = 5e-4
+# Samples of a finalist: a 95 % interval needs 6, and past some tens it narrows slower than the machine drifts.
+_FINAL_ROUNDS = 10
+_MAX_ROUNDS = 40
+# Among tens of candidates some beat the default by chance: less than one percent is none.
+_MARGIN = 0.01
+# An untimed warm-up, and two rounds before anything can be dropped.
+_RUNS_PER_CANDIDATE = 3
+_CANDIDATE_SLOWER = 1.5
+"""How much slower than the default a candidate is expected to be, on the average."""
+_HEATS = (0.65, 1.0)
+"""Share of what is left that each heat may take."""
+
+
+class Finalist(Frozen):
+    """A candidate that beat the default in its race."""
+
+    knobs: Knobs
+    time_s: Interval
+    speedup: Interval
+    """default / candidate per round."""
+
+
+class RaceResult(Frozen):
+    """How the race of one group of equal passes ended."""
+
+    keys: tuple[str, ...]
+    threads: int
+    default: Knobs
+    default_s: Interval
+    finalists: tuple[Finalist, ...]
+    """Best first; empty when nothing beat the default clearly."""
+    candidates: int
+    """Candidates timed, the default among them."""
+    offered: int
+    """Candidates that the operator offers."""
+    rejected: tuple[str, ...]
+    """Candidates that did not match the reference."""
+    notes: tuple[str, ...]
+    spent_s: float
+
+    @property
+    def choices(self) -> tuple[Knobs, ...]:
+        """What the whole iteration may choose from: best first, the default last."""
+        return (*(finalist.knobs for finalist in self.finalists[: MAX_FINALISTS - 1]), self.default)
+
+
+@dataclass(frozen=True)
+class OperatorGroup:
+    """Operators of one shape."""
+
+    operators: tuple[Operator, ...]
+    weight_s: float
+    """Seconds of an iteration that could be gained at most: time x distance to the nearest ceiling."""
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return tuple(operator.key for operator in self.operators)
+
+
+def group_operators(operators: Sequence[Operator], default: RunConfig, gain_s: dict[str, float]) -> list[OperatorGroup]:
+    """Equal passes together, those with the largest expected gain first; passes with nothing to choose are left out.
+
+    Args:
+        gain_s: Seconds that could be gained, by pass.
+    """
+    groups: dict[str, list[Operator]] = {}
+    for operator in operators:
+        if operator.key in default.operators:
+            shape = getattr(operator, "shape", None)
+            groups.setdefault(operator.key if shape is None else f"{type(operator).__name__} {shape}", []).append(operator)
+    found = [OperatorGroup(tuple(group), sum(gain_s.get(operator.key, 0.0) for operator in group)) for group in groups.values()]
+    return sorted(found, key=lambda group: -group.weight_s)
+
+
+@dataclass
+class Racer:
+    """Runs races on one machine at one thread count."""
+
+    topology: Topology
+    default: RunConfig
+    monitor: NoiseMonitor | None = None
+    clock: Clock = time.monotonic
+    seed: int = 0
+    on_time: Callable[[float, str], object] = lambda seconds, detail: None
+
+    def run(self, group: OperatorGroup, budget_s: float) -> RaceResult:
+        """Race the candidates of one group.
+
+        Args:
+            budget_s: Seconds, making the inputs and checking included. One round of the default always runs.
+
+        Raises:
+            VerificationError: the default itself does not match the reference.
+        """
+        return _OneRace(self, group, budget_s).run()
+
+
+@dataclass
+class _OneRace:
+    racer: Racer
+    group: OperatorGroup
+    budget_s: float
+    rejected: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    timed: set[Knobs] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        operator = self.group.operators[0]
+        self.threads = self.racer.default.threads
+        self.default = self.racer.default.operators[operator.key]
+        self.begin_s = self.racer.clock()
+        offered = [knobs for knobs in operator.candidates(self.racer.topology, self.threads) if is_valid(knobs, self.threads)]
+        self.offered = list(dict.fromkeys([self.default, *offered]))
+        random.Random(self.racer.seed).shuffle(self.offered)
+
+    @property
+    def left_s(self) -> float:
+        return self.budget_s - (self.racer.clock() - self.begin_s)
+
+    def run(self) -> RaceResult:
+        operator, clock = self.group.operators[0], self.racer.clock
+        case = operator.case(self.racer.seed)
+        check_s = self._check_default(case)
+        once_s = self._time_default(case)
+        calls = max(1, min(64, math.ceil(_SAMPLE_S / max(once_s, 1e-7))))
+        best: Knobs = self.default
+        last: Race | None = None
+        by_name: dict[str, Knobs] = {}
+        for share in _HEATS:
+            heat_end_s = clock() + share * self.left_s
+            entrants = self._admit(case, best, check_s, once_s * calls, heat_end_s)
+            if last is not None and not entrants:
+                break
+            heat = [self.default, *([best] if best != self.default else []), *entrants]
+            names = {changes(self.default, knobs) or "default": knobs for knobs in heat}
+            last = self._heat(case, names, calls, max(heat_end_s - clock(), 1e-3))
+            by_name = names
+            best = names[last.best]
+            if len(self.timed) >= len(self.offered):
+                break
+        assert last is not None
+        return self._result(last, by_name, calls)
+
+    def _check_default(self, case: Case) -> float:
+        begin_s = self.racer.clock()
+        check = case.check(self.default, self.threads)
+        if not check.passed:
+            raise VerificationError(
+                f"a default must match the reference, got an error of {check.worst:.3g} where {check.tolerance:.3g} is allowed "
+                f"({self.group.keys[0]}, {check.where}); please report this with the output of autotune probe"
+            )
+        self.timed.add(self.default)
+        return self.racer.clock() - begin_s
+
+    def _time_default(self, case: Case) -> float:
+        case.run(self.default, self.threads)
+        begin_s = self.racer.clock()
+        case.run(self.default, self.threads)
+        return self.racer.clock() - begin_s
+
+    def _admit(self, case: Case, near: Knobs, check_s: float, sample_s: float, end_s: float) -> list[Knobs]:
+        """Candidates that pass their check, nearest to `near` first, as many as there is time to race until `end_s`."""
+        admitted: list[Knobs] = []
+        waiting = sorted((knobs for knobs in self.offered if knobs not in self.timed), key=lambda knobs: _distance(near, knobs))
+        finals_s = _FINAL_ROUNDS * MAX_FINALISTS * sample_s
+        each_s = _RUNS_PER_CANDIDATE * _CANDIDATE_SLOWER * sample_s
+        for knobs in waiting:
+            begin_s = self.racer.clock()
+            if begin_s + check_s + finals_s + (len(admitted) + 1) * each_s > end_s:
+                break
+            check = case.check(knobs, self.threads)
+            check_s = 0.5 * check_s + 0.5 * (self.racer.clock() - begin_s)
+            self.timed.add(knobs)
+            if check.passed:
+                admitted.append(knobs)
+            else:
+                named = changes(self.default, knobs)
+                self.rejected.append(f"{named}: error {check.worst:.3g}, allowed {check.tolerance:.3g}")
+            self.racer.on_time(self.racer.clock() - begin_s, f"{self.group.keys[0]} checking")
+        return admitted
+
+    def _heat(self, case: Case, names: dict[str, Knobs], calls: int, budget_s: float) -> Race:
+        def caller(knobs: Knobs) -> Callable[[], None]:
+            def call() -> None:
+                for _ in range(calls):
+                    case.run(knobs, self.threads)
+
+            return call
+
+        heat = race(
+            {name: caller(knobs) for name, knobs in names.items()},
+            default="default",
+            rounds=_MAX_ROUNDS,
+            budget_s=budget_s,
+            min_rounds=3,
+            monitor=self.racer.monitor,
+            on_round=self._reporter(len(names)),
+            eliminate=_drop_now_and_then,
+            seed=self.racer.seed,
+            clock=self.racer.clock,
+        )
+        self.notes += heat.measurement.notes
+        return heat
+
+    def _reporter(self, candidates: int) -> Callable[[object], None]:
+        last_s = self.racer.clock()
+
+        def report(_: object) -> None:
+            nonlocal last_s
+            now_s = self.racer.clock()
+            self.racer.on_time(now_s - last_s, f"{self.group.keys[0]}: {candidates} candidates")
+            last_s = now_s
+
+        return report
+
+    def _result(self, last: Race, names: dict[str, Knobs], calls: int) -> RaceResult:
+        samples = {name: _per_call(found, calls) for name, found in last.measurement.samples.items() if found}
+        gone = {one.name for one in last.eliminated}
+        finalists = []
+        for name, found in samples.items():
+            if name == "default" or name in gone or len(found.times_s) < ENOUGH_SAMPLES:
+                continue
+            speedup = ratio(samples["default"], found)
+            if significant(speedup, _MARGIN):
+                finalists.append(Finalist(knobs=names[name], time_s=found.to_interval(), speedup=speedup))
+        finalists.sort(key=lambda finalist: -finalist.speedup.median)
+        return RaceResult(
+            keys=self.group.keys,
+            threads=self.threads,
+            default=self.default,
+            default_s=samples["default"].to_interval(),
+            finalists=tuple(finalists[:MAX_FINALISTS]),
+            candidates=len(self.timed) - len(self.rejected),
+            offered=len(self.offered),
+            rejected=tuple(self.rejected),
+            notes=tuple(self.notes),
+            spent_s=self.racer.clock() - self.begin_s,
+        )
+
+
+def _per_call(samples: Samples, calls: int) -> Samples:
+    return Samples(tuple(time_s / calls for time_s in samples.times_s))
+
+
+def _distance(a: Knobs, b: Knobs) -> int:
+    """Knobs in which two candidates differ; another implementation counts one, since its blockings mean nothing."""
+    differing = [name for name in type(a).model_fields if getattr(a, name) != getattr(b, name, None)]
+    return 1 if "implementation" in differing else len(differing)
+
+
+def _drop_now_and_then(times_s: dict[str, Sequence[float]], best: str) -> list[str]:
+    """`drop_clearly_worse` after rounds 2, 3, 4, 6, 8, 12, ...: an interval takes a millisecond, as long as a small operator."""
+    rounds = len(times_s[best])
+    return drop_clearly_worse(times_s, best) if rounds in (2, 3, 4, 6, 8, 12, 18, 27) else []

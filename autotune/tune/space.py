@@ -1,0 +1,138 @@
+"""The search space of the whole iteration, and its mapping to run configurations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from autotune.config.knobs import Knobs, LayerKnobs, RunConfig
+from autotune.config.profile import Topology
+
+# The race's default against its best: with these many the default included, an operator adds one dimension of three values.
+MAX_FINALISTS = 3
+
+Params = dict[str, Any]
+
+
+class Suggests(Protocol):
+    """What of an Optuna trial is used."""
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any: ...
+
+
+def thread_choices(topology: Topology, default: int) -> tuple[int, ...]:
+    """All physical cores, one less, and the powers of two below; what the cgroup's quota allows; the default. Largest first.
+
+    One less leaves a core to the system and to the thread that feeds data; fewer pay where memory bandwidth is reached early.
+    """
+    cores = topology.physical_cores
+    choices = {cores, max(1, cores - 1), default} | {1 << i for i in range(cores.bit_length()) if 1 << i <= cores}
+    if topology.cpu_quota is not None and topology.cpu_quota < cores:
+        choices.add(max(1, int(topology.cpu_quota)))
+    return tuple(sorted(choices, reverse=True))
+
+
+def huge_page_choices(topology: Topology, default: bool) -> tuple[bool, ...]:
+    """Both where the kernel hands out huge pages on request; else the default alone."""
+    return (default, not default) if topology.huge_pages == "madvise" else (default,)
+
+
+def is_valid(knobs: Knobs, threads: int) -> bool:
+    """Whether a team of `threads` can run these knobs: thread_columns must divide it."""
+    return not isinstance(knobs, LayerKnobs) or threads % knobs.thread_columns == 0
+
+
+def changes(default: Knobs | RunConfig, chosen: Knobs | RunConfig) -> str:
+    """The fields that differ, in words: ``bk 32 -> 16, bn 64 -> 32``; empty when none does.
+
+    An implementation that takes no blockings is named alone.
+    """
+    if isinstance(chosen, LayerKnobs) and isinstance(default, LayerKnobs) and chosen.implementation != default.implementation == "blocked":
+        return f"implementation {default.implementation} -> {chosen.implementation}"
+    pairs = [(name, getattr(default, name, None), getattr(chosen, name)) for name in type(chosen).model_fields if name != "operators"]
+    return ", ".join(f"{name} {_word(a)} -> {_word(b)}" for name, a, b in pairs if a != b)
+
+
+def _word(value: object) -> str:
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Passes of one shape, which share one choice."""
+
+    keys: tuple[str, ...]
+    finalists: tuple[Knobs, ...]
+    """Best first; the default is among them."""
+
+    @property
+    def name(self) -> str:
+        return self.keys[0]
+
+
+@dataclass(frozen=True)
+class Space:
+    """Threads, huge pages, and the finalists of every group."""
+
+    default: RunConfig
+    threads: tuple[int, ...]
+    huge_pages: tuple[bool, ...]
+    groups: tuple[Group, ...]
+    default_for: Callable[[int], RunConfig]
+    """The default configuration for a number of threads: what an operator falls back to when no finalist is valid."""
+    _defaults: dict[int, RunConfig] = field(default_factory=dict, repr=False, compare=False)
+
+    def suggest(self, trial: Suggests) -> RunConfig:
+        """Draw a configuration. Invalid combinations cannot be drawn: the choices of a group depend on the threads."""
+        threads = trial.suggest_categorical("threads", list(self.threads)) if len(self.threads) > 1 else self.default.threads
+        pages = trial.suggest_categorical("huge_pages", list(self.huge_pages)) if len(self.huge_pages) > 1 else self.huge_pages[0]
+        chosen = {}
+        for group in self.groups:
+            labels = self._labels(group, threads)
+            if len(labels) > 1:
+                chosen[group.name] = labels[trial.suggest_categorical(self._parameter(group, threads), list(labels))]
+        return self.config(threads, pages, chosen)
+
+    def config(self, threads: int, huge_pages: bool, chosen: Mapping[str, Knobs] | None = None) -> RunConfig:
+        """The configuration with `chosen` knobs by group; a group that is not named takes its best valid finalist."""
+        operators = dict(self._default(threads).operators)
+        for group in self.groups:
+            valid = [knobs for knobs in group.finalists if is_valid(knobs, threads)]
+            knobs = (chosen or {}).get(group.name) or (valid[0] if valid else None)
+            if knobs is not None:
+                operators |= dict.fromkeys(group.keys, knobs)
+        return RunConfig(threads=threads, huge_pages=huge_pages, operators=operators)
+
+    def params(self, threads: int, huge_pages: bool) -> Params:
+        """Parameters under which `suggest` gives the best finalists at these threads and pages."""
+        fixed: Params = {"threads": threads} if len(self.threads) > 1 else {}
+        if len(self.huge_pages) > 1:
+            fixed["huge_pages"] = huge_pages
+        for group in self.groups:
+            labels = list(self._labels(group, threads))
+            if len(labels) > 1:
+                fixed[self._parameter(group, threads)] = labels[0]
+        return fixed
+
+    def planned(self) -> list[Params]:
+        """Trials worth running before any sampling: all race winners at the default threads, then at every other, then other pages."""
+        pages = self.default.huge_pages
+        points = [(self.default.threads, pages)]
+        points += [(threads, pages) for threads in self.threads if threads != self.default.threads]
+        points += [(self.default.threads, other) for other in self.huge_pages if other != pages]
+        return [self.params(*point) for point in points]
+
+    def _default(self, threads: int) -> RunConfig:
+        if threads not in self._defaults:
+            self._defaults[threads] = self.default if threads == self.default.threads else self.default_for(threads)
+        return self._defaults[threads]
+
+    def _labels(self, group: Group, threads: int) -> dict[str, Knobs]:
+        default = self.default.operators[group.name]
+        return {changes(default, knobs) or "default": knobs for knobs in group.finalists if is_valid(knobs, threads)}
+
+    def _parameter(self, group: Group, threads: int) -> str:
+        """Optuna wants the same choices under one name: where the threads take some away, the name says so."""
+        valid = self._labels(group, threads)
+        return group.name if len(valid) == len(group.finalists) else f"{group.name} ({' | '.join(valid)})"

@@ -1,0 +1,126 @@
+"""Does a tuned config still hold? Default against tuned again, interleaved, on the full model.
+
+The rule, with s the speedup measured now and c the one the config claims:
+
+- slower: s.high < 1, or s.median < 0.98. It does not hold.
+- a gain is claimed, and s.high < 1 + (c.low - 1) / 2: not even half of the least gain claimed is within the interval. The gain is gone.
+- no gain is claimed (the default stands): it holds unless s.high < 1 and s.median < 0.95; this is noise of one configuration with itself.
+- otherwise it holds.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from autotune.bench.noise import NoiseMonitor
+from autotune.bench.progress import NO_PROGRESS, Progress
+from autotune.config.knobs import RunConfig
+from autotune.config.model import Model
+from autotune.config.tuned import Interval, TunedConfig
+from autotune.dlrm.data import BatchSource, make_source
+from autotune.tune.budget import Clock, Deadline
+from autotune.tune.compatibility import check
+from autotune.tune.confirm import Confirmation, confirm
+from autotune.tune.objective import Trainable
+
+_SLOWER = 0.98
+_SLOWER_UNCLAIMED = 0.95
+
+
+@dataclass(frozen=True)
+class Verification:
+    """A config held against the default once more."""
+
+    default_s: Interval
+    tuned_s: Interval
+    speedup: Interval
+    """default / tuned per step on the same batch."""
+    holds: bool
+    reason: str
+    """In words, with the figures."""
+    notes: tuple[str, ...] = ()
+    """Differences of the software, disturbances."""
+
+
+def holds(config: TunedConfig, speedup: Interval) -> tuple[bool, str]:
+    """The rule above: whether it holds, and why."""
+    now = f"{speedup.median:.3f}x [{speedup.low:.3f}, {speedup.high:.3f}]"
+    if not config.significant:
+        slower = speedup.high < 1.0 and speedup.median < _SLOWER_UNCLAIMED
+        return not slower, f"the config claims no gain, and it is {now}" + (": slower than the default" if slower else "")
+    claimed = f"{config.speedup.median:.3f}x [{config.speedup.low:.3f}, {config.speedup.high:.3f}]"
+    if speedup.high < 1.0 or speedup.median < _SLOWER:
+        return False, f"the tuned config is slower than the default: {now}, claimed {claimed}; tune again"
+    if speedup.high < 1.0 + (config.speedup.low - 1.0) / 2:
+        return False, f"the gain is gone: {now}, claimed {claimed}; tune again"
+    return True, f"the tuned config holds: {now}, claimed {claimed}"
+
+
+def judge(config: TunedConfig, confirmation: Confirmation, notes: tuple[str, ...] = ()) -> Verification:
+    """A measurement as the answer to the question."""
+    good, reason = holds(config, confirmation.speedup)
+    return Verification(
+        confirmation.default_s, confirmation.tuned_s, confirmation.speedup, good, reason, notes + confirmation.notes
+    )
+
+
+def verify_on(
+    config: TunedConfig,
+    dlrm: Trainable,
+    source: BatchSource,
+    default: RunConfig,
+    *,
+    budget_s: float,
+    progress: Progress = NO_PROGRESS,
+    monitor: NoiseMonitor | None = None,
+    clock: Clock = time.monotonic,
+    notes: tuple[str, ...] = (),
+) -> Verification:
+    """`verify` on a model that exists."""
+    progress.phase("verify", budget_s)
+    # Another seed than the tuning run's: the order inside the rounds is drawn anew.
+    seed = config.provenance.seed + 1
+    measured = confirm(
+        dlrm, source, default, config.config, budget_s=budget_s, progress=progress, monitor=monitor, clock=clock, seed=seed
+    )
+    return judge(config, measured, notes)
+
+
+def verify(
+    config: TunedConfig,
+    model: Model,
+    *,
+    budget_s: float = 30.0,
+    progress: Progress = NO_PROGRESS,
+    source: BatchSource | None = None,
+    force: bool = False,
+) -> Verification:
+    """Measure default against tuned again and judge by the rule of this module.
+
+    Args:
+        config: What is verified.
+        model: The model it was tuned for.
+        budget_s: Seconds, building the model included.
+        source: Batches; default the model's own data.
+        force: Go on although the config belongs to other hardware.
+
+    Raises:
+        FingerprintError: the config belongs to another model, or to other hardware and `force` is not set.
+        MachineError: the model does not fit, or the config wants more threads than there are cores.
+    """
+    from autotune import catalog
+    from autotune.dlrm.model import DLRM, default_config
+    from autotune.probe.topology import available_memory_bytes, fingerprint
+    from autotune.tune.launch import kernel_target, machine_here
+
+    deadline = Deadline(budget_s)
+    topology = machine_here()
+    notes = tuple(check(config, model, fingerprint(topology, kernel_target()), force=force))
+    catalog.check_fits(model, available_memory_bytes(topology))
+    default = default_config(model, topology)
+    dlrm = DLRM(model, default, machine=topology)
+    monitor = NoiseMonitor(topology.allowed_cpus)
+    batches = make_source(model) if source is None else source
+    left_s = max(deadline.left_s, 0.1 * budget_s)
+    return verify_on(config, dlrm, batches, default, budget_s=left_s, progress=progress, monitor=monitor, notes=notes)

@@ -1,0 +1,127 @@
+"""Ten training steps give the losses of a plain PyTorch DLRM with the same weights and batches, whatever computes them."""
+
+import pytest
+import torch
+
+from autotune.catalog import load_model_by_name
+from autotune.config.knobs import EmbeddingUpdateKnobs, InteractionKnobs, LayerKnobs, RunConfig
+from autotune.config.model import Model
+from autotune.dlrm.data import Batch, make_source
+from autotune.dlrm.model import DLRM, default_config
+
+STEPS = 10
+STRATEGIES = ["race_free_range", "race_free_modulo", "bucketed", "atomic", "unfused"]
+
+
+class PlainDLRM(torch.nn.Module):
+    """The obvious model, from public torch modules alone."""
+
+    def __init__(self, model: Model, state: dict[str, torch.Tensor]) -> None:
+        super().__init__()
+        self.emb_l = torch.nn.ModuleList(torch.nn.EmbeddingBag(t.rows, t.dim, mode="sum", sparse=True) for t in model.tables)
+        self.bot_l = self._mlp(model.bottom_mlp, last=torch.nn.ReLU())
+        self.top_l = self._mlp(model.top_sizes, last=torch.nn.Sigmoid())
+        self.load_state_dict({key: value.clone() for key, value in state.items()})
+
+    @staticmethod
+    def _mlp(sizes: tuple[int, ...], last: torch.nn.Module) -> torch.nn.Sequential:
+        layers: list[torch.nn.Module] = []
+        for i in range(len(sizes) - 1):
+            layers += [torch.nn.Linear(sizes[i], sizes[i + 1]), torch.nn.ReLU()]
+        return torch.nn.Sequential(*layers[:-1], last)
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        samples = batch.dense.shape[0]
+        dense = self.bot_l(batch.dense)
+        vectors = [dense]
+        for t, bag in enumerate(self.emb_l):
+            offsets = batch.offsets[t * samples : (t + 1) * samples + 1].long()
+            begin, end = int(offsets[0]), int(offsets[-1])
+            vectors.append(bag(batch.indices[begin:end].long(), offsets[:-1] - begin))
+        stacked = torch.stack(vectors, 1)
+        rows, columns = torch.tril_indices(len(vectors), len(vectors), -1)
+        dots = torch.bmm(stacked, stacked.transpose(1, 2))[:, rows, columns]
+        return self.top_l(torch.cat([dense, dots], 1)).squeeze(1)
+
+
+def plain_losses(model: Model, state: dict[str, torch.Tensor], batches: list[Batch]) -> list[float]:
+    plain = PlainDLRM(model, state)
+    optimizer = torch.optim.SGD(plain.parameters(), lr=model.learning_rate)
+    losses = []
+    for batch in batches:
+        optimizer.zero_grad()
+        loss = torch.nn.functional.binary_cross_entropy(plain(batch), batch.labels)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.fixture(scope="module", params=["small", "mlperf-1m"])
+def training(request: pytest.FixtureRequest) -> tuple[Model, dict[str, torch.Tensor], list[Batch], list[float]]:
+    model = load_model_by_name(request.param).scaled(max_rows=3000, minibatch=128)
+    source = make_source(model)
+    batches = [source.batch(i) for i in range(STEPS)]
+    state = {key: value.clone() for key, value in DLRM(model).state_dict().items()}
+    return model, state, batches, plain_losses(model, state, batches)
+
+
+def losses_with(training, config: RunConfig) -> list[float]:
+    model, state, batches, _ = training
+    dlrm = DLRM(model, config)
+    dlrm.load_state_dict(state)
+    return [dlrm.step(batch) for batch in batches]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("threads", [1, 3])
+def test_every_update_strategy_trains_like_plain_torch(training, strategy: str, threads: int) -> None:
+    model, _, _, wanted = training
+    config = default_config(model, threads=threads)
+    config = config.model_copy(update={"operators": config.operators | {"embedding_bag.update": EmbeddingUpdateKnobs(strategy=strategy)}})
+    assert losses_with(training, config) == pytest.approx(wanted, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("layer", "interaction"),
+    [
+        (LayerKnobs(implementation="torch"), InteractionKnobs(implementation="bmm")),
+        (LayerKnobs(bn=16, bc=64, bk=16), InteractionKnobs(samples_per_task=1)),
+        (LayerKnobs(bn=48, bc=100, bk=48, loop_order="columns_outer", thread_columns=2), InteractionKnobs()),
+    ],
+    ids=["torch", "small blocks", "columns outer"],
+)
+def test_every_gemm_and_interaction_trains_like_plain_torch(training, layer: LayerKnobs, interaction: InteractionKnobs) -> None:
+    model, _, _, wanted = training
+    base = default_config(model, threads=2)
+    swap = {key: layer if isinstance(knobs, LayerKnobs) else interaction for key, knobs in base.operators.items() if not key.startswith("emb")}
+    assert losses_with(training, base.model_copy(update={"operators": base.operators | swap})) == pytest.approx(wanted, rel=1e-5)
+
+
+def test_the_weights_after_training_are_those_of_plain_torch(training) -> None:
+    model, state, batches, _ = training
+    plain = PlainDLRM(model, state)
+    optimizer = torch.optim.SGD(plain.parameters(), lr=model.learning_rate)
+    dlrm = DLRM(model)
+    dlrm.load_state_dict(state)
+    for batch in batches[:3]:
+        dlrm.step(batch)
+        optimizer.zero_grad()
+        torch.nn.functional.binary_cross_entropy(plain(batch), batch.labels).backward()
+        optimizer.step()
+    trained = dlrm.state_dict()
+    for name, weight in plain.state_dict().items():
+        # In norm, not by element: a pre-activation that rounds across zero flips one ReLU, and with it one sample's share of a row.
+        assert float((trained[name] - weight).norm() / weight.norm()) < 1e-6, name
+
+
+def test_configure_changes_knobs_and_keeps_the_weights(training) -> None:
+    model, state, batches, wanted = training
+    dlrm = DLRM(model)
+    dlrm.load_state_dict(state)
+    losses = []
+    for i, batch in enumerate(batches):
+        config = default_config(model, threads=1 + i % 2).model_copy(update={"huge_pages": i % 3 == 0})
+        dlrm.configure(config)
+        losses.append(dlrm.step(batch))
+    assert losses == pytest.approx(wanted, rel=1e-5)
