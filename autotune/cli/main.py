@@ -54,7 +54,7 @@ for name, module in (
     ("verify", verify),
     ("export", export),
 ):
-    app.command(name)(module.command)  # type: ignore[attr-defined]
+    app.command(name)(module.command)
 
 
 def version() -> str:

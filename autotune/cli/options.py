@@ -22,6 +22,7 @@ MinibatchOption = Annotated[int | None, typer.Option("--minibatch", metavar="N",
 ThreadsOption = Annotated[int | None, typer.Option("--threads", metavar="N", help="Threads; default one for each allowed core.")]
 SocketsOption = Annotated[int, typer.Option("--sockets", metavar="N", help="Sockets to use.")]
 SeedOption = Annotated[int | None, typer.Option("--seed", min=0, metavar="N", help="Of weights and data, instead of the model's.")]
+SearchSeedOption = Annotated[int, typer.Option("--seed", min=0, metavar="N", help="Of the search: orders and sampling.")]
 DataOption = Annotated[
     str | None,
     typer.Option("--data", metavar="DATA", help="uniform, zipf, zipf:1.05, histogram:FILE or a Criteo file, instead of the model's."),
@@ -47,7 +48,8 @@ def parse_data(text: str, base: DataSpec) -> DataSpec:
         return DataSpec.model_validate({"distribution": kind, "path": _existing(rest, text), **keep})
     if Path(text).is_file():
         return DataSpec.model_validate({"distribution": "criteo", "path": text, **keep})
-    raise InputError(f"data must be uniform, zipf, zipf:ALPHA, histogram:FILE or an existing Criteo file, got {text!r} (--data); correct it")
+    rule = "data must be uniform, zipf, zipf:ALPHA, histogram:FILE or an existing Criteo file"
+    raise InputError(f"{rule}, got {text!r} (--data); correct it")
 
 
 def _alpha(text: str) -> float:

@@ -11,6 +11,7 @@ from autotune.cli.options import JsonOption
 from autotune.cli.output import check_outputs, show
 from autotune.cli.progress import reporting
 from autotune.cli.session import start_default
+from autotune.probe.topology import detect
 from autotune.report import text
 
 Refresh = Annotated[bool, typer.Option("--refresh", help="Measure again although this machine's profile is in the cache.")]
@@ -23,7 +24,7 @@ def command(refresh: Refresh = False, as_json: JsonOption = False, output: Outpu
     Example: autotune probe -o profiles/mine.yaml
     """
     check_outputs(output)
-    start_default()
+    start_default(detect())
     from autotune.config.files import write_yaml
     from autotune.probe.cache import load_or_probe
 

@@ -45,7 +45,7 @@ def command(
     """
     check_outputs(output)
     session = open_session(
-        model, max_rows=max_rows, minibatch=minibatch, threads=threads, data=data, config_file=config, force=force
+        model, max_rows=max_rows, minibatch=minibatch, threads=threads, data=data, config_file=config, force=force, all_cores=True
     )
     from autotune.perf.measure import measure
     from autotune.probe.cache import load_or_probe

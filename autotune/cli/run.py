@@ -27,7 +27,9 @@ from autotune.cli.session import open_session
 from autotune.report import text
 
 Steps = Annotated[int, typer.Option("--steps", min=1, metavar="N", help="Training iterations.")]
-CheckpointIn = Annotated[Path | None, typer.Option("--checkpoint-in", metavar="FILE", help="Start from these weights (the public DLRM's names).")]
+CheckpointIn = Annotated[
+    Path | None, typer.Option("--checkpoint-in", metavar="FILE", help="Start from these weights, under the public DLRM's names.")
+]
 CheckpointOut = Annotated[Path | None, typer.Option("--checkpoint-out", metavar="FILE", help="Write the trained weights to FILE.")]
 
 

@@ -16,9 +16,9 @@ from autotune.config.model import DataSpec, Model
 from autotune.config.profile import Topology
 from autotune.config.tuned import Launch, TunedConfig
 from autotune.errors import InputError
-from autotune.probe.topology import available_memory_bytes, fingerprint
+from autotune.probe.topology import available_memory_bytes, core_binding, detect, fingerprint
 from autotune.tune.compatibility import check
-from autotune.tune.launch import launch_of, machine_here
+from autotune.tune.launch import launch_of
 
 if TYPE_CHECKING:
     from autotune.dlrm.data import BatchSource
@@ -37,15 +37,25 @@ class Session:
     launch: Launch
     data: DataSpec
     notes: tuple[str, ...]
+    tuned: TunedConfig | None = None
+    force: bool = False
 
     def build(self, seed: int | None = None) -> tuple[DLRM, BatchSource]:
         """The model in memory and its batches."""
         from autotune.dlrm.data import make_source
         from autotune.dlrm.model import DLRM, default_config
 
+        self._check_target()
         source = make_source(self.model, self.data, seed=seed)
         config = self.config or default_config(self.model, self.topology, self.threads)
         return DLRM(self.model, config, seed, machine=self.topology), source
+
+    def _check_target(self) -> None:
+        """The kernel target is known only once torch is loaded, too late for the environment: so it is compared here."""
+        from autotune.ops.native import kernels
+
+        if self.tuned is not None:
+            check(self.tuned, self.model, fingerprint(self.topology, kernels.target()), force=self.force)
 
 
 def select_model(name: str, max_rows: int | None = None, minibatch: int | None = None) -> Model:
@@ -53,17 +63,22 @@ def select_model(name: str, max_rows: int | None = None, minibatch: int | None =
     return catalog.load_model_by_name(name).scaled(max_rows, minibatch)
 
 
-def start_default(threads: int | None = None) -> tuple[Topology, Launch]:
-    """Put the process into the environment of a run without a config; variables that the user has set stay.
+def spoken_name(given: str, model: Model) -> str:
+    """How a later command finds `model` again: as it was given, with what was scaled: ``mine.yaml[max_rows=1000]``."""
+    if given in catalog.list_models():
+        return model.name
+    base = catalog.load_model_by_name(given).name
+    return given + model.name.removeprefix(base)
 
-    Raises:
-        MachineError: more threads than cores.
+
+def start_default(topology: Topology) -> Launch:
+    """Put the process into the environment of a team on every allowed core; variables that the user has set stay.
+
+    Smaller teams run in it as well: OpenMP fills the places from the first on.
     """
-    topology = machine_here()
-    pages = topology.huge_pages != "never"
-    launch = launch_of(RunConfig(threads=topology.physical_cores if threads is None else _positive(threads), huge_pages=pages), topology)
+    launch = launch_of(RunConfig(threads=topology.physical_cores, huge_pages=topology.huge_pages != "never"), topology)
     ensure_environment(launch, keep=True)
-    return topology, launch
+    return launch
 
 
 def open_session(
@@ -75,8 +90,12 @@ def open_session(
     data: str | None = None,
     config_file: Path | None = None,
     force: bool = False,
+    all_cores: bool = False,
 ) -> Session:
     """Everything that can be refused is refused here, before anything is allocated.
+
+    Args:
+        all_cores: Start the process for every core also with a config, since something else is measured beside it.
 
     Raises:
         InputError: a name, file or value is wrong.
@@ -88,39 +107,44 @@ def open_session(
     if config_file is not None and threads is not None:
         raise InputError(f"a config decides the threads, got --threads {threads} beside --config; leave one of them out")
     tuned = None if config_file is None else load_tuned(config_file)
-    topology = machine_here()
+    topology = detect()
     catalog.check_fits(model, available_memory_bytes(topology))
     if tuned is None:
-        topology, launch = start_default(threads)
-        return Session(model, topology, None, launch.threads, launch, spec, ())
-    launch, notes = start_tuned(tuned, model, topology, force)
+        threads = topology.physical_cores if threads is None else threads
+        core_binding(topology, threads)
+        return Session(model, topology, None, threads, start_default(topology), spec, ())
+    notes = check_tuned(tuned, model, topology, force)
+    launch = start_default(topology) if all_cores else start_tuned(tuned, topology, force)
     say(f"using {config_file}: {describe(tuned.config, launch)}")
-    return Session(model, topology, tuned.config, tuned.config.threads, launch, spec, notes)
+    return Session(model, topology, tuned.config, tuned.config.threads, launch, spec, notes, tuned, force)
 
 
-def start_tuned(tuned: TunedConfig, model: Model, topology: Topology, force: bool = False) -> tuple[Launch, tuple[str, ...]]:
-    """Check that a config may be used here, and put the process into its environment; returns the launch and what differs.
+def check_tuned(tuned: TunedConfig, model: Model, topology: Topology, force: bool = False) -> tuple[str, ...]:
+    """Whether a config may be used here, as far as that is known before torch is loaded; returns what differs.
 
     Raises:
-        FingerprintError: it belongs to another model, to other hardware without `force`, or to another kernel target.
+        FingerprintError: it belongs to another model, or to other hardware without `force`.
         MachineError: not enough cores.
     """
-    # The kernel target is known only once torch is loaded, too late for the environment: it is compared after the restart.
-    check(tuned, model, fingerprint(topology, tuned.fingerprint.target), force=force)
-    allowed = set(topology.allowed_cpus)
-    launch = tuned.launch
-    if not allowed.issuperset(launch.cpus):
-        if not force:
-            outside = ", ".join(str(cpu) for cpu in launch.cpus if cpu not in allowed)
-            raise InputError(
-                f"a config's CPUs must be allowed here, got {outside} outside this process's cpuset (launch.cpus); "
-                "widen the cpuset, tune again here, or bind to other cores with --force"
-            )
+    return tuple(check(tuned, model, fingerprint(topology, tuned.fingerprint.target), force=force))
+
+
+def start_tuned(tuned: TunedConfig, topology: Topology, force: bool = False) -> Launch:
+    """Put the process into the environment of a config; with `force`, on cores of this machine.
+
+    Raises:
+        InputError: its CPUs are not this process's.
+    """
+    launch, outside = tuned.launch, [str(cpu) for cpu in tuned.launch.cpus if cpu not in topology.allowed_cpus]
+    if outside and not force:
+        raise InputError(
+            f"a config's CPUs must be allowed here, got {', '.join(outside)} outside this process's cpuset (launch.cpus); "
+            "widen the cpuset, tune again here, or bind to other cores with --force"
+        )
+    if outside:
         launch = launch_of(tuned.config, topology)
     ensure_environment(launch)
-    from autotune.tune.launch import kernel_target
-
-    return launch, tuple(check(tuned, model, fingerprint(topology, kernel_target()), force=force))
+    return launch
 
 
 def describe(config: RunConfig, launch: Launch) -> str:
@@ -129,8 +153,3 @@ def describe(config: RunConfig, launch: Launch) -> str:
     pages = "on" if config.huge_pages else "off"
     return f"{config.threads} threads on CPUs {cpus}, huge pages {pages}, knobs for {len(config.operators)} operator passes"
 
-
-def _positive(threads: int) -> int:
-    if threads < 1:
-        raise InputError(f"threads must be 1 or more, got {threads} (--threads); leave it out to use every allowed core")
-    return threads

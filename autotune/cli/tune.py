@@ -8,14 +8,22 @@ from typing import Annotated
 import typer
 
 from autotune import catalog
-from autotune.cli.options import BudgetOption, JsonOption, MaxRowsOption, MinibatchOption, ModelArgument, SeedOption, SocketsOption, check_sockets
+from autotune.cli.options import (
+    BudgetOption,
+    JsonOption,
+    MaxRowsOption,
+    MinibatchOption,
+    ModelArgument,
+    SearchSeedOption,
+    SocketsOption,
+    check_sockets,
+)
 from autotune.cli.output import check_outputs, show
 from autotune.cli.progress import reporting
-from autotune.cli.session import select_model, start_default
+from autotune.cli.session import select_model, spoken_name, start_default
 from autotune.export.targets import default_output
-from autotune.probe.topology import available_memory_bytes
+from autotune.probe.topology import available_memory_bytes, detect
 from autotune.report import text
-from autotune.tune.launch import machine_here
 from autotune.units import parse_duration
 
 Output = Annotated[Path | None, typer.Option("-o", "--output", metavar="FILE", help="The tuned config; default MODEL.tuned.yaml here.")]
@@ -28,7 +36,7 @@ def command(
     output: Output = None,
     max_rows: MaxRowsOption = None,
     minibatch: MinibatchOption = None,
-    seed: SeedOption = None,
+    seed: SearchSeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Search the fastest configuration and write it to a file. Interrupted, the same command goes on where it was.
@@ -40,14 +48,22 @@ def command(
     workload = select_model(model, max_rows, minibatch)
     file = output or default_output(workload.name)
     check_outputs(file)
-    catalog.check_fits(workload, available_memory_bytes(machine_here()))
-    start_default()
+    topology = detect()
+    catalog.check_fits(workload, available_memory_bytes(topology))
+    start_default(topology)
     from autotune.probe.cache import load_or_probe
     from autotune.tune.study import tune
 
     with reporting() as progress:
         profile = load_or_probe(progress=progress)
         result = tune(
-            workload, sockets=sockets, budget_s=budget_s, output=file, seed=0 if seed is None else seed, profile=profile, progress=progress
+            workload,
+            sockets=sockets,
+            budget_s=budget_s,
+            output=file,
+            seed=seed,
+            profile=profile,
+            progress=progress,
+            name=spoken_name(model, workload),
         )
     show(result, lambda config, width: text.tuned_config(config, width, str(file)), as_json)

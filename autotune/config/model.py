@@ -112,6 +112,8 @@ class DataSpec(Frozen):
     """Zipf exponent: the i-th hottest row is drawn in proportion to i**-alpha."""
     path: str | None = None
     """Histogram or Criteo file, relative to the working directory."""
+    hashed: bool = True
+    """Criteo only: categories are hashed into the tables; False reads them as row numbers."""
     pooling_kind: Literal["fixed", "varying"] = "fixed"
     """Whether every bag holds exactly `pooling` look-ups, or `pooling` on average."""
 
@@ -126,11 +128,13 @@ class DataSpec(Frozen):
             raise _error(("path",), f"a {kind} distribution reads a file", self.path, "set path to that file")
         if kind in ("uniform", "zipf") and self.path is not None:
             raise _error(("path",), f"a {kind} distribution reads no file", self.path, "drop path or set distribution: histogram or criteo")
+        if kind != "criteo" and not self.hashed:
+            raise _error(("hashed",), f"hashed belongs to criteo, not to {kind}", self.hashed, "drop hashed or set distribution: criteo")
         return self
 
     @model_serializer(mode="wrap")
     def _brief(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {key: value for key, value in handler(self).items() if value is not None}
+        return {key: value for key, value in handler(self).items() if value is not None and not (key == "hashed" and value)}
 
 
 def _sizes_positive(sizes: tuple[int, ...]) -> tuple[int, ...]:

@@ -53,7 +53,7 @@ def make_source(
     seed: int | None = None,
     *,
     scatter: bool = True,
-    hashed: bool = True,
+    hashed: bool | None = None,
     histogram: str | None = None,
 ) -> BatchSource:
     """The source of batches for `model`.
@@ -64,7 +64,7 @@ def make_source(
         minibatch: samples per batch.
         seed: of generated data; 0 or more.
         scatter: Zipf only: hot rows lie anywhere in a table; False leaves them side by side at its front.
-        hashed: Criteo only: categories are hashed into the tables; False reads them as row numbers.
+        hashed: Criteo only: categories are hashed into the tables; False reads them as row numbers; None takes the spec's.
         histogram: name of a block in a histogram file; None takes the first.
 
     Raises:
@@ -78,7 +78,7 @@ def make_source(
     if seed < 0:
         raise InputError(f"seed must not be negative, got {seed} (model {model.name}); set it to 0 or more")
     if spec.distribution == "criteo":
-        return CriteoSource(model, _path(spec), minibatch, hashed)
+        return CriteoSource(model, _path(spec), minibatch, spec.hashed if hashed is None else hashed)
     table_distribution, name = _synthetic(spec, seed, scatter, histogram)
     distributions = tuple(table_distribution(t, table.rows) for t, table in enumerate(model.tables))
     return SyntheticSource(model, distributions, spec.pooling_kind == "varying", minibatch, seed, name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -42,6 +43,6 @@ def export(config: TunedConfig, to: str, config_file: str | Path | None = None) 
 
 
 def default_output(model: str) -> Path:
-    """``<model>.tuned.yaml`` in the working folder; a model given by path lends its file's name."""
-    name = Path(model).name if model.endswith((".yaml", ".yml")) else model
-    return Path(f"{name.removesuffix('.yaml').removesuffix('.yml').replace('/', '_')}.tuned.yaml")
+    """``<model>.tuned.yaml`` in the working folder, named without the characters a shell would take for its own."""
+    name = re.sub(r"\.ya?ml(?=\[|$)", "", Path(model).name)
+    return Path(f"{re.sub(r'[^A-Za-z0-9._=+-]+', '-', name).strip('-')}.tuned.yaml")

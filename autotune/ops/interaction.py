@@ -13,7 +13,7 @@ import torch
 from autotune.config.knobs import InteractionKnobs
 from autotune.config.profile import Topology
 from autotune.ops.base import Case, Check, Operator, Work
-from autotune.ops.native import empty_rows, kernels, target, zeros
+from autotune.ops.native import cold_sets, empty_rows, kernels, target, zeros
 
 FORWARD = "interaction.forward"
 BACKWARD = "interaction.backward"
@@ -75,12 +75,10 @@ class Interaction(Operator):
 
 
 class _InteractionCase(Case):
-    _ROTATE_BYTES = 64 << 20
-
     def __init__(self, shape: tuple[Literal["forward", "backward"], int, int, int], seed: int, warm: bool) -> None:
         self._shape, self._seed, self._next = shape, seed, 0
         _, n, f, e = shape
-        sets = 1 if warm else max(2, min(16, -(-self._ROTATE_BYTES // (8 * n * f * e))))
+        sets = 1 if warm else cold_sets(8 * n * f * e)
         self._sets = [self._inputs(n, seed + i) for i in range(sets)]
         self._d_features = zeros(n, f, e)
 

@@ -16,7 +16,7 @@ import torch
 from autotune.config.knobs import LayerKnobs
 from autotune.config.profile import Topology
 from autotune.ops.base import Case, Check, Operator, Work
-from autotune.ops.native import empty_rows, kernels, zeros
+from autotune.ops.native import cold_sets, empty_rows, kernels, zeros
 
 Activation = Literal["none", "relu", "sigmoid"]
 Pass = Literal["forward", "backward_data", "backward_weights"]
@@ -178,16 +178,14 @@ def _padded(columns: int, width: int) -> int:
 
 
 class _LayerCase(Case):
-    """Activations rotate through memory twice the size of a large last-level cache; weights stay, as they do in training."""
-
-    _ROTATE_BYTES = 64 << 20
+    """Activations rotate through more than the caches; weights stay, as they do in training."""
 
     def __init__(self, shape: tuple[Pass, int, int, int, Activation, bool], seed: int, warm: bool) -> None:
         self._shape = shape
         which, n, c, k, _, self._masked = shape
         self._seed, self._next = seed, 0
         self._layers: dict[int, Layer] = {}
-        sets = 1 if warm else max(2, min(16, -(-self._ROTATE_BYTES // (4 * n * (c + k)))))
+        sets = 1 if warm else cold_sets(4 * n * (c + k))
         self._sets = [self._inputs(n, seed + i) for i in range(sets)]
         self._out = empty_rows(n, k if which == "forward" else c) if which != "backward_weights" else None
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch  # before the kernels: both must share the OpenMP library that torch carries
 
 from autotune import _kernels as kernels
 from autotune.errors import MachineError
 
-__all__ = ["empty_rows", "kernels", "leading_dimension", "target", "zeros"]
+__all__ = ["cold_sets", "empty_rows", "kernels", "leading_dimension", "target", "zeros"]
 
 _FLOATS_PER_LINE = 16
 
@@ -44,6 +47,25 @@ def leading_dimension(columns: int) -> int:
 def empty_rows(rows: int, columns: int, threads: int = 1) -> torch.Tensor:
     """fp32 [rows, columns] with a padded leading dimension: a view into memory of its own, zero at first."""
     return zeros(rows, leading_dimension(columns), threads=threads)[:, :columns]
+
+
+def cold_sets(set_bytes: int) -> int:
+    """How many sets of inputs to rotate through so that none is still cached when its turn comes: 2 to 64.
+
+    Four instances of the last-level cache, since a package may have several; at least 64 MiB and at most 1 GiB in all.
+    """
+    wanted_bytes = min(max(64 << 20, 4 * _last_level_cache_bytes()), 1 << 30)
+    return max(2, min(64, -(-wanted_bytes // set_bytes)))
+
+
+@functools.cache
+def _last_level_cache_bytes() -> int:
+    """From the kernel's list rather than from CPUID: a virtual machine may see the host's whole cache there."""
+    sizes = [0]
+    for size in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        number = re.fullmatch(r"(\d+)K", size.read_text().strip())
+        sizes.append(int(number[1]) << 10 if number else 0)
+    return max(sizes)
 
 
 @contextmanager

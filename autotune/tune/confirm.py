@@ -19,6 +19,8 @@ from autotune.tune.objective import Bench, Paired, Trainable
 _FIRST_LOOK = 12
 _LOOK_GROWTH = 1.5
 _CLEAR = 0.01
+# A configuration against itself has nothing to decide.
+_ALONE_ROUNDS = 15
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,8 @@ def confirm_on(
     bench: Bench, default: RunConfig, tuned: RunConfig, *, budget_s: float, progress: Progress = NO_PROGRESS
 ) -> Confirmation:
     """`confirm` on a bench whose earlier batches are not used again."""
-    paired = bench.compare(default, tuned, budget_s=budget_s, until=_Looks(), on_round=progress.advance)
+    rounds = _ALONE_ROUNDS if default == tuned else None
+    paired = bench.compare(default, tuned, budget_s=budget_s, max_rounds=rounds, until=_Looks(), on_round=progress.advance)
     if default == tuned:
         same = Interval(median=1.0, low=1.0, high=1.0, samples=len(paired.base_s))
         return Confirmation(paired.base, paired.base, same, False, paired.notes)

@@ -138,7 +138,8 @@ def _open_locked(path: Path) -> int:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(descriptor)
-            raise InputError(f"a journal serves one tuning run at a time, and another holds {path}; wait for it or choose another output") from None
+            step = "wait for it or choose another output"
+            raise InputError(f"a journal serves one tuning run at a time, and another holds {path}; {step}") from None
         except OSError:
             pass  # a file system without locks: as safe as Optuna's own journal would be after a kill
         try:

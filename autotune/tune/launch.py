@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from autotune.config.knobs import RunConfig
 from autotune.config.profile import Topology
 from autotune.config.tuned import Launch
-from autotune.probe.topology import core_binding, detect
+from autotune.probe.topology import core_binding
 
 # Activations of up to this size come from a heap that is kept from step to step instead of fresh zero pages of mmap: the largest
 # minibatch x width of the shipped models is 0.3 GB. glibc before 2.35 takes at most 32 MiB and ignores more, which then is its default.
@@ -16,20 +16,6 @@ _MALLOC_KEEPS_BYTES = 1 << 30
 # Memory at the top of the heap that goes back to the system only beyond this.
 _MALLOC_TRIM_BYTES = 4 << 30
 _TARGET_VARIABLE = "AUTOTUNE_TARGET"
-
-
-def machine_here() -> Topology:
-    """The machine as far as this process may use it."""
-    return detect()
-
-
-def kernel_target() -> str:
-    """The kernel target in use. torch goes first, so that both share its OpenMP library."""
-    import torch  # noqa: F401
-
-    from autotune import _kernels
-
-    return str(_kernels.target())
 
 
 def launch_of(config: RunConfig, topology: Topology, environ: Mapping[str, str] | None = None) -> Launch:

@@ -16,6 +16,7 @@ from autotune.bench.timer import MAX_REPEATS
 from autotune.config.knobs import RunConfig
 from autotune.config.tuned import Interval
 from autotune.dlrm.data import Batch, BatchSource
+from autotune.errors import InputError
 from autotune.ops.base import Operator
 from autotune.tune.budget import Clock
 
@@ -129,6 +130,12 @@ class Bench:
         notes = (f"{disturbed} rounds disturbed ({reason}): {repeated} measured again, {kept} kept",) if disturbed else ()
         return Paired(tuple(times[0]), tuple(times[1]), disturbed, notes)
 
+    def _step(self, batch: Batch) -> None:
+        try:
+            self.dlrm.step(batch)
+        except IndexError as error:
+            raise InputError(f"{error} ({self.source.description}); correct the data or the model's tables") from error
+
     def _steps_per_turn(self, base: RunConfig, other: RunConfig) -> int:
         """One, unless switching is slow; also warms both configurations up."""
         batch = self.source.batch(next(self.batches))
@@ -137,7 +144,7 @@ class Bench:
             begin_s = self.clock()
             self.dlrm.configure(config)
             middle_s = self.clock()
-            self.dlrm.step(batch)
+            self._step(batch)
             switch_s, step_s = max(switch_s, middle_s - begin_s), self.clock() - middle_s
         if switch_s <= _CHEAP_SWITCH * step_s:
             return 1
@@ -146,11 +153,11 @@ class Bench:
     def _turn(self, config: RunConfig, batches: list[Batch]) -> list[float]:
         self.dlrm.configure(config)
         if len(batches) > 1:
-            self.dlrm.step(batches[-1])
+            self._step(batches[-1])
         times_s = []
         for batch in batches:
             begin_s = self.clock()
-            self.dlrm.step(batch)
+            self._step(batch)
             times_s.append(self.clock() - begin_s)
         return times_s
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from autotune.bench.noise import NoiseMonitor
@@ -152,19 +152,19 @@ class _OneRace:
         check_s = self._check_default(case)
         once_s = self._time_default(case)
         calls = max(1, min(64, math.ceil(_SAMPLE_S / max(once_s, 1e-7))))
-        best: Knobs = self.default
+        leaders: list[Knobs] = [self.default]
         last: Race | None = None
         by_name: dict[str, Knobs] = {}
         for share in _HEATS:
             heat_end_s = clock() + share * self.left_s
-            entrants = self._admit(case, best, check_s, once_s * calls, heat_end_s)
+            entrants = self._admit(case, leaders[0], check_s, once_s * calls, heat_end_s)
             if last is not None and not entrants:
                 break
-            heat = [self.default, *([best] if best != self.default else []), *entrants]
+            heat = list(dict.fromkeys([self.default, *leaders, *entrants]))
             names = {changes(self.default, knobs) or "default": knobs for knobs in heat}
             last = self._heat(case, names, calls, max(heat_end_s - clock(), 1e-3))
             by_name = names
-            best = names[last.best]
+            leaders = _leaders(last, names)
             if len(self.timed) >= len(self.offered):
                 break
         assert last is not None
@@ -243,7 +243,7 @@ class _OneRace:
         return report
 
     def _result(self, last: Race, names: dict[str, Knobs], calls: int) -> RaceResult:
-        samples = {name: _per_call(found, calls) for name, found in last.measurement.samples.items() if found}
+        samples = {name: _per_call(found, calls) for name, found in last.measurement.samples.items()}
         gone = {one.name for one in last.eliminated}
         finalists = []
         for name, found in samples.items():
@@ -267,6 +267,13 @@ class _OneRace:
         )
 
 
+def _leaders(heat: Race, names: dict[str, Knobs]) -> list[Knobs]:
+    """The fastest that stayed to the end, best first."""
+    gone = {one.name for one in heat.eliminated}
+    medians = {name: samples.median_s for name, samples in heat.measurement.samples.items() if name not in gone}
+    return [names[name] for name in sorted(medians, key=lambda name: medians[name])[: MAX_FINALISTS - 1]]
+
+
 def _per_call(samples: Samples, calls: int) -> Samples:
     return Samples(tuple(time_s / calls for time_s in samples.times_s))
 
@@ -277,7 +284,7 @@ def _distance(a: Knobs, b: Knobs) -> int:
     return 1 if "implementation" in differing else len(differing)
 
 
-def _drop_now_and_then(times_s: dict[str, Sequence[float]], best: str) -> list[str]:
+def _drop_now_and_then(times_s: Mapping[str, Sequence[float]], best: str) -> list[str]:
     """`drop_clearly_worse` after rounds 2, 3, 4, 6, 8, 12, ...: an interval takes a millisecond, as long as a small operator."""
     rounds = len(times_s[best])
     return drop_clearly_worse(times_s, best) if rounds in (2, 3, 4, 6, 8, 12, 18, 27) else []

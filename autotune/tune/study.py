@@ -1,284 +1,125 @@
-"""A tuning run from the model to its tuned config: races, the whole iteration, confirmation, table; resumable after each result."""
+"""`tune`: from a model to its tuned config file, going on where an interrupted run of the same command ended."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
-import itertools
-import os
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from optuna.trial import TrialState
-from pydantic import ValidationError
-
+from autotune import catalog
 from autotune.bench.noise import NoiseMonitor
 from autotune.bench.progress import NO_PROGRESS, Progress
-from autotune.bench.samples import significant
 from autotune.config.files import check_writable, write_yaml
-from autotune.config.knobs import RunConfig
 from autotune.config.model import Model
 from autotune.config.profile import Fingerprint, Profile
-from autotune.config.tuned import Gain, TunedConfig
+from autotune.config.tuned import TunedConfig
 from autotune.dlrm.data import BatchSource, make_source
+from autotune.dlrm.model import DLRM, default_config
 from autotune.errors import FingerprintError, InputError
-from autotune.perf.table import OTHER, OperatorTable
-from autotune.probe.topology import fingerprint_differences, hardware_id
-from autotune.tune.budget import Clock, Deadline
-from autotune.tune.confirm import Confirmation, confirm_on
+from autotune.ops.native import kernels
+from autotune.perf.measure import measure
+from autotune.probe.cache import load_or_probe
+from autotune.probe.topology import available_memory_bytes, detect, fingerprint, fingerprint_differences, hardware_id
+from autotune.tune.budget import Deadline
 from autotune.tune.journal import Journal, journal_path
-from autotune.tune.objective import Bench, Paired, Trainable, clearly_slower
-from autotune.tune.races import OperatorGroup, Racer, RaceResult, group_operators
-from autotune.tune.result import Outcome, assemble
-from autotune.tune.space import Group, Space, changes, huge_page_choices, thread_choices
+from autotune.tune.launch import launch_of, not_in_force
+from autotune.tune.result import assemble
+from autotune.tune.tuner import Tuner
 
-Measure = Callable[..., OperatorTable]
-
-# 1: first version. What is stored in the journal; another number is another study.
+# What is stored in the journal; another number is another study. 1: first version.
 _JOURNAL_FORMAT = 1
-_FIRST_LOOK_ROUNDS = 5
-_TABLE_ROUNDS = 30
-_TRIAL_ROUNDS = 10
-# A pass at its ceiling may still gain something: ceilings are measured, and reached only nearly.
-_LEAST_POTENTIAL = 0.1
-# A choice of a pass below this share of the iteration cannot be seen in the iteration's time, so its race decides alone.
-_VISIBLE_SHARE = 0.02
-# Bytes per second at which tables move to other pages, read, written and faulted in; measured 1.5 to 3 GB/s.
-_MOVE_BYTES_PER_S = 2e9
-# Moves that one trial of the other page size makes, at the least.
-_MOVES_PER_TRIAL = 8
-# Draws in a row that were all seen before: the space is used up.
-_MAX_SEEN = 20
 
 
-@dataclass
-class Tuner:
-    """One tuning run on a model in memory. `tune` makes it; tests give it parts of their own."""
+def study_name(model: Model, fingerprint: Fingerprint, source: BatchSource, *, sockets: int, seed: int) -> str:
+    """All that makes earlier results valid for this run; the budget does not count."""
+    versions = " ".join(f"{name}={version}" for name, version in sorted(fingerprint.versions.items()))
+    data = hashlib.sha256(source.description.encode()).hexdigest()[:8]
+    return (
+        f"{model.name} model={model.hash()[:12]} sockets={sockets} hardware={hardware_id(fingerprint)} data={data} seed={seed} "
+        f"{versions} format={_JOURNAL_FORMAT}"
+    )
 
-    model: Model
-    fingerprint: Fingerprint
-    dlrm: Trainable
-    source: BatchSource
-    default_for: Callable[[int | None], RunConfig]
-    """The default configuration for a number of threads; None: of the machine."""
-    measure: Measure
-    """`perf.measure`, its profile given."""
-    deadline: Deadline
-    journal: Journal
-    progress: Progress = NO_PROGRESS
-    monitor: NoiseMonitor | None = None
-    seed: int = 0
-    notes: list[str] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
-        self.default = self.default_for(None)
-        self.clock: Clock = self.deadline.clock
-        # Batches of an interrupted run do not matter: what counts is that no two rounds of one comparison share one.
-        self.bench = Bench(self.dlrm, self.source, self.monitor, self.clock, self.seed, itertools.count())
-        # Spent on what is kept; what an interrupted result had taken is lost, and not counted.
-        self.deadline.add_earlier(float(self.journal.get("spent_s") or 0.0))
-        self.notes += self.journal.notes
-        if self.journal.resumed:
-            done = sum(key.startswith("race:") for key in self.journal.study.user_attrs)
-            trials = len(self.journal.finished_trials())
-            self.note(f"resumed from {self.journal.path.name}: {done} races and {trials} trials done, {self.deadline.spent_s:.1f} s spent")
+def check_sockets(sockets: int) -> None:
+    """Raises: InputError: not 1."""
+    if sockets < 1:
+        raise InputError(f"sockets must be at least 1, got {sockets}; give --sockets 1")
+    if sockets > 1:
+        raise InputError(f"sockets must be 1, got {sockets}; more sockets come with a later release")
 
-    def note(self, message: str) -> None:
-        self.notes.append(message)
-        self.progress.note(message)
 
-    def run(self) -> Outcome:
-        """All phases; what is stored already is not measured again."""
-        races, shares = self._races()
-        space = self._space(races, shares)
-        winner = self._iteration(space)
-        gains = [*_race_gains(races, self.default, winner), *self._whole_gain(space, winner)]
-        confirmation = self._confirm(winner)
-        chosen = winner if confirmation.significant else self.default
-        if not confirmation.significant:
-            gains = [gain.model_copy(update={"kept": False}) for gain in gains]
-        table = self._table(chosen)
-        trials = len(self.journal.finished_trials())
-        return Outcome(self.default, chosen, confirmation, tuple(gains), table, trials, self.deadline.spent_s, tuple(dict.fromkeys(self.notes)))
+def tune(
+    model: Model,
+    *,
+    sockets: int = 1,
+    budget_s: float = 120.0,
+    output: Path,
+    seed: int = 0,
+    profile: Profile | None = None,
+    progress: Progress = NO_PROGRESS,
+    source: BatchSource | None = None,
+    name: str | None = None,
+) -> TunedConfig:
+    """Search threads, pages and the knobs of every operator pass, and write the tuned config.
 
-    def _store(self, key: str, value: Any) -> None:
-        self.journal.put(key, value)
-        self.journal.put("spent_s", self.deadline.spent_s)
+    Every result is in ``<output>.journal`` as soon as it exists; interrupted at any moment, the same call goes on from there. The
+    journal is removed once the config is written.
 
-    # Races.
+    Args:
+        sockets: 1.
+        budget_s: Seconds for everything but the probe, kept within 15 %.
+        output: File to write.
+        seed: Of orders and sampling.
+        profile: Ceilings of this machine; None takes the cached ones, or probes.
+        source: Batches; None takes the model's own data.
+        name: Of the model in the config, where it was given as a path.
 
-    def _first_look(self) -> dict[str, dict[str, float]]:
-        """Seconds by pass, and what could be gained of them, from the default's own iterations."""
-        look = self.journal.get("first_look")
-        if look is None:
-            self.dlrm.configure(self.default)
-            table = self.measure(
-                self.dlrm, self.source, rounds=_FIRST_LOOK_ROUNDS, budget_s=0.08 * self.deadline.left_s, progress=NO_PROGRESS
-            )
-            times = {row.key: row.time_s.median for row in table.rows}
-            potentials = {row.key: max(_LEAST_POTENTIAL, 1.0 - max(row.fractions.values(), default=0.5)) for row in table.rows}
-            look = {"time_s": times, "gain_s": {key: times[key] * potentials[key] for key in times if key != OTHER}}
-            self._store("first_look", look)
-        return {name: dict(values) for name, values in look.items()}
-
-    def _races(self) -> tuple[list[RaceResult], dict[str, float]]:
-        """Race results, stored ones included, and every pass's share of the iteration."""
-        look = self._first_look()
-        total_s = sum(look["time_s"].values()) or 1.0
-        shares = {key: time_s / total_s for key, time_s in look["time_s"].items()}
-        groups = group_operators(self.dlrm.operators(self.source), self.default, look["gain_s"])
-        results = [found for group in groups if (found := self._stored_race(group)) is not None]
-        done = {key for result in results for key in result.keys}
-        waiting = [group for group in groups if not done.intersection(group.keys)]
-        if not waiting or self.journal.get("races_done"):
-            return results, shares
-        budget_s = self.deadline.phase_s("races")
-        end_s = self.clock() + budget_s
-        self.progress.phase("racing operators", budget_s)
-        self.dlrm.configure(self.default)
-        racer = Racer(self.fingerprint.topology, self.default, self.monitor, self.clock, self.seed, self.progress.advance)
-        skipped = []
-        for i, group in enumerate(waiting):
-            left_s = end_s - self.clock()
-            weights = sum(one.weight_s for one in waiting[i:])
-            share_s = left_s * (group.weight_s / weights if weights else 1.0 / (len(waiting) - i))
-            # A fresh set of inputs, a check and a warm-up cost some ten calls before the first round.
-            if share_s < 10 * max(look["time_s"].get(key, 0.0) for key in group.keys) or share_s <= 0:
-                skipped.append(group.keys[0])
-                continue
-            result = racer.run(group, share_s)
-            results.append(result)
-            self._store(f"race:{group.keys[0]}", result.model_dump(mode="json"))
-        if skipped:
-            self.note(f"the budget left no time to race {len(skipped)} of {len(groups)} shapes ({', '.join(skipped[:3])} ...): default kept")
-        self._store("races_done", True)
-        return results, shares
-
-    def _stored_race(self, group: OperatorGroup) -> RaceResult | None:
-        stored = self.journal.get(f"race:{group.keys[0]}")
-        if stored is None:
-            return None
-        try:
-            result = RaceResult.model_validate_json(_json(stored))
-        except ValidationError:
-            return None
-        return result if result.keys == group.keys and result.default == self.default.operators[group.keys[0]] else None
-
-    # The whole iteration.
-
-    def _space(self, races: list[RaceResult], shares: dict[str, float]) -> Space:
-        for result in races:
-            self.notes += [f"{result.keys[0]} rejected {rejected}" for rejected in result.rejected]
-        groups = []
-        for result in races:
-            if not result.finalists:
-                continue
-            visible = sum(shares.get(key, 0.0) for key in result.keys) >= _VISIBLE_SHARE
-            groups.append(Group(result.keys, result.choices if visible else result.choices[:1]))
-        topology = self.fingerprint.topology
-        pages = huge_page_choices(topology, self.default.huge_pages)
-        move_s = self.model.table_bytes / _MOVE_BYTES_PER_S
-        if len(pages) > 1 and _MOVES_PER_TRIAL * move_s > 0.3 * self.deadline.phase_s("iteration"):
-            if self.journal.get("huge_pages") is None:
-                self.note(f"huge pages are not searched: moving the tables takes about {move_s:.1f} s; give a larger budget")
-            pages = pages[:1]
-        stored = self.journal.get("huge_pages")
-        if stored is None:
-            self._store("huge_pages", list(pages))
-        else:
-            pages = tuple(stored)  # the choices of one study stay what they were
-        return Space(self.default, thread_choices(topology, self.default.threads), pages, tuple(groups), self.default_for)
-
-    def _iteration(self, space: Space) -> RunConfig:
-        """The fastest configuration of all trials, by its ratio to the default; the default itself when none is faster."""
-        if not self.journal.get("iteration_done"):
-            budget_s = self.deadline.phase_s("iteration")
-            self.progress.phase("tuning the whole iteration", budget_s)
-            self._trials(space, self.clock() + budget_s)
-            self._store("iteration_done", True)
-        trials = [trial for trial in self.journal.finished_trials() if trial.value is not None]
-        if not trials:
-            # No time for a trial: the races' winners go to the confirmation as they are.
-            return space.config(self.default.threads, self.default.huge_pages)
-        best = min(trials, key=lambda trial: trial.value or 0.0)
-        return RunConfig.model_validate_json(best.user_attrs["config"])
-
-    def _trials(self, space: Space, end_s: float) -> None:
-        study = self.journal.study
-        seen = {trial.user_attrs["config"] for trial in self.journal.finished_trials()}
-        seen.add(self.default.model_dump_json())
-        planned = iter(space.planned())
-        duplicates = 0
-        trial_s = 0.0
-        while self.clock() + trial_s < end_s and duplicates < _MAX_SEEN:
-            begin_s = self.clock()
-            params = next(planned, None)
-            if params is not None:
-                study.enqueue_trial(params)
-            trial = study.ask()
-            config = space.suggest(trial)
-            text = config.model_dump_json()
-            if text in seen:
-                duplicates += params is None
-                study.tell(trial, state=TrialState.FAIL)
-                continue
-            duplicates = 0
-            seen.add(text)
-            paired = self._trial(config, end_s - begin_s)
-            trial.set_user_attr("config", text)
-            trial.set_user_attr("speedup", paired.speedup.model_dump())
-            study.tell(trial, 1.0 / paired.speedup.median)
-            self.journal.put("spent_s", self.deadline.spent_s)
-            trial_s = max(self.clock() - begin_s, 0.7 * trial_s)
-
-    def _trial(self, config: RunConfig, budget_s: float) -> Paired:
-        return self.bench.compare(
-            self.default, config, budget_s=budget_s, max_rounds=_TRIAL_ROUNDS, until=clearly_slower, on_round=self.progress.advance
+    Raises:
+        InputError: sockets or budget out of range, an output that cannot be written, a journal in use.
+        FingerprintError: the profile is of other hardware.
+        MachineError: the model does not fit in memory.
+        VerificationError: a default does not match its reference.
+    """
+    check_sockets(sockets)
+    Deadline(budget_s)
+    check_writable(output)
+    topology = detect()
+    catalog.check_fits(model, available_memory_bytes(topology))
+    here = fingerprint(topology, kernels.target())
+    if profile is None:
+        profile = load_or_probe(progress=progress)
+    differences = fingerprint_differences(profile.fingerprint, here)
+    if differences:
+        raise FingerprintError(
+            f"tuning needs the profile of the machine it runs on, and {profile.name} differs: {'; '.join(differences)}; run autotune probe"
         )
-
-    def _whole_gain(self, space: Space, winner: RunConfig) -> list[Gain]:
-        """What threads and pages alone gained, with the winner's knobs on both sides."""
-        changed = changes(self.default, winner)
-        if not changed:
-            return []
-        operators = {key: knobs for key, knobs in winner.operators.items() if knobs != space.default_for(winner.threads).operators.get(key)}
-        before = space.config(self.default.threads, self.default.huge_pages, {})
-        kept = {key: knobs for key, knobs in operators.items() if _fits(knobs, self.default.threads)}
-        before = before.model_copy(update={"operators": {**self.default.operators, **kept}})
-        paired = self.bench.compare(
-            before, winner, budget_s=0.2 * self.deadline.phase_s("confirm"), max_rounds=_TRIAL_ROUNDS, on_round=self.progress.advance
+    deadline = Deadline(budget_s)
+    batches = make_source(model) if source is None else source
+    with Journal(journal_path(output), study_name(model, here, batches, sockets=sockets, seed=seed), seed) as journal:
+        progress.phase("building the model", None)
+        default_for = functools.partial(default_config, model, topology)
+        tuner = Tuner(
+            model=model,
+            fingerprint=here,
+            dlrm=DLRM(model, default_for(), machine=topology),
+            source=batches,
+            default_for=default_for,
+            measure=functools.partial(measure, profile=profile),
+            deadline=deadline,
+            journal=journal,
+            progress=progress,
+            monitor=NoiseMonitor(topology.allowed_cpus),
+            seed=seed,
         )
-        speedup = paired.speedup
-        return [
-            Gain(
-                operator="iteration",
-                knob=changed,
-                default_s=paired.base,
-                tuned_s=paired.other,
-                speedup=speedup,
-                candidates=len(space.threads) * len(space.huge_pages),
-                kept=True,
-            )
-        ]
-
-    # Confirmation and table.
-
-    def _confirm(self, winner: RunConfig) -> Confirmation:
-        budget_s = self.deadline.phase_s("confirm")
-        self.progress.phase("confirming against the default", budget_s)
-        confirmation = confirm_on(self.bench, self.default, winner, budget_s=budget_s, progress=self.progress)
-        self.notes += confirmation.notes
-        if winner != self.default and not confirmation.significant:
-            low, high = confirmation.speedup.low, confirmation.speedup.high
-            self.note(f"no significant gain: {confirmation.speedup.median:.3f}x [{low:.3f}, {high:.3f}]; the default stands")
-        return confirmation
-
-    def _table(self, chosen: RunConfig) -> OperatorTable:
-        self.dlrm.configure(chosen)
-        budget_s = self.deadline.phase_s("table")
-        table = self.measure(self.dlrm, self.source, rounds=_TABLE_ROUNDS, budget_s=budget_s, progress=self.progress)
-        self.notes += table.notes
-        return table
+        missing = not_in_force(launch_of(tuner.default, topology))
+        if missing:
+            tuner.note(f"measured in a process started without {', '.join(missing)}; the config's launch sets them")
+        outcome = tuner.run()
+        chosen_name = model.name if name is None else name
+        command = f"autotune tune {chosen_name} --sockets {sockets} --budget {budget_s:g}s --seed {seed} -o {output}"
+        config = assemble(
+            model, outcome, here, name=chosen_name, sockets=sockets, command=command, seed=seed, budget_s=budget_s
+        )
+        write_yaml(output, config)
+        journal.discard()
+    return config

@@ -13,12 +13,16 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
+from autotune import catalog
 from autotune.bench.noise import NoiseMonitor
 from autotune.bench.progress import NO_PROGRESS, Progress
 from autotune.config.knobs import RunConfig
 from autotune.config.model import Model
 from autotune.config.tuned import Interval, TunedConfig
 from autotune.dlrm.data import BatchSource, make_source
+from autotune.dlrm.model import DLRM, default_config
+from autotune.ops.native import kernels
+from autotune.probe.topology import available_memory_bytes, detect, fingerprint
 from autotune.tune.budget import Clock, Deadline
 from autotune.tune.compatibility import check
 from autotune.tune.confirm import Confirmation, confirm
@@ -109,14 +113,9 @@ def verify(
         FingerprintError: the config belongs to another model, or to other hardware and `force` is not set.
         MachineError: the model does not fit, or the config wants more threads than there are cores.
     """
-    from autotune import catalog
-    from autotune.dlrm.model import DLRM, default_config
-    from autotune.probe.topology import available_memory_bytes, fingerprint
-    from autotune.tune.launch import kernel_target, machine_here
-
     deadline = Deadline(budget_s)
-    topology = machine_here()
-    notes = tuple(check(config, model, fingerprint(topology, kernel_target()), force=force))
+    topology = detect()
+    notes = tuple(check(config, model, fingerprint(topology, kernels.target()), force=force))
     catalog.check_fits(model, available_memory_bytes(topology))
     default = default_config(model, topology)
     dlrm = DLRM(model, default, machine=topology)

@@ -1,0 +1,94 @@
+"""Tests a verdict by perturbation: the same operator pass with its data cache-resident, and with fewer threads.
+
+An operator bound by memory runs faster when its data are resident in cache, and loses less than its share of threads when half of them go
+(bandwidth saturates before the cores do). One bound by compute gains nothing from residence and slows in proportion to its threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from autotune.bench.progress import NO_PROGRESS, Progress
+from autotune.bench.samples import ratio
+from autotune.bench.timer import interleave
+from autotune.config.knobs import FixedKnobs, Knobs, LayerKnobs
+from autotune.config.tuned import Interval
+from autotune.dlrm.data import BatchSource
+from autotune.dlrm.model import DLRM
+from autotune.ops.base import Case
+from autotune.perf.table import OperatorTable
+
+WARM_GAIN = 1.25
+"""A gain from residence above which memory mattered. A compute-bound GEMM at its ceiling gains up to about 1.1 by streaming nothing."""
+
+
+@dataclass(frozen=True)
+class Perturbation:
+    """One operator pass, timed alone in three ways in interleaved rounds."""
+
+    operator: str
+    binder: str
+    """The verdict under test: memory, compute, network or none."""
+    warm_gain: Interval
+    """Cold time over cache-resident time; near 1 where the data never leave the cache or never came from memory."""
+    fewer_threads_loss: Interval | None
+    """Time with half the threads over time with all; None with one thread."""
+    agrees: bool | None
+    """Whether the perturbation shows what the verdict says; None where it makes no claim, or where the warm data exceed the caches."""
+    detail: str
+
+
+def perturb(
+    dlrm: DLRM, source: BatchSource, table: OperatorTable, *, cache_bytes: int, rounds: int = 7, progress: Progress = NO_PROGRESS
+) -> list[Perturbation]:
+    """Perturb every operator pass of `table`.
+
+    Args:
+        dlrm: gives the passes and their knobs; its weights keep their values.
+        source: of the look-ups.
+        table: holds the verdicts.
+        cache_bytes: of all caches that the threads can fill: a warm case larger than this is not resident.
+        rounds: interleaved rounds for each pass.
+    """
+    verdicts = {row.key: row.binder for row in table.rows}
+    operators = [operator for operator in dlrm.operators(source) if operator.key in verdicts]
+    threads, found = dlrm.config.threads, []
+    progress.phase("perturbing operators", len(operators))
+    for operator in operators:
+        knobs = dlrm.config.operators.get(operator.key, FixedKnobs())
+        cold, warm = operator.case(seed=1), operator.case(seed=1, warm=True)
+        half = max(1, threads // 2)
+        candidates = {"cold": _call(cold, knobs, threads), "warm": _call(warm, knobs, threads)}
+        if half < threads:
+            fewer = knobs.model_copy(update={"thread_columns": 1}) if isinstance(knobs, LayerKnobs) else knobs
+            candidates["fewer"] = _call(cold, fewer, half)
+        samples = interleave(candidates, rounds=rounds, warmup=2).samples
+        gain = ratio(samples["cold"], samples["warm"])
+        loss = ratio(samples["fewer"], samples["cold"]) if half < threads else None
+        resident = operator.work().bytes <= cache_bytes
+        found.append(_judge(operator.key, verdicts[operator.key], gain, loss, threads / half, resident))
+        progress.advance(1, operator.key)
+    return found
+
+
+def _call(case: Case, knobs: Knobs, threads: int) -> Callable[[], None]:
+    return lambda: case.run(knobs, threads)
+
+
+def _judge(key: str, binder: str, gain: Interval, loss: Interval | None, proportion: float, resident: bool) -> Perturbation:
+    """Memory is shown by a gain from residence, or by threads that cost less than half their share; compute by the opposite of both."""
+    saturates = loss is not None and loss.median < 1 + 0.5 * (proportion - 1)
+    faster_warm = resident and gain.median > WARM_GAIN
+    seen = f"resident data: {gain.median:.2f}x faster" if resident else "its data exceed the caches, so residence cannot be tested"
+    if loss is not None:
+        seen += f"; {1 / proportion:.0%} of the threads: {loss.median:.2f}x slower"
+    agrees: bool | None = None
+    if binder == "memory" and (resident or loss is not None):
+        agrees = faster_warm or saturates
+        # On a machine whose cores together cannot saturate memory, threads scale and only residence can tell.
+        if not agrees and not resident:
+            agrees = None
+    elif binder == "compute":
+        agrees = not faster_warm and not saturates
+    return Perturbation(key, binder, gain, loss, agrees, seen)

@@ -1,0 +1,93 @@
+"""What a tuning run found, and the tuned config made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from autotune.config.knobs import RunConfig
+from autotune.config.model import Model
+from autotune.config.profile import Fingerprint
+from autotune.config.tuned import Gain, Interval, Provenance, TunedConfig, Verdict
+from autotune.perf.table import OperatorTable
+from autotune.tune.confirm import Confirmation
+from autotune.tune.launch import launch_of
+from autotune.tune.races import RaceResult
+from autotune.tune.space import changes
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The end of a tuning run."""
+
+    default: RunConfig
+    chosen: RunConfig
+    """The winner where its gain is confirmed, else the default."""
+    confirmation: Confirmation
+    gains: tuple[Gain, ...]
+    table: OperatorTable
+    """Per operator, of the chosen configuration."""
+    trials: int
+    spent_s: float
+    """Of the budget, interrupted runs included as far as their results were kept."""
+    notes: tuple[str, ...]
+
+
+def race_gains(races: Sequence[RaceResult], winner: RunConfig) -> list[Gain]:
+    """An entry for every pass raced: the choice in `winner`, or the best candidate that was not taken."""
+    gains = []
+    for result in races:
+        for key in result.keys:
+            taken = [finalist for finalist in result.finalists if finalist.knobs == winner.operators[key]]
+            best = (taken or list(result.finalists))[:1]
+            one = Interval(median=1.0, low=1.0, high=1.0, samples=result.default_s.samples)
+            gains.append(
+                Gain(
+                    operator=key,
+                    knob=changes(result.default, best[0].knobs) if best else "default",
+                    default_s=result.default_s,
+                    tuned_s=best[0].time_s if best else result.default_s,
+                    speedup=best[0].speedup if best else one,
+                    candidates=result.candidates,
+                    kept=bool(taken),
+                )
+            )
+    return gains
+
+
+def assemble(
+    model: Model, outcome: Outcome, fingerprint: Fingerprint, *, name: str, sockets: int, command: str, seed: int, budget_s: float
+) -> TunedConfig:
+    """The file's contents. Where the default stands, its figures stand for both and the speedup is 1."""
+    confirmation = outcome.confirmation
+    same = Interval(median=1.0, low=1.0, high=1.0, samples=confirmation.speedup.samples)
+    kept = confirmation.significant
+    return TunedConfig(
+        model=name,
+        model_hash=model.hash(),
+        sockets=sockets,
+        minibatch=model.minibatch,
+        config=outcome.chosen,
+        launch=launch_of(outcome.chosen, fingerprint.topology),
+        default_iteration_s=confirmation.default_s,
+        tuned_iteration_s=confirmation.tuned_s if kept else confirmation.default_s,
+        speedup=confirmation.speedup if kept else same,
+        significant=kept,
+        gains=outcome.gains,
+        verdicts=tuple(
+            Verdict(operator=row.key, time_s=row.time_s, binder=row.binder, fractions=dict(row.fractions), detail=row.detail)
+            for row in outcome.table.rows
+        ),
+        fingerprint=fingerprint,
+        provenance=Provenance(
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            autotune_version=fingerprint.versions.get("autotune", "unknown"),
+            command=command,
+            seed=seed,
+            budget_s=budget_s,
+            spent_s=round(outcome.spent_s, 3),
+            trials=outcome.trials,
+            notes=outcome.notes,
+        ),
+    )
