@@ -240,7 +240,8 @@ class DLRM:
             below = buffers.bottom[i - 1] if i > 0 else batch.dense
             if i > 0:
                 with measure(f"{name}.backward_data"):
-                    layer.backward_data(buffers.d_bottom[i], below, buffers.d_bottom[i - 1], self._layer_knobs(f"{name}.backward_data"), threads)
+                    knobs = self._layer_knobs(f"{name}.backward_data")
+                    layer.backward_data(buffers.d_bottom[i], below, buffers.d_bottom[i - 1], knobs, threads)
             with measure(f"{name}.backward_weights"):
                 layer.backward_weights(buffers.d_bottom[i], below, rate, self._layer_knobs(f"{name}.backward_weights"), threads)
 
@@ -266,10 +267,12 @@ def complete(config: RunConfig | None, model: Model, machine: Topology | None = 
         return default
     for key, knobs in config.operators.items():
         if key not in default.operators:
-            raise InputError(f"an operator pass must be one of model {model.name}, got {key!r} (config: operators); remove it or tune this model anew")
+            rule = f"an operator pass must be one of model {model.name}"
+            raise InputError(f"{rule}, got {key!r} (config: operators); remove it or tune this model anew")
         if type(knobs) is not type(default.operators[key]):
             wanted = default.operators[key].kind
-            raise InputError(f"knobs of {key} must be of kind {wanted}, got {knobs.kind} (config: operators.{key}.kind); tune this model anew")
+            place = f"config: operators.{key}.kind"
+            raise InputError(f"knobs of {key} must be of kind {wanted}, got {knobs.kind} ({place}); tune this model anew")
         if isinstance(knobs, LayerKnobs) and config.threads % knobs.thread_columns:
             raise InputError(
                 f"thread_columns must divide threads ({config.threads}), got {knobs.thread_columns} (config: operators.{key}); set it to 1"

@@ -84,7 +84,7 @@ def train(dlrm: DLRM, source: BatchSource, steps: int, on_step: Callable[[int, f
     )
 
 
-def area_under_curve(scores: np.ndarray, labels: np.ndarray) -> float | None:  # type: ignore[type-arg]
+def area_under_curve(scores: np.ndarray, labels: np.ndarray) -> float | None:
     """Probability that a positive scores above a negative, ties counting half: the Mann-Whitney statistic over n+ * n-.
 
     Args:

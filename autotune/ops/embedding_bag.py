@@ -92,7 +92,14 @@ class EmbeddingBags:
         )  # fmt: skip
 
     def update(
-        self, lookups: Lookups, gradient: torch.Tensor, learning_rate: float, knobs: EmbeddingUpdateKnobs, threads: int, *, mean: bool = False
+        self,
+        lookups: Lookups,
+        gradient: torch.Tensor,
+        learning_rate: float,
+        knobs: EmbeddingUpdateKnobs,
+        threads: int,
+        *,
+        mean: bool = False,
     ) -> None:
         """table[row] -= learning_rate * gradient[n, t] for every look-up of every bag, without writing the gradient rows out.
 
@@ -118,7 +125,7 @@ class _EmbeddingOperator(Operator):
         self._samples = samples
         first = batches[0]
         self._lookups = first.indices.numel()
-        self._unique = sum(int(first.table(t, samples).unique().numel()) for t in range(len(bags.weights)))
+        self._unique = sum(len(torch.unique(first.table(t, samples))) for t in range(len(bags.weights)))
         self._index_bytes = (first.indices.numel() + first.offsets.numel()) * first.indices.element_size()
 
     @property
@@ -204,7 +211,7 @@ class EmbeddingUpdate(_EmbeddingOperator):
 
 
 def default_forward(samples: int, tables: int, threads: int) -> EmbeddingForwardKnobs:
-    """At least 8 tasks a thread, so that uneven tables even out; at least 16 bags, so that claiming a task (about 0.1 us) stays below 1 %."""
+    """At least 8 tasks a thread, so that uneven tables even out; at least 16 bags, so that claiming a task (0.1 us) stays below 1 %."""
     wanted = -(-samples * tables // (8 * threads))
     return EmbeddingForwardKnobs(bags_per_task=max(16, min(256, wanted)))
 
@@ -239,7 +246,9 @@ class _EmbeddingCase(Case):
         rows, samples = (97, 3, 1000), 37
         lengths = torch.randint(0, 20, (len(rows) * samples,), generator=generator)
         offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
-        indices = torch.cat([torch.randint(0, count, (int(lengths[t * samples : (t + 1) * samples].sum()),), generator=generator) for t, count in enumerate(rows)])
+        counts = lengths.view(len(rows), samples).sum(1).tolist()
+        drawn = [torch.randint(0, limit, (count,), generator=generator) for limit, count in zip(rows, counts, strict=True)]
+        indices = torch.cat(drawn)
         gradient = torch.rand(samples, len(rows), self._bags.dim, generator=generator) - 0.5
         dtype = self._batches[0].indices.dtype
         lookups = Lookups(indices.to(dtype), offsets.to(dtype))

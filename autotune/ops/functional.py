@@ -287,4 +287,5 @@ class FusedEmbeddingBags(torch.nn.Module):
 
     def forward(self, indices: Tensor, offsets: Tensor) -> Tensor:
         """indices [L], offsets [T*N + 1], as in `embedding_bag`; returns fp32 [N, T, E]."""
-        return _FusedUpdate.apply(self._anchor, self, Lookups(indices, offsets))  # type: ignore[no-any-return, no-untyped-call]
+        out: Tensor = _FusedUpdate.apply(self._anchor, self, Lookups(indices, offsets))  # type: ignore[no-untyped-call]
+        return out

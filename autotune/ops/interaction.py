@@ -57,7 +57,7 @@ class Interaction(Operator):
         self.shape = (direction, samples, features, dim)
 
     def work(self) -> Work:
-        """Forward: a multiply-add per pair and column, 2*N*P*E flops; backward twice that. Every vector is read once, every result written."""
+        """Forward: a multiply-add per pair and column, 2*N*P*E flops; backward twice that. Vectors are read, results written, once."""
         direction, n, f, e = self.shape
         vectors, results = 4 * n * f * e, 4 * n * (e + pairs(f))
         if direction == "forward":

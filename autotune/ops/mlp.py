@@ -36,7 +36,16 @@ class Layer:
         forward, backward_data: the packed copies follow their panel widths.
     """
 
-    def __init__(self, inputs: int, outputs: int, activation: Activation, *, generator: torch.Generator, forward: LayerKnobs, backward_data: LayerKnobs) -> None:
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        activation: Activation,
+        *,
+        generator: torch.Generator,
+        forward: LayerKnobs,
+        backward_data: LayerKnobs,
+    ) -> None:
         self.activation: Activation = activation
         self.weight = zeros(outputs, inputs)
         self.bias = zeros(outputs)
@@ -151,7 +160,7 @@ class LayerPass(Operator):
                     if bk * bc + bn * bc + bn * bk > budget and bc > 128:
                         continue
                     for order in ("rows_outer", "columns_outer"):
-                        chosen += [LayerKnobs(bn=bn, bc=bc, bk=bk, loop_order=order, thread_columns=g) for g in grids]  # type: ignore[arg-type]
+                        chosen += [LayerKnobs(bn=bn, bc=bc, bk=bk, loop_order=order, thread_columns=g) for g in grids]
         return list(dict.fromkeys(chosen))
 
     def case(self, seed: int, warm: bool = False) -> Case:
@@ -205,19 +214,27 @@ class _LayerCase(Case):
             self._layers[knobs.bk] = Layer(c, k, activation, generator=generator, forward=knobs, backward_data=knobs)
         return self._layers[knobs.bk]
 
-    def _call(self, layer: Layer, x: torch.Tensor, dy: torch.Tensor, out: torch.Tensor | None, learning_rate: float, knobs: LayerKnobs, threads: int) -> None:
-        which = self._shape[0]
+    def _call(
+        self,
+        layer: Layer,
+        inputs: tuple[torch.Tensor, torch.Tensor],
+        out: torch.Tensor | None,
+        rate: float,
+        knobs: LayerKnobs,
+        threads: int,
+    ) -> None:
+        which, (x, dy) = self._shape[0], inputs
         if out is None:
-            layer.backward_weights(dy, x, learning_rate, knobs, threads)
+            layer.backward_weights(dy, x, rate, knobs, threads)
         elif which == "forward":
             layer.forward(x, out, knobs, threads)
         else:
             layer.backward_data(dy, x if self._masked else None, out, knobs, threads)
 
     def run(self, knobs: LayerKnobs, threads: int) -> None:
-        x, dy = self._sets[self._next % len(self._sets)]
+        inputs = self._sets[self._next % len(self._sets)]
         self._next += 1
-        self._call(self._packed_for(knobs), x, dy, self._out, 0.0, knobs, threads)
+        self._call(self._packed_for(knobs), inputs, self._out, 0.0, knobs, threads)
 
     def check(self, knobs: LayerKnobs, threads: int) -> Check:
         """Against double precision on a few row blocks and a remainder."""
@@ -230,7 +247,7 @@ class _LayerCase(Case):
             out = empty_rows(samples, k)
             wanted = wide_x @ weight.t() + bias
             scale = wide_x.abs() @ weight.abs().t() + bias.abs()
-            wanted = {"relu": torch.relu, "sigmoid": torch.sigmoid, "none": lambda v: v}[activation](wanted)
+            wanted = torch.relu(wanted) if activation == "relu" else torch.sigmoid(wanted) if activation == "sigmoid" else wanted
             length = c + 2
         elif which == "backward_data":
             out = empty_rows(samples, c)
@@ -244,7 +261,7 @@ class _LayerCase(Case):
             wanted = weight - 0.1 * wide_dy.t() @ wide_x
             scale = weight.abs() + 0.1 * wide_dy.abs().t() @ wide_x.abs()
             length = samples + 2
-        self._call(layer, x, dy, None if which == "backward_weights" else out, 0.1, knobs, threads)
+        self._call(layer, (x, dy), None if which == "backward_weights" else out, 0.1, knobs, threads)
         if which == "backward_weights":
             self._layers.clear()
         # Standard bound of a dot product: length * epsilon * sum of absolute products; the excess over it says how far off it is.

@@ -29,7 +29,8 @@ def zeros(*shape: int, huge_pages: bool = True, threads: int = 1) -> torch.Tenso
     try:
         flat = torch.from_numpy(kernels.allocate(count, huge_pages))
     except MemoryError as error:
-        raise MachineError(f"{count * 4} bytes of memory are needed, and the machine refused them; free memory or use a smaller model") from error
+        step = "free memory or use a smaller model"
+        raise MachineError(f"{count * 4} bytes of memory are needed, and the machine refused them; {step}") from error
     kernels.fill_zero(flat, threads)
     return flat.view(*shape)
 

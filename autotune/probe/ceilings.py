@@ -1,88 +1,28 @@
 """What this machine reaches at best: arithmetic, sequential and random bandwidth, fork and join, by thread count.
 
 A ceiling is the best of several loops of one pattern (blockings of the GEMM, prefetch distances of a row walk): the highest rate by the
-median over rounds in which all loops of one thread count take turns. Source of the loops: ``kernels/ceilings.h``; of counting bytes
-without read-for-ownership: J. D. McCalpin, STREAM.
+median over rounds in which all loops of one thread count take turns.
 """
 
 from __future__ import annotations
 
-import itertools
-import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal, cast
+from typing import cast
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from autotune.bench.noise import NoiseMonitor
 from autotune.bench.progress import NO_PROGRESS, Progress
-from autotune.bench.timer import interleave
+from autotune.bench.timer import Measurement, Round, Times, interleave
 from autotune.config.profile import Ceilings, ComputePoint, RowPoint, StreamPoint, TimePoint, Topology
-from autotune.errors import InputError, MachineError
-from autotune.ops.native import empty_rows, kernels
+from autotune.errors import InputError
+from autotune.probe.loops import Arrays, Loop, Point, Sizes, StreamKind, choose_sizes, loops_at
 from autotune.probe.topology import available_memory_bytes
 
-StreamKind = Literal["read", "copy", "triad", "copy_nt", "update"]
-
-ROW_BYTES = (64, 128, 256, 512, 1024)
-# Random rows of 256 B and more gained up to 2x from 8-16 rows ahead on a 2-core Zen 3; 0 leaves it to the hardware.
-PREFETCH_DISTANCES = (0, 8, 16)
-# Arrays that a stream touches per element, without read-for-ownership.
-STREAM_ARRAYS: dict[StreamKind, int] = {"read": 1, "copy": 2, "triad": 3, "copy_nt": 2, "update": 2}
-# bn, bc, bk. On a 2-core Zen 5 with AVX-512 those from bk 32 on came within 3 % of the best of 48 blockings at 2048 x 1024 x 1024;
-# narrower panels serve narrower vectors.
-_FORWARD_BLOCKINGS = ((64, 1024, 16), (64, 1024, 32), (128, 1024, 32), (32, 1024, 64), (128, 1024, 64))
-_WEIGHTS_BLOCKINGS = ((64, 256, 64), (128, 1024, 64))
 _ROUNDS = 15
-_MIB = 1 << 20
-# 16 MiB of rows a thread take about a millisecond: a fork and join is below 1 % of it.
-_WINDOW_BYTES = 16 * _MIB
-# Virtual machines may hide their last-level cache.
-_HIDDEN_CACHE_BYTES = 32 * _MIB
-_NEEDED_BYTES = 512 * _MIB
-
-Point = tuple[Any, ...]
-"""What a loop is a variant of: ``("gather", row_bytes, working_set_bytes)``, ``("stream", kind)``, ``("gemm",)``, ..."""
-
-
-@dataclass(frozen=True)
-class Loop:
-    """One variant of one pattern."""
-
-    point: Point
-    variant: str
-    call: Callable[[], object]
-    amount: float
-    """Flops, bytes or forks of one call."""
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """How large everything is, within the memory available."""
-
-    stream_bytes: int
-    """Of each of the three arrays of a stream."""
-    l2_bytes: int
-    """Working set inside the L2 of one core."""
-    l3_bytes: int
-    """Working set inside one L3; 0 where there is none."""
-    memory_bytes: tuple[int, ...]
-    """Working sets outside the caches, powers of two, ascending."""
-    cache_bytes: int
-    """All last-level caches together, at least what a virtual machine may hide."""
-    window_bytes: int
-    """Row bytes that one thread walks in a timed call."""
-    row_bytes: tuple[int, ...]
-    gemm_rows: int
-    """M of the GEMM, at most."""
-    gemm_columns: int
-    """N and K."""
-    fma_iterations: int
+_ENOUGH_ROUNDS = 3
 
 
 def measure_ceilings(
@@ -116,33 +56,55 @@ def measure_ceilings(
     notes = _notes(topology, counts, sizes, quick)
     monitor = None if quick else NoiseMonitor(topology.allowed_cpus)
     best: dict[int, dict[Point, tuple[float, str]]] = {}
-    arrays = _Arrays(counts[-1] if len(topology.numa_nodes) == 1 else counts[0])
+    arrays = Arrays(counts[-1] if len(topology.numa_nodes) == 1 else counts[0])
     torch_threads = torch.get_num_threads()
     progress.phase("measuring ceilings", float(len(counts) * rounds))
     try:
         for position, count in enumerate(counts):
             if position and len(topology.numa_nodes) > 1:
-                arrays = _Arrays(count)  # where memory lies is decided by the team that touches it first
+                arrays = Arrays(count)  # where memory lies is decided by the team that touches it first
             torch.set_num_threads(count)
-            loops = _loops(count, sizes, arrays)
-            share_s = (deadline_s - time.perf_counter()) / (len(counts) - position)
-            measured = interleave(
-                {f"{loop.point} {loop.variant}": loop.call for loop in loops},
-                rounds=rounds,
-                budget_s=max(share_s, 1e-3),
-                min_rounds=min(3, rounds),
-                monitor=monitor,
-                on_round=lambda done, count=count: progress.advance(1.0, f"{count} threads, round {done.index + 1} of {rounds}"),
-                seed=count,
-            )
-            progress.advance(float(rounds - measured.rounds), f"{count} threads")
+            loops = loops_at(count, sizes, arrays)
+            now_s = time.perf_counter()
+            share_s = (deadline_s - now_s) / (len(counts) - position)
+            measured = _measure(loops, rounds, now_s + share_s, monitor, progress, f"{count} threads")
             notes += [f"{count} threads: {note}" for note in measured.notes]
-            medians = {name: samples.median_s for name, samples in measured.samples.items()}
-            best[count] = _best(loops, medians)
+            if measured.rounds < min(_ENOUGH_ROUNDS, rounds):
+                notes.append(f"{count} threads: the budget of {budget_s:g} s ended after {measured.rounds} rounds; give a larger one")
+            best[count] = _best(loops, {name: samples.median_s for name, samples in measured.samples.items()})
             del loops
     finally:
         torch.set_num_threads(torch_threads)
     return _ceilings(best), tuple(notes)
+
+
+def _measure(
+    loops: Sequence[Loop], rounds: int, deadline_s: float, monitor: NoiseMonitor | None, progress: Progress, place: str
+) -> Measurement:
+    """Rounds of all loops until the deadline, by the wall clock: the clock that times them leaves out the warming calls."""
+    clock, last_s = _Clock(), time.perf_counter()
+
+    def done(finished: Round) -> None:
+        progress.advance(1.0, f"{place}, round {finished.index + 1} of {rounds}")
+
+    def out_of_time(_: Times) -> bool:
+        nonlocal last_s
+        now_s = time.perf_counter()
+        round_s, last_s = now_s - last_s, now_s
+        return now_s + round_s > deadline_s
+
+    measured = interleave(
+        {f"{loop.point} {loop.variant}": clock.timed(loop) for loop in loops},
+        rounds=rounds,
+        budget_s=max(deadline_s - last_s, 1e-3),
+        min_rounds=1,
+        monitor=monitor,
+        on_round=done,
+        until=out_of_time,
+        clock=clock,
+    )
+    progress.advance(float(rounds - measured.rounds), place)
+    return measured
 
 
 def thread_counts(topology: Topology, threads: Sequence[int] | None = None) -> tuple[int, ...]:
@@ -161,183 +123,24 @@ def thread_counts(topology: Topology, threads: Sequence[int] | None = None) -> t
     return tuple(sorted(set(threads)))
 
 
-def choose_sizes(topology: Topology, available_bytes: int, quick: bool = False) -> Sizes:
-    """Sizes that pass the caches where they shall, and together take less than the memory available.
+class _Clock:
+    """Seconds, without those spent on untimed calls."""
 
-    Shares of it, at most: the largest table 1/4, the next 1/8, three stream arrays 1/8, tables inside L2 1/8 and inside L3 1/32, the
-    GEMM 1/8, and index lists 1/4 of the tables outside the caches and 1/16 for those inside.
+    def __init__(self) -> None:
+        self._untimed_s = 0.0
 
-    Raises:
-        MachineError: less than 512 MiB is available.
-    """
-    if available_bytes < _NEEDED_BYTES:
-        raise MachineError(
-            f"probing needs {_NEEDED_BYTES} bytes of memory, got {available_bytes} available; free memory or raise the cgroup's limit"
-        )
-    cache_bytes = max(topology.l2_bytes * topology.physical_cores, topology.l3_bytes * topology.l3_instances, _HIDDEN_CACHE_BYTES)
-    unit = max(ROW_BYTES) * topology.physical_cores
-    cached_limit = available_bytes // 16
-    l2_bytes = min(topology.l2_bytes // 2, cached_limit // topology.physical_cores)
-    l3_bytes = min(topology.l3_bytes // 2, available_bytes // 32, available_bytes // (4 * topology.physical_cores))
-    if quick:
-        table = _power_of_two(min(16 * _MIB, available_bytes // 8))
-        return Sizes(2 * _MIB, max(l2_bytes, 1024), 0, (table,), 4 * _MIB, _MIB, (64, 256), 128, 128, 20_000)
-    largest = min(max(2048 * _MIB, 4 * cache_bytes), available_bytes // 4)
-    tables = {_power_of_two(largest), _power_of_two(min(256 * _MIB, available_bytes // 8))}
-    window_bytes = min(_WINDOW_BYTES, _power_of_two(available_bytes // 32 // topology.physical_cores))
-    return Sizes(
-        stream_bytes=min(4 * cache_bytes, available_bytes // 24) // 64 * 64,
-        l2_bytes=max(l2_bytes, 1024),
-        l3_bytes=l3_bytes // unit * unit,
-        memory_bytes=tuple(sorted(tables)),
-        cache_bytes=cache_bytes,
-        window_bytes=window_bytes,
-        row_bytes=ROW_BYTES,
-        gemm_rows=max(256, available_bytes // 8 // (4 * 4 * 1088)),  # four matrices of padded rows
-        gemm_columns=1024,
-        fma_iterations=1_000_000,
-    )
+    def __call__(self) -> float:
+        return time.perf_counter() - self._untimed_s
 
+    def timed(self, loop: Loop) -> Callable[[], object]:
+        """What `interleave` times of a loop."""
+        return partial(self._warm_call, loop.call) if loop.warm else loop.call
 
-def permutation_slice(first: int, count: int, bits: int, seed: int = 0) -> NDArray[np.int64]:
-    """Entries first .. first+count of a pseudo-random permutation of 0 .. 2**bits - 1, without building the rest.
-
-    Each step is a bijection on `bits` bits: times an odd number plus a constant, then exclusive-or with the upper half.
-    """
-    mask, shift = np.uint64((1 << bits) - 1), np.uint64(max(1, bits // 2))
-    x = np.arange(first, first + count, dtype=np.uint64)
-    for multiplier in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB):
-        x *= np.uint64(multiplier)
-        x += np.uint64(seed)
-        x &= mask
-        x ^= x >> shift
-    return x.astype(np.int64)
-
-
-def cached_walk(rows: int, threads: int, passes: int, *, own: bool, seed: int = 0) -> NDArray[np.int64]:
-    """Row numbers for a table that stays in a cache, one slice a thread: `passes` random orders of all rows, or of the thread's own.
-
-    Args:
-        rows: Of the table.
-        own: Thread t walks rows ``t * (rows // threads)`` on, as many as its share: disjoint, for scatter.
-    """
-    generator = np.random.default_rng(seed)
-    share = rows // threads if own else rows
-    orders = [generator.permutation(share) + (share * thread if own else 0) for thread in range(threads) for _ in range(passes)]
-    return np.concatenate(orders).astype(np.int64, copy=False)
-
-
-class _Arrays:
-    """Tables and stream arrays on huge pages, made when first asked for and touched first by one team."""
-
-    def __init__(self, threads: int) -> None:
-        self._threads = threads
-        self._held: dict[tuple[str, int], NDArray[np.float32]] = {}
-
-    def get(self, name: str, size_bytes: int) -> NDArray[np.float32]:
-        """fp32 [size_bytes / 4] in [1, 2): zeros would let some CPUs skip the stores. A row walk scales it by 0.999 a touch, some 30,000
-        times at most, which stays far from denormals."""
-        key = (name, size_bytes)
-        if key not in self._held:
-            try:
-                array = kernels.allocate(size_bytes // 4, True)
-            except MemoryError as error:
-                raise MachineError(f"probing needs {size_bytes} bytes for a table, and the machine refused them; free memory") from error
-            kernels.fill_uniform(array, 1.0, 2.0, len(self._held), self._threads)
-            self._held[key] = array
-        return self._held[key]
-
-
-class _Rotation:
-    """Row lists of one table, the next one at each call, so that a call never finds the rows of the one before."""
-
-    def __init__(self, table: NDArray[np.float32], row_bytes: int, lists: Sequence[NDArray[np.int64]]) -> None:
-        rows = table.reshape(-1, row_bytes // 4)
-        self._walks = itertools.cycle([kernels.RowWalk(rows, chosen) for chosen in lists])
-        self.bytes = lists[0].size * row_bytes
-
-    def gather(self, distance: int, threads: int) -> None:
-        next(self._walks).gather(distance, threads)
-
-    def scatter(self, distance: int, threads: int) -> None:
-        next(self._walks).scatter(distance, threads)
-
-
-def _loops(threads: int, sizes: Sizes, arrays: _Arrays) -> list[Loop]:
-    """Every loop at one thread count."""
-    iterations = sizes.fma_iterations
-    fma_flops = kernels.ceiling_fma(iterations, threads)
-    loops = [
-        Loop(("fma",), "", partial(kernels.ceiling_fma, iterations, threads), fma_flops),
-        Loop(("fork_join",), "", partial(kernels.fork_join, 200, threads), 200.0),
-    ]
-    a, b, c = (arrays.get(name, sizes.stream_bytes) for name in "abc")
-    for kind, touched in STREAM_ARRAYS.items():
-        call = partial(kernels.ceiling_stream, kind, a, b, c, threads)
-        loops.append(Loop(("stream", kind), "", call, float(touched * sizes.stream_bytes)))
-    loops += _gemm_loops(threads, sizes)
-    for row_bytes in sizes.row_bytes:
-        loops += _row_loops(threads, sizes, arrays, row_bytes)
-    return loops
-
-
-def _gemm_loops(threads: int, sizes: Sizes) -> Iterator[Loop]:
-    """The blocked GEMM, forward and backward-weights, in a few blockings, and torch's. Backward-data is the forward kernel."""
-    n = k = sizes.gemm_columns
-    m = min(max(2048, 256 * threads), sizes.gemm_rows)
-    flops, shape = 2.0 * m * n * k, f"{m}x{n}x{k}"
-    x, y = empty_rows(m, k, threads), empty_rows(m, n, threads)
-    generator = torch.Generator().manual_seed(0)
-    weights = torch.rand(n, k, generator=generator) - 0.5
-    x.copy_(torch.rand(m, k, generator=generator))
-    d_weights, d_bias = torch.empty(n, k), torch.empty(n)
-    packed: dict[int, torch.Tensor] = {}
-    for bn, bc, bk in _FORWARD_BLOCKINGS:
-        if bk not in packed:
-            packed[bk], backward = torch.empty(-(-n // bk) * bk * k), torch.empty(-(-k // bk) * bk * n)
-            kernels.pack_weights(weights, packed[bk], bk, backward, bk, threads)
-        call = partial(kernels.linear_forward, x, packed[bk], None, y, "none", bn, bc, bk, False, 1, threads)
-        yield Loop(("gemm",), f"{shape} blocked forward bn={bn} bc={bc} bk={bk}", call, flops)
-    for bn, bc, bk in _WEIGHTS_BLOCKINGS:
-        call = partial(kernels.linear_backward_weights, y, x, d_weights, d_bias, None, None, 0.0, bn, bc, bk, False, 1, threads)
-        yield Loop(("gemm",), f"{shape} blocked backward_weights bn={bn} bc={bc} bk={bk}", call, flops)
-    left, out = x.contiguous(), torch.empty(m, n)
-    yield Loop(("gemm",), f"{shape} torch", partial(torch.mm, left, weights.t(), out=out), flops)
-
-
-def _row_loops(threads: int, sizes: Sizes, arrays: _Arrays, row_bytes: int) -> Iterator[Loop]:
-    for working_set_bytes in sizes.memory_bytes:
-        table = arrays.get("table", working_set_bytes)
-        rotation = _Rotation(table, row_bytes, list(_memory_walks(working_set_bytes // row_bytes, row_bytes, threads, sizes)))
-        yield from _variants("gather", rotation, row_bytes, working_set_bytes, threads)
-        yield from _variants("scatter", rotation, row_bytes, working_set_bytes, threads)
-    # Gather: any thread reads any row. Scatter: a thread owns its rows, so what fits every owner's L2 is the team's L2 together.
-    for access, own, sets in (
-        ("gather", False, (sizes.l2_bytes, sizes.l3_bytes)),
-        ("scatter", True, (sizes.l2_bytes * threads, sizes.l3_bytes)),
-    ):
-        for size_bytes in sorted({size for size in sets if size >= row_bytes * threads} - set(sizes.memory_bytes)):
-            rows = size_bytes // row_bytes // threads * threads
-            share_bytes = rows * row_bytes // (threads if own else 1)
-            passes = max(1, sizes.window_bytes // share_bytes)
-            table = arrays.get("table", size_bytes)[: rows * row_bytes // 4]
-            rotation = _Rotation(table, row_bytes, [cached_walk(rows, threads, passes, own=own, seed=row_bytes)])
-            yield from _variants(access, rotation, row_bytes, size_bytes, threads)
-
-
-def _memory_walks(rows: int, row_bytes: int, threads: int, sizes: Sizes) -> Iterator[NDArray[np.int64]]:
-    """Slices of one permutation, enough of them that the caches forget the first before it comes again."""
-    count = min(sizes.window_bytes * threads // row_bytes, rows // 2)
-    slices = min(rows // count, max(2, math.ceil(2 * sizes.cache_bytes / (count * row_bytes))))
-    for position in range(slices):
-        yield permutation_slice(position * count, count, rows.bit_length() - 1, seed=row_bytes)
-
-
-def _variants(access: str, rotation: _Rotation, row_bytes: int, working_set_bytes: int, threads: int) -> Iterator[Loop]:
-    walk, times = (rotation.gather, 1) if access == "gather" else (rotation.scatter, 2)
-    point, amount = (access, row_bytes, working_set_bytes), float(times * rotation.bytes)
-    for distance in PREFETCH_DISTANCES:
-        yield Loop(point, f"prefetch {distance}", partial(walk, distance, threads), amount)
+    def _warm_call(self, call: Callable[[], object]) -> None:
+        begin_s = time.perf_counter()
+        call()
+        self._untimed_s += time.perf_counter() - begin_s
+        call()
 
 
 def _best(loops: Sequence[Loop], medians_s: dict[str, float]) -> dict[Point, tuple[float, str]]:
@@ -389,8 +192,3 @@ def _notes(topology: Topology, counts: Sequence[int], sizes: Sizes, quick: bool)
     if not quick and sizes.stream_bytes < 2 * sizes.cache_bytes:
         notes.append(f"memory available allowed stream arrays of {sizes.stream_bytes} bytes only: streams partly come from the caches")
     return notes
-
-
-def _power_of_two(value: int) -> int:
-    """The largest power of two up to `value`."""
-    return 1 << (value.bit_length() - 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from autotune.bench.progress import NO_PROGRESS, Progress
-from autotune.config.profile import Profile
+from autotune.config.profile import PROFILE_SCHEMA, Profile
 from autotune.ops.native import kernels
 from autotune.probe.ceilings import measure_ceilings
 from autotune.probe.topology import detect, fingerprint
@@ -28,6 +28,7 @@ def probe(*, name: str | None = None, progress: Progress = NO_PROGRESS, quick: b
     begun = datetime.now(UTC)
     ceilings, notes = measure_ceilings(topology, progress=progress, quick=quick)
     return Profile(
+        schema=PROFILE_SCHEMA,
         name=name or f"{topology.cpu_model}, {topology.physical_cores} cores",
         source=SOURCE,
         created=begun.isoformat(timespec="seconds"),

@@ -102,7 +102,8 @@ class Worker:
         environment = os.environ | {"OMP_NUM_THREADS": str(threads)} | (BEST_ENVIRONMENT if kind == "stock" else {})
         command = [sys.executable, __file__, model, "--worker", kind, "--threads", str(threads)]
         self._process = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        assert self._process.stdin and self._process.stdout
+        assert self._process.stdin
+        assert self._process.stdout
         self._in: IO[str] = self._process.stdin
         self._out: IO[str] = self._process.stdout
         if self._out.readline().strip() != "ready":

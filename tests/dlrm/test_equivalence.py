@@ -94,7 +94,8 @@ def test_every_update_strategy_trains_like_plain_torch(training, strategy: str, 
 def test_every_gemm_and_interaction_trains_like_plain_torch(training, layer: LayerKnobs, interaction: InteractionKnobs) -> None:
     model, _, _, wanted = training
     base = default_config(model, threads=2)
-    swap = {key: layer if isinstance(knobs, LayerKnobs) else interaction for key, knobs in base.operators.items() if not key.startswith("emb")}
+    dense = {key: knobs for key, knobs in base.operators.items() if not key.startswith("emb")}
+    swap = {key: layer if isinstance(knobs, LayerKnobs) else interaction for key, knobs in dense.items()}
     assert losses_with(training, base.model_copy(update={"operators": base.operators | swap})) == pytest.approx(wanted, rel=1e-5)
 
 
