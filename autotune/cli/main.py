@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-from importlib import metadata
 from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
 
+from autotune import __version__
 from autotune.cli import explain, export, launch, models, probe, profile, run, tune, verify
 from autotune.errors import AutotuneError
 
@@ -57,17 +57,9 @@ for name, module in (
     app.command(name)(module.command)
 
 
-def version() -> str:
-    """Of the installed distribution."""
-    try:
-        return metadata.version("dlrm-autotune")
-    except metadata.PackageNotFoundError:
-        return "unknown (not installed)"
-
-
 def _print_version(wanted: bool) -> None:
     if wanted:
-        print(f"autotune {version()}")
+        print(f"autotune {__version__}")
         raise typer.Exit
 
 

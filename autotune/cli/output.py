@@ -15,6 +15,13 @@ from autotune.report.json import to_json
 T = TypeVar("T")
 
 
+class _Console(Console):
+    """Leaves a closed pipe to the command line, where it is handled once."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 def check_outputs(*files: Path | None) -> None:
     """Before a long job. Raises: InputError: one of them cannot be written."""
     for file in files:
@@ -29,7 +36,7 @@ def show(result: T, render: Callable[[T, int], RenderableType], as_json: bool, o
     if as_json:
         sys.stdout.write(to_json(result))
     else:
-        console = Console(markup=False, highlight=False, emoji=False)
+        console = _Console(markup=False, highlight=False, emoji=False)
         console.print(render(result, console.width))
 
 

@@ -25,7 +25,9 @@ def binary_cross_entropy(probabilities: torch.Tensor, labels: torch.Tensor, d_lo
     column = labels.unsqueeze(1)
     torch.sub(probabilities, column, out=d_logits)
     d_logits.div_(labels.shape[0])
-    return float(torch.nn.functional.binary_cross_entropy(probabilities, column))
+    # Not torch's own, which raises on a NaN: a run that diverges must be able to say so.
+    hit, miss = torch.log(probabilities).clamp_(min=-100.0), torch.log1p(-probabilities).clamp_(min=-100.0)
+    return -float(torch.lerp(miss, hit, column).mean())
 
 
 class Loss(Operator):

@@ -15,6 +15,7 @@ import torch
 
 from autotune.bench.noise import NoiseMonitor
 from autotune.bench.progress import NO_PROGRESS, Progress
+from autotune.bench.samples import WIDE_SPREAD
 from autotune.bench.timer import Measurement, Round, Times, interleave
 from autotune.config.profile import Ceilings, ComputePoint, RowPoint, StreamPoint, TimePoint, Topology
 from autotune.errors import InputError
@@ -72,6 +73,10 @@ def measure_ceilings(
             if measured.rounds < min(_ENOUGH_ROUNDS, rounds):
                 notes.append(f"{count} threads: the budget of {budget_s:g} s ended after {measured.rounds} rounds; give a larger one")
             best[count] = _best(loops, {name: samples.median_s for name, samples in measured.samples.items()})
+            wide = {loop.point for loop in loops if measured.samples[_name(loop)].spread > WIDE_SPREAD}
+            if wide and not quick:
+                share = f"{len(wide)} of {len(best[count])} ceilings"
+                notes.append(f"{count} threads: in {share} a loop varied by more than {WIDE_SPREAD:.0%} between its quartiles")
             del loops
     finally:
         torch.set_num_threads(torch_threads)
@@ -94,7 +99,7 @@ def _measure(
         return now_s + round_s > deadline_s
 
     measured = interleave(
-        {f"{loop.point} {loop.variant}": clock.timed(loop) for loop in loops},
+        {_name(loop): clock.timed(loop) for loop in loops},
         rounds=rounds,
         budget_s=max(deadline_s - last_s, 1e-3),
         min_rounds=1,
@@ -143,11 +148,15 @@ class _Clock:
         call()
 
 
+def _name(loop: Loop) -> str:
+    return f"{loop.point} {loop.variant}"
+
+
 def _best(loops: Sequence[Loop], medians_s: dict[str, float]) -> dict[Point, tuple[float, str]]:
     """The highest rate of every point, per second, and the variant that reached it."""
     best: dict[Point, tuple[float, str]] = {}
     for loop in loops:
-        rate = loop.amount / medians_s[f"{loop.point} {loop.variant}"]
+        rate = loop.amount / medians_s[_name(loop)]
         best[loop.point] = max(best.get(loop.point, (0.0, "")), (rate, loop.variant))
     return best
 

@@ -11,7 +11,8 @@ from rich.cells import cell_len
 from rich.console import Console, RenderableType
 from rich.table import Table
 
-_GAP = 2
+_GAPS = (2, 1)
+"""Spaces between columns: the narrower before a column is dropped."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Column:
 def fit(columns: Sequence[Column], width: int) -> list[Column]:
     """The columns that fit `width` characters side by side. Columns without any content are left out."""
     kept = [column for column in columns if any(column.cells)]
-    while len(kept) > 1 and sum(column.width for column in kept) + _GAP * (len(kept) - 1) > width:
+    while _over(kept, width, min(_GAPS)) > 0:
         least = min(kept, key=lambda column: column.need)
         if least.need >= 9:
             break
@@ -41,11 +42,17 @@ def fit(columns: Sequence[Column], width: int) -> list[Column]:
     return kept
 
 
+def _over(columns: Sequence[Column], width: int, gap: int) -> int:
+    """Characters by which the columns pass `width`; negative where there is room."""
+    return sum(column.width for column in columns) + gap * (len(columns) - 1) - width
+
+
 def table(columns: Sequence[Column], width: int, title: str | None = None) -> Table:
     """A table of those columns that fit; where even the last ones do not, text is cut with an ellipsis and numbers stay whole."""
     kept = fit(columns, width)
-    over = sum(column.width for column in kept) + _GAP * (len(kept) - 1) - width
-    out = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, _GAP, 0, 0), pad_edge=False)
+    gap = next((gap for gap in _GAPS if _over(kept, width, gap) <= 0), min(_GAPS))
+    over = _over(kept, width, gap)
+    out = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, gap, 0, 0), pad_edge=False)
     for column in kept:
         cut = over > 0 and column.justify == "left"
         limit = max(column.width - over, 8) if cut else column.width

@@ -24,6 +24,7 @@ from autotune.tune.budget import Clock
 _MAX_STEPS_PER_TURN = 8
 # A switch that takes this share of a step is paid for by several steps (huge pages: it copies the tables).
 _CHEAP_SWITCH = 0.5
+_LEAST_ROUNDS = 3
 # A trial this much slower than the default after three rounds is given up.
 _GIVE_UP = 0.95
 
@@ -90,7 +91,7 @@ class Bench:
 
         Args:
             budget_s: Seconds, batches and switches included; a round that would pass it is not begun. The first always runs.
-            max_rounds: Rounds at most.
+            max_rounds: Rounds at most; where a slow switch makes a round of several steps, as many steps, but not below three rounds.
             until: Asked after each round; True ends the comparison.
             on_round: Called after each round with the seconds it took.
         """
@@ -123,7 +124,7 @@ class Bench:
             for which in (False, True):
                 times[which].extend(timed[which])
             rounds += 1
-            ended = max_rounds is not None and rounds >= max_rounds
+            ended = max_rounds is not None and len(times[0]) >= max_rounds and (steps == 1 or rounds >= _LEAST_ROUNDS)
             if ended or not room or (until is not None and until(Paired(tuple(times[0]), tuple(times[1]), repeated + kept))):
                 break
         disturbed = repeated + kept

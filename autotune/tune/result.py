@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from autotune.config.knobs import RunConfig
 from autotune.config.model import Model
 from autotune.config.profile import Fingerprint
-from autotune.config.tuned import Gain, Interval, Provenance, TunedConfig, Verdict
+from autotune.config.tuned import TUNED_SCHEMA, Gain, Interval, Provenance, TunedConfig, Verdict
 from autotune.perf.table import OperatorTable
 from autotune.tune.confirm import Confirmation
 from autotune.tune.launch import launch_of
@@ -64,6 +64,7 @@ def assemble(
     same = Interval(median=1.0, low=1.0, high=1.0, samples=confirmation.speedup.samples)
     kept = confirmation.significant
     return TunedConfig(
+        schema=TUNED_SCHEMA,
         model=name,
         model_hash=model.hash(),
         sockets=sockets,

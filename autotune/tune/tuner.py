@@ -88,7 +88,8 @@ class Tuner:
         races, shares = self._races()
         space = self._space(races, shares)
         winner = self._iteration(space)
-        gains = [*race_gains(races, winner), *self._whole_gain(space, winner)]
+        winner, whole = self._settle_whole(space, winner)
+        gains = [*race_gains(races, winner), *whole]
         confirmation = self._confirm(winner)
         chosen = winner if confirmation.significant else self.default
         if not confirmation.significant:
@@ -236,11 +237,14 @@ class Tuner:
             self.default, config, budget_s=budget_s, max_rounds=_TRIAL_ROUNDS, until=clearly_slower, on_round=self.progress.advance
         )
 
-    def _whole_gain(self, space: Space, winner: RunConfig) -> list[Gain]:
-        """What threads and pages alone gained, with the winner's knobs on both sides."""
+    def _settle_whole(self, space: Space, winner: RunConfig) -> tuple[RunConfig, list[Gain]]:
+        """What threads and pages alone gain, with the winner's knobs on both sides; where that is not clear, they stay the default's.
+
+        Else noise among the trials would choose, and each run would choose differently.
+        """
         changed = changes(self.default, winner)
         if not changed:
-            return []
+            return winner, []
         threads = self.default.threads
         operators = {
             key: knobs if is_valid(knobs, threads) else self.default.operators[key] for key, knobs in winner.operators.items()
@@ -248,17 +252,17 @@ class Tuner:
         before = self.default.model_copy(update={"operators": operators})
         budget_s = _WHOLE_GAIN_SHARE * self.deadline.phase_s("confirm")
         paired = self.bench.compare(before, winner, budget_s=budget_s, max_rounds=_TRIAL_ROUNDS, on_round=self.progress.advance)
-        return [
-            Gain(
-                operator="iteration",
-                knob=changed,
-                default_s=paired.base,
-                tuned_s=paired.other,
-                speedup=paired.speedup,
-                candidates=len(space.threads) * len(space.huge_pages),
-                kept=True,
-            )
-        ]
+        kept = paired.speedup.low > 1.0
+        gain = Gain(
+            operator="iteration",
+            knob=changed,
+            default_s=paired.base,
+            tuned_s=paired.other,
+            speedup=paired.speedup,
+            candidates=len(space.threads) * len(space.huge_pages),
+            kept=kept,
+        )
+        return winner if kept else before, [gain]
 
     def _confirm(self, winner: RunConfig) -> Confirmation:
         budget_s = self.deadline.phase_s("confirm")

@@ -1,0 +1,230 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from autotune import __version__, catalog
+from autotune.cli import main, models
+from autotune.cli.main import app, interrupted
+from autotune.config.files import write_yaml
+from autotune.config.tuned import TunedConfig
+from autotune.probe import topology as machine
+
+COMMANDS = ["probe", "models", "run", "profile", "tune", "explain", "verify", "export"]
+GIB = 2**30
+
+
+def invoke(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], prog_name="autotune")
+
+
+def refused(result: Result, code: int, *pieces: str) -> None:
+    """One clear error on standard error, nothing on standard output, no traceback."""
+    assert result.exit_code == code, result.output
+    assert result.stdout == ""
+    assert result.stderr.startswith("error: ")
+    assert len(result.stderr.splitlines()) == 1
+    for piece in pieces:
+        assert piece in result.stderr
+
+
+@pytest.fixture
+def config_file(tmp_path: Path, tuned_config: TunedConfig) -> Path:
+    write_yaml(tmp_path / "small.tuned.yaml", tuned_config)
+    return tmp_path / "small.tuned.yaml"
+
+
+@pytest.fixture
+def model_file(tmp_path: Path) -> Path:
+    path = tmp_path / "mine.yaml"
+    path.write_text(catalog.find_model("tiny").read_text())
+    return path
+
+
+def changed(path: Path, old: str, new: str) -> Path:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    return path
+
+
+def test_help_names_every_command() -> None:
+    result = invoke("--help")
+    assert result.exit_code == 0
+    assert all(f"\n  {command} " in result.stdout for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_a_command_has_an_example(command: str) -> None:
+    result = invoke(command, "--help")
+    assert result.exit_code == 0
+    assert "Example: " in result.stdout
+    assert f"autotune {command}" in result.stdout
+    assert invoke(command, "-h").stdout == result.stdout
+
+
+def test_help_waits_for_no_heavy_import() -> None:
+    script = "import sys, autotune.cli.main; sys.exit(str({'torch', 'pandas', 'optuna', 'matplotlib'} & set(sys.modules) or ''))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.stderr.strip() == ""
+
+
+def test_version() -> None:
+    assert invoke("--version").stdout == f"autotune {__version__}\n"
+
+
+@pytest.mark.parametrize("arguments", [["tun"], ["tune"], ["tune", "tiny", "--sockets"], ["tune", "tiny", "--bugdet", "3s"], ["run", "tiny", "--steps", "0"]])
+def test_wrong_usage_ends_with_2(arguments: list[str]) -> None:
+    result = invoke(*arguments)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+
+
+@pytest.mark.parametrize("command", ["run", "profile", "tune"])
+def test_an_unknown_model_is_answered_with_near_ones(command: str) -> None:
+    refused(invoke(command, "smal"), 2, "unknown model 'smal'", "did you mean small")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "piece"),
+    [
+        ("bottom_mlp: [13, 32, 16]", "bottom_mlp: [13, 32, 16", "malformed YAML"),
+        ("dim: 16", "dim: -16", "embedding dim must be positive, got -16"),
+        ("learning_rate", "learning_rat", "did you mean 'learning_rate'"),
+        ("schema: 1", "schema: 7", "schema 7 is newer"),
+    ],
+)
+def test_a_bad_model_file_is_refused_with_its_line(model_file: Path, old: str, new: str, piece: str) -> None:
+    refused(invoke("run", changed(model_file, old, new)), 2, piece, f"{model_file}:")
+
+
+@pytest.mark.parametrize("command", ["run", "tune"])
+@pytest.mark.parametrize("sockets", ["0", "-1", "2"])
+def test_sockets_have_a_rule(command: str, sockets: str) -> None:
+    refused(invoke(command, "tiny", "--sockets", sockets), 2, f"got {sockets} (--sockets)", "--sockets 1")
+
+
+@pytest.mark.parametrize("budget", ["soon", "0", "-3s", "inf"])
+def test_a_bad_budget_is_refused(budget: str) -> None:
+    refused(invoke("tune", "tiny", "--budget", budget), 2, "duration", repr(budget), "120s")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("tune", "tiny", "-o"), ("run", "tiny", "--checkpoint-out"), ("run", "tiny", "-o"), ("profile", "tiny", "-o"), ("probe", "-o")],
+)
+def test_an_unwritable_output_is_refused_before_the_work(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    refused(invoke(*arguments, tmp_path / "missing" / "x"), 2, "output folder does not exist")
+    refused(invoke(*arguments, tmp_path), 2, "output must be a file")
+
+
+@pytest.mark.parametrize("command", ["run", "profile", "tune"])
+def test_a_model_too_large_is_refused_with_the_nearest_that_fits(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("session", "tune"):
+        monkeypatch.setattr(f"autotune.cli.{module}.available_memory_bytes", lambda _: 8 * GIB)
+    refused(invoke(command, "mlperf"), 3, "got 89.7 GiB for 8.00 GiB", "tables 89.5 GiB", "mlperf-1m")
+
+
+def test_more_threads_than_cores_are_refused() -> None:
+    cores = machine.detect().physical_cores
+    refused(invoke("run", "tiny", "--threads", str(cores + 1)), 3, f"got {cores + 1}")
+    refused(invoke("run", "tiny", "--threads", "0"), 2, "threads must be at least 1, got 0")
+
+
+@pytest.mark.parametrize("data", ["zipff", "zipf:x", "zipf:-1", "histogram:nowhere.txt", "nowhere.tsv"])
+def test_unknown_data_is_refused(data: str) -> None:
+    refused(invoke("run", "tiny", "--data", data), 2, "--data")
+
+
+def test_a_scale_below_one_is_refused() -> None:
+    refused(invoke("run", "tiny", "--max-rows", "0"), 2, "max_rows must be positive, got 0")
+    refused(invoke("run", "tiny", "--minibatch", "-4"), 2, "minibatch must be positive, got -4")
+
+
+def test_a_config_decides_the_threads(config_file: Path) -> None:
+    refused(invoke("run", "tiny", "--config", config_file, "--threads", "1"), 2, "--threads 1 beside --config")
+
+
+def test_a_config_of_another_model_is_refused(config_file: Path) -> None:
+    refused(invoke("run", "tiny", "--config", config_file), 2, "belongs to one model")
+    refused(invoke("verify", config_file), 2, "belongs to one model")
+
+
+@pytest.mark.parametrize("command", [("run", "tiny", "--config"), ("verify",)])
+def test_a_config_of_other_hardware_is_refused(command: tuple[str, ...], config_file: Path, tuned_config: TunedConfig) -> None:
+    tiny = catalog.load_model_by_name("tiny")
+    write_yaml(config_file, tuned_config.model_copy(update={"model": "tiny", "model_hash": tiny.hash()}))
+    refused(invoke(*command, config_file), 2, "belongs to the hardware", "Some CPU", "--force")
+
+
+def test_a_file_that_is_no_config_is_refused(tmp_path: Path, config_file: Path) -> None:
+    refused(invoke("explain", tmp_path / "nowhere.yaml"), 2, "file not found")
+    refused(invoke("explain", changed(config_file, "minibatch: 2048", "minibatch: 0")), 2, "minibatch", f"{config_file}:")
+
+
+def test_explain_prints_text_or_json_and_writes_a_file(config_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    text, as_json = invoke("explain", config_file, "-o", out), invoke("explain", config_file, "--json")
+    assert text.exit_code == as_json.exit_code == 0
+    assert "memory bound" in text.stdout
+    assert json.loads(as_json.stdout)["findings"][0]["kind"] == "compute_bound"
+    assert out.read_text() == as_json.stdout
+
+
+@pytest.mark.parametrize("to", ["env", "torchrun", "json"])
+def test_export_prints_or_writes(config_file: Path, tmp_path: Path, to: str) -> None:
+    printed = invoke("export", config_file, "--to", to)
+    assert printed.exit_code == 0
+    assert invoke("export", config_file, "--to", to, "-o", tmp_path / "out").stdout == ""
+    assert (tmp_path / "out").read_text() == printed.stdout
+
+
+def test_an_unknown_target_is_refused(config_file: Path) -> None:
+    refused(invoke("export", config_file, "--to", "slurm"), 2, "unknown export target 'slurm'", "env, torchrun, json")
+
+
+def test_models_lists_every_shipped_one() -> None:
+    listed = json.loads(invoke("models", "--json").stdout)["models"]
+    assert [entry["name"] for entry in listed] == catalog.list_models()
+    assert all(name in invoke("models").stdout for name in catalog.list_models())
+
+
+def test_interrupted_says_that_state_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(models, "model_list", stopped)
+    result = invoke("models")
+    assert (result.exit_code, result.stderr) == (130, "interrupted; state kept\n")
+    assert interrupted("tune").endswith("the same command goes on from its journal")
+
+
+def test_an_error_that_is_none_of_ours_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(models, "model_list", broken)
+    assert isinstance(invoke("models").exception, ZeroDivisionError)
+
+
+def test_a_closed_pipe_is_left_quietly() -> None:
+    process = subprocess.Popen([sys.executable, "-m", "autotune", "models"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    process.stderr.close()
+    assert process.wait() == main.CLOSED_PIPE == 128 + signal.SIGPIPE
+
+
+def test_the_module_runs_as_the_script_does() -> None:
+    done = subprocess.run([sys.executable, "-m", "autotune", "run", "smal"], capture_output=True, text=True, check=False, env={**os.environ})
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: unknown model")

@@ -1,0 +1,130 @@
+"""Synthetic results for the tests of everything that reads results."""
+
+from __future__ import annotations
+
+import pytest
+
+from autotune.config.knobs import EmbeddingForwardKnobs, EmbeddingUpdateKnobs, FixedKnobs, InteractionKnobs, LayerKnobs, RunConfig
+from autotune.config.profile import Ceilings, ComputePoint, Fingerprint, Profile, RowPoint, StreamPoint, TimePoint, Topology
+from autotune.config.tuned import Gain, Interval, Launch, Provenance, TunedConfig, Verdict
+
+
+def around(median: float, spread: float = 0.02, samples: int = 30) -> Interval:
+    return Interval(median=median, low=median * (1 - spread), high=median * (1 + spread), samples=samples)
+
+
+@pytest.fixture(scope="session")
+def topology() -> Topology:
+    """A made-up machine of two cores with hyperthreads."""
+    return Topology(
+        cpu_model="Some CPU",
+        vendor="x",
+        sockets=1,
+        physical_cores=2,
+        logical_cpus=4,
+        allowed_cpus=(0, 1, 2, 3),
+        core_cpus=((0, 2), (1, 3)),
+        socket_of_core=(0, 0),
+        numa_nodes={0: (0, 1, 2, 3)},
+        l1d_bytes=32 * 1024,
+        l2_bytes=512 * 1024,
+        l3_bytes=16 * 2**20,
+        l3_instances=1,
+        isa=("avx2", "fma"),
+        cpu_quota=None,
+        memory_bytes=2**35,
+        memory_limit_bytes=24 * 2**30,
+        huge_pages="madvise",
+    )
+
+
+@pytest.fixture(scope="session")
+def tuned_config(topology: Topology) -> TunedConfig:
+    """A tuned config of `small`: one choice kept, one not, one pass never raced."""
+    operators = {
+        "embedding_bag.forward": EmbeddingForwardKnobs(prefetch_distance=16),
+        "embedding_bag.update": EmbeddingUpdateKnobs(),
+        "top_mlp.0.backward_weights": LayerKnobs(bn=32),
+        "interaction.forward": InteractionKnobs(),
+        "loss": FixedKnobs(),
+    }
+    gains = (
+        Gain(
+            operator="embedding_bag.forward",
+            knob="prefetch_distance 8 -> 16, bags_per_task 256 -> 64",
+            default_s=around(0.020),
+            tuned_s=around(0.016),
+            speedup=around(1.25),
+            candidates=12,
+            kept=True,
+        ),
+        Gain(
+            operator="embedding_bag.update",
+            knob="strategy bucketed -> race_free_range",
+            default_s=around(0.030),
+            tuned_s=around(0.0301),
+            speedup=around(0.997),
+            candidates=5,
+            kept=False,
+        ),
+    )
+    verdicts = (
+        Verdict(operator="embedding_bag.forward", time_s=around(0.016), binder="memory", fractions={"memory": 0.9}, detail="gather of rows"),
+        Verdict(
+            operator="top_mlp.0.backward_weights",
+            time_s=around(0.05),
+            binder="compute",
+            fractions={"memory": 0.2, "compute": 0.7},
+            detail="2048x1024x1024",
+        ),
+        Verdict(operator="interaction.forward", time_s=around(0.01, 0.3), binder="none", fractions={"memory": 0.3}, detail=""),
+        Verdict(operator="other", time_s=around(0.002), binder="none", fractions={}, detail=""),
+    )
+    return TunedConfig(
+        schema=1,
+        model="small",
+        model_hash="ab" * 32,
+        sockets=1,
+        minibatch=2048,
+        config=RunConfig(threads=2, operators=operators),
+        launch=Launch(threads=2, cpus=(0, 1), environment={"OMP_NUM_THREADS": "2", "GLIBC_TUNABLES": "a=1:b=2", "ODD": "it's $HOME"}),
+        default_iteration_s=around(0.09),
+        tuned_iteration_s=around(0.078),
+        speedup=around(1.15),
+        significant=True,
+        gains=gains,
+        verdicts=verdicts,
+        fingerprint=Fingerprint(topology=topology, kernel="6.1", versions={"python": "3.11", "torch": "2.10"}, target="avx2"),
+        provenance=Provenance(
+            created="2025-01-01T00:00:00Z",
+            autotune_version="0.1",
+            command="autotune tune small",
+            seed=0,
+            budget_s=120.0,
+            spent_s=119.0,
+            trials=7,
+            notes=("2 disturbed rounds were repeated",),
+        ),
+    )
+
+
+@pytest.fixture(scope="session")
+def hardware_profile(tuned_config: TunedConfig) -> Profile:
+    """Ceilings of the made-up machine at one and two threads."""
+    both = (1, 2)
+    return Profile(
+        schema=1,
+        name="some machine",
+        source="measured by autotune probe",
+        created="2025-01-01T00:00:00Z",
+        fingerprint=tuned_config.fingerprint,
+        ceilings=Ceilings(
+            fma=tuple(ComputePoint(threads=t, flops_per_s=1e11 * t) for t in both),
+            gemm=tuple(ComputePoint(threads=t, flops_per_s=0.9e11 * t, shape="2048x1024x1024 blocked") for t in both),
+            stream=tuple(StreamPoint(kind="read", threads=t, bandwidth_bytes_per_s=2e10 * t) for t in both),
+            gather=(RowPoint(row_bytes=256, working_set_bytes=2**28, threads=2, bandwidth_bytes_per_s=2.1e10),),
+            scatter=(),
+            fork_join=tuple(TimePoint(threads=t, time_s=1e-6 * t) for t in both),
+        ),
+        notes=("disturbed once",),
+    )

@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from autotune.errors import MachineError
+from autotune.tune.launch import launch_of, not_in_force
+
+
+def test_a_launch_binds_one_thread_to_a_core(fake: SimpleNamespace) -> None:
+    topology = fake.topology(4, core_cpus=((0, 4), (1, 5), (2, 6), (3, 7)))
+    launch = launch_of(fake.default_for(2), topology, {})
+    assert launch.cpus == (0, 1)
+    assert launch.environment["OMP_PLACES"] == "{0},{1}"
+    assert launch.environment["OMP_NUM_THREADS"] == "2"
+    assert "GLIBC_TUNABLES" not in launch.environment
+    assert "AUTOTUNE_TARGET" not in launch.environment
+
+
+def test_huge_pages_and_an_explicit_target_are_part_of_it(fake: SimpleNamespace) -> None:
+    config = fake.default_for(2).model_copy(update={"huge_pages": True})
+    launch = launch_of(config, fake.topology(huge_pages="madvise"), {"AUTOTUNE_TARGET": "scalar"})
+    assert launch.environment["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=1"
+    assert launch.environment["AUTOTUNE_TARGET"] == "scalar"
+
+
+def test_too_few_cores_are_refused(fake: SimpleNamespace) -> None:
+    with pytest.raises(MachineError):
+        launch_of(fake.default_for(4), fake.topology(2), {})
+
+
+def test_what_is_missing_in_this_process_is_named(fake: SimpleNamespace) -> None:
+    launch = launch_of(fake.default_for(2), fake.topology(), {})
+    assert not_in_force(launch, launch.environment) == []
+    assert not_in_force(launch, {**launch.environment, "OMP_NUM_THREADS": "3"}) == ["OMP_NUM_THREADS"]

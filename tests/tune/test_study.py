@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from autotune.config.files import dump_yaml, load_tuned
+from autotune.config.model import Model
+from autotune.config.profile import PROFILE_SCHEMA, Ceilings, ComputePoint, Profile, RowPoint, StreamPoint, TimePoint
+from autotune.config.tuned import TunedConfig
+from autotune.dlrm.data import make_source
+from autotune.dlrm.model import DLRM
+from autotune.errors import FingerprintError, InputError, MachineError
+from autotune.ops.native import kernels
+from autotune.probe.topology import detect, fingerprint
+from autotune.tune.journal import Journal
+from autotune.tune.study import study_name, tune
+from autotune.tune.verify import verify
+
+
+def made_up_profile() -> Profile:
+    """Ceilings of nobody's machine under this machine's fingerprint: enough for verdicts, without a probe."""
+    cores = range(1, detect().physical_cores + 1)
+    kinds: Any = ("read", "copy", "triad", "copy_nt", "update")
+    sizes = itertools.product((64, 1024), (1 << 20, 1 << 28), cores)
+    rows = tuple(RowPoint(row_bytes=b, working_set_bytes=w, threads=n, bandwidth_bytes_per_s=1e10) for b, w, n in sizes)
+    ceilings = Ceilings(
+        fma=tuple(ComputePoint(threads=n, flops_per_s=1e11 * n) for n in cores),
+        gemm=tuple(ComputePoint(threads=n, flops_per_s=9e10 * n) for n in cores),
+        stream=tuple(StreamPoint(kind=kind, threads=n, bandwidth_bytes_per_s=2e10) for kind in kinds for n in cores),
+        gather=rows,
+        scatter=rows,
+        fork_join=tuple(TimePoint(threads=n, time_s=1e-6) for n in cores),
+    )
+    here = fingerprint(detect(), kernels.target())
+    about = {"name": "made-up", "source": "this test", "created": "2025-01-01T00:00:00Z"}
+    return Profile(schema=PROFILE_SCHEMA, fingerprint=here, ceilings=ceilings, **about)
+
+
+@pytest.mark.parametrize(("sockets", "words"), [(0, "at least 1, got 0"), (-1, "at least 1"), (2, "must be 1, got 2")])
+def test_sockets_are_one(tiny: Model, tmp_path: Path, sockets: int, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        tune(tiny, sockets=sockets, output=tmp_path / "a.yaml")
+
+
+def test_an_output_that_cannot_be_written_is_refused_at_once(tiny: Model, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="output folder does not exist"):
+        tune(tiny, output=tmp_path / "nowhere" / "a.yaml")
+
+
+def test_a_budget_that_is_none_is_refused(tiny: Model, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="budget must be positive"):
+        tune(tiny, budget_s=0.0, output=tmp_path / "a.yaml")
+
+
+def test_a_model_too_large_is_refused_before_anything_is_made(tiny: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("autotune.tune.study.available_memory_bytes", lambda topology: 1000)
+    with pytest.raises(MachineError, match="must fit the memory available"):
+        tune(tiny, output=tmp_path / "a.yaml")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_profile_of_other_hardware_is_refused(tiny: Model, tmp_path: Path, fake: SimpleNamespace) -> None:
+    profile = made_up_profile().model_copy(update={"fingerprint": fake.fingerprint(7)})
+    with pytest.raises(FingerprintError, match="made-up differs: cpu_model"):
+        tune(tiny, output=tmp_path / "a.yaml", profile=profile)
+
+
+def test_the_study_is_named_by_all_that_matters(tiny: Model, fake: SimpleNamespace) -> None:
+    def name(model: Model = tiny, cores: int = 4, sockets: int = 1, seed: int = 0, text: str = "uniform") -> str:
+        source: Any = SimpleNamespace(description=text)
+        return study_name(model, fake.fingerprint(cores), source, sockets=sockets, seed=seed)
+
+    names = [name(), name(tiny.scaled(minibatch=32)), name(cores=2), name(sockets=2), name(seed=1), name(text="Zipf")]
+    assert len(set(names)) == len(names)
+    assert name() == name()
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory: pytest.TempPathFactory) -> tuple[TunedConfig, Path, float]:
+    from autotune import catalog
+
+    output = tmp_path_factory.mktemp("tuned") / "tiny.tuned.yaml"
+    begin_s = time.monotonic()
+    config = tune(catalog.load_model_by_name("tiny"), budget_s=6.0, output=output, profile=made_up_profile())
+    return config, output, time.monotonic() - begin_s
+
+
+def test_tiny_is_tuned_end_to_end_within_the_budget(tuned: tuple[TunedConfig, Path, float]) -> None:
+    config, output, spent_s = tuned
+    assert load_tuned(output) == config
+    assert [path.name for path in output.parent.iterdir()] == ["tiny.tuned.yaml"]
+    assert spent_s <= 1.15 * 6.0
+    assert config.provenance.trials > 0
+    assert len(config.verdicts) > 5
+    assert config.launch.threads == config.config.threads == len(config.launch.cpus)
+    assert dump_yaml(config).startswith("schema: 1")
+
+
+def test_a_run_uses_exactly_what_the_config_says(tuned: tuple[TunedConfig, Path, float], tiny: Model) -> None:
+    assert DLRM(tiny, tuned[0].config, machine=detect()).config == tuned[0].config
+
+
+def test_a_tuned_config_can_be_verified(tuned: tuple[TunedConfig, Path, float], tiny: Model) -> None:
+    found = verify(tuned[0], tiny, budget_s=2.0)
+    assert found.speedup.samples > 5
+    assert "claim" in found.reason
+
+
+_TUNE = """
+import sys
+from pathlib import Path
+from autotune import catalog
+from autotune.config.files import load_profile
+from autotune.tune.study import tune
+tune(catalog.load_model_by_name("tiny"), budget_s=4.0, output=Path(sys.argv[1]), profile=load_profile(sys.argv[2]))
+"""
+
+
+def test_a_kill_leaves_a_journal_and_no_half_written_file(tiny: Model, tmp_path: Path) -> None:
+    output, profile = tmp_path / "tiny.tuned.yaml", tmp_path / "profile.yaml"
+    profile.write_text(dump_yaml(made_up_profile()))
+    command = [sys.executable, "-c", _TUNE, str(output), str(profile)]
+    process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))})
+    journal = tmp_path / "tiny.tuned.yaml.journal"
+    deadline_s = time.monotonic() + 60
+    while time.monotonic() < deadline_s and not (journal.exists() and b"race:" in journal.read_bytes()):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert {path.name for path in tmp_path.iterdir()} == {profile.name, journal.name}
+    here = fingerprint(detect(), kernels.target())
+    with Journal(journal, study_name(tiny, here, make_source(tiny), sockets=1, seed=0)) as opened:
+        assert opened.resumed
+    config = tune(tiny, budget_s=4.0, output=output, profile=made_up_profile())
+    assert any(note.startswith("resumed from tiny.tuned.yaml.journal: ") for note in config.provenance.notes)
+    assert load_tuned(output) == config
+    assert not journal.exists()
