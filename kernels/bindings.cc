@@ -43,6 +43,7 @@ void zero(const Floats<1>& data, int threads) {
 
 double ceiling_fma(int64_t iterations, int threads) {
   require_threads(threads);
+  require(iterations >= 0, "iterations must be at least 0, got " + str(iterations));
   float sink = 0;
   nb::gil_scoped_release release;
   return kernels().ceiling_fma(iterations, threads, &sink);
@@ -68,11 +69,14 @@ void ceiling_stream(const std::string& kind, const Floats<1>& a, const Floats<1>
 
 using Rows = nb::ndarray<const int64_t, nb::ndim<1>, nb::device::cpu>;
 
-void check_rows(const Floats<2>& table, const Rows& rows, int64_t distance, int threads) {
+void require_walk(int64_t distance, int threads) {
   require_threads(threads);
+  require(distance >= 0 && distance <= 1024, "prefetch_distance must be between 0 and 1024, got " + str(distance));
+}
+
+void check_rows(const Floats<2>& table, const Rows& rows) {
   require_contiguous("table", table);
   require_contiguous("rows", rows);
-  require(distance >= 0 && distance <= 1024, "prefetch_distance must be between 0 and 1024, got " + str(distance));
   const int64_t limit = static_cast<int64_t>(table.shape(0));
   for (size_t i = 0; i < rows.shape(0); ++i)
     if (rows.data()[i] < 0 || rows.data()[i] >= limit)
@@ -82,17 +86,17 @@ void check_rows(const Floats<2>& table, const Rows& rows, int64_t distance, int 
 // Row lists are checked when a handle is made, so that the check is outside whatever times `gather` and `scatter`.
 class RowWalk {
  public:
-  RowWalk(Floats<2> table, Rows rows) : table_(std::move(table)), rows_(std::move(rows)) { check_rows(table_, rows_, 0, 1); }
+  RowWalk(Floats<2> table, Rows rows) : table_(std::move(table)), rows_(std::move(rows)) { check_rows(table_, rows_); }
 
   void gather(int64_t distance, int threads) const {
-    require_threads(threads);
+    require_walk(distance, threads);
     float sink = 0;
     nb::gil_scoped_release release;
     kernels().ceiling_gather(table_.data(), static_cast<int64_t>(table_.shape(1)), rows_.data(), static_cast<int64_t>(rows_.shape(0)), distance, threads, &sink);
   }
 
   void scatter(int64_t distance, int threads) const {
-    require_threads(threads);
+    require_walk(distance, threads);
     nb::gil_scoped_release release;
     kernels().ceiling_scatter(table_.data(), static_cast<int64_t>(table_.shape(1)), rows_.data(), static_cast<int64_t>(rows_.shape(0)), distance, threads);
   }

@@ -107,6 +107,7 @@ void linear_backward_weights(const ConstFloats<2>& dy, const ConstFloats<2>& x, 
   require_shape("x", x, {rows(dy), cols(x)});
   require_shape("d_weights", d_weights, {cols(dy), cols(x)});
   require_shape("d_bias", d_bias, {cols(dy)});
+  require(cols(x) >= 1 && cols(dy) >= 1, "a layer needs at least one input and one output");
   require(weights.has_value() == bias.has_value(), "weights and bias are updated together; give both or neither");
   Epilogue epilogue;
   epilogue.learning_rate = learning_rate;

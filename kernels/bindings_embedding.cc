@@ -111,7 +111,8 @@ class Tables {
     require(offsets.dtype() == indices.dtype(), "offsets must have the dtype of indices");
     require_contiguous("indices", indices);
     require_contiguous("offsets", offsets);
-    require(num_bags <= int64_t{0xffffffff} / tables_.num_tables, "tables x bags must stay below 2^32, got " + str(num_bags) + " bags");
+    require(num_bags >= 0 && num_bags <= int64_t{0xffffffff} / tables_.num_tables,
+            "num_bags must be at least 0 and tables x bags stay below 2^32, got " + str(num_bags) + " bags");
     require_shape("offsets", offsets, {tables_.num_tables * num_bags + 1});
     require(prefetch_distance >= 0 && prefetch_distance <= 1024, "prefetch_distance must be between 0 and 1024, got " + str(prefetch_distance));
     const int64_t lookups = static_cast<int64_t>(indices.shape(0));

@@ -1,5 +1,6 @@
 #include "dispatch.h"
 
+#include <atomic>
 #include <cstdlib>
 #include <stdexcept>
 
@@ -8,7 +9,7 @@
 namespace autotune {
 namespace {
 
-const KernelTable* active = nullptr;
+std::atomic<const KernelTable*> active = nullptr;  // kernels run without the GIL
 
 const KernelTable& best() { return *runnable_targets().back(); }
 

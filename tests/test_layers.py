@@ -26,7 +26,8 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("tune",),
     ("explain",),
     ("report", "export"),
-    ("", "api"),
+    ("api",),
+    ("",),
     ("cli",),
     ("__main__",),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -55,6 +56,4 @@ def command(
         progress.phase("building the model", None)
         dlrm, source = session.build(seed)
         table = measure(dlrm, source, ceilings, rounds=rounds, progress=progress)
-        for note in session.notes:
-            progress.note(note)
-    show(table, text.operator_table, as_json, output)
+    show(replace(table, notes=table.notes + session.notes), text.operator_table, as_json, output)

@@ -73,8 +73,6 @@ def command(
             dlrm.load_state_dict(state)
         progress.phase("training", steps)
         training = train(dlrm, source, steps, lambda _, loss: progress.advance(1, f"loss {loss:.4f}"))
-        for note in session.notes:
-            progress.note(note)
     if checkpoint_out is not None:
         save_checkpoint(checkpoint_out, dlrm.state_dict(), {"learning_rate": dlrm.model.learning_rate, "iter": steps})
     show(run_result(training, session.notes), text.run_result, as_json, output)

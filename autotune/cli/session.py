@@ -17,6 +17,7 @@ from autotune.config.profile import Topology
 from autotune.config.tuned import Launch, TunedConfig
 from autotune.errors import InputError
 from autotune.probe.topology import available_memory_bytes, core_binding, detect, fingerprint
+from autotune.report.text import run_config
 from autotune.tune.compatibility import check
 from autotune.tune.launch import launch_of
 
@@ -149,7 +150,6 @@ def start_tuned(tuned: TunedConfig, topology: Topology, force: bool = False) -> 
 
 def describe(config: RunConfig, launch: Launch) -> str:
     """What a run uses, in one line."""
-    cpus = " ".join(map(str, launch.cpus))
-    pages = "on" if config.huge_pages else "off"
-    return f"{config.threads} threads on CPUs {cpus}, huge pages {pages}, knobs for {len(config.operators)} operator passes"
+    cpus = " ".join(map(str, launch.cpus[: config.threads]))
+    return f"{run_config(config)}, bound to CPU {cpus}"
 

@@ -18,7 +18,7 @@ class EmbeddingForwardKnobs(Frozen):
     """How pooled look-ups are gathered."""
 
     kind: Literal["embedding_forward"] = "embedding_forward"
-    prefetch_distance: int = Field(8, ge=0, le=64)
+    prefetch_distance: int = Field(8, ge=0, le=128)
     """Rows ahead of the one being summed; 0 leaves it to the hardware."""
     prefetch_hint: Literal["t0", "t1"] = "t0"
     """Cache level the row is brought to: t0 is L1, t1 is L2."""
@@ -34,7 +34,7 @@ class EmbeddingUpdateKnobs(Frozen):
     kind: Literal["embedding_update"] = "embedding_update"
     strategy: Literal["race_free_range", "race_free_modulo", "bucketed", "atomic", "unfused"] = "bucketed"
     """Who writes a row: its owner by range, by modulo, by bucket; anybody, atomically; or a second pass over written-out gradients."""
-    prefetch_distance: int = Field(8, ge=0, le=64)
+    prefetch_distance: int = Field(8, ge=0, le=128)
     """Rows ahead of the one being updated."""
 
 

@@ -38,10 +38,9 @@ def remedy(kind: FindingKind, operator: str) -> str:
 
 
 def ceiling_evidence(fractions: dict[str, float], detail: str) -> str:
-    """``91 % of the memory ceiling, 12 % of compute; gather ...``, the highest first."""
+    """The verdict's own account, or where it has none ``91% of the memory ceiling, 12% of the compute ceiling``, the highest first."""
     ranked = sorted(fractions.items(), key=lambda entry: -entry[1])
-    spoken = ", ".join(f"{value:.0%} of the {name} ceiling" for name, value in ranked) or "no ceiling to hold it against"
-    return f"{spoken}; {detail}" if detail else spoken
+    return detail or ", ".join(f"{value:.0%} of the {name} ceiling" for name, value in ranked) or "no ceiling to hold it against"
 
 
 def outside_evidence(time_s: float, iteration_s: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Collection
 
 from autotune.config.tuned import Launch, TunedConfig
 
@@ -20,9 +21,9 @@ def environment(launch: Launch) -> dict[str, str]:
     return dict(sorted((derived | launch.environment).items()))
 
 
-def export_lines(launch: Launch) -> list[str]:
-    """``export NAME=value`` for every variable, values quoted for the shell."""
-    return [f"export {name}={shlex.quote(value)}" for name, value in environment(launch).items()]
+def export_lines(launch: Launch, without: Collection[str] = ()) -> list[str]:
+    """``export NAME=value`` for every variable but those `without`, values quoted for the shell."""
+    return [f"export {name}={shlex.quote(value)}" for name, value in environment(launch).items() if name not in without]
 
 
 def to_env(config: TunedConfig) -> str:

@@ -29,12 +29,16 @@ class Work:
     """For gather and scatter: bytes of one row."""
     row_traffic_bytes: int = 0
     """For gather and scatter: row bytes touched, re-used rows counted again each time (scatter: read and written)."""
+    unique_row_bytes: int = 0
+    """For gather and scatter: bytes of the distinct rows, each once."""
     working_set_bytes: int = 0
     """Bytes that the access ranges over (the tables)."""
     messages: int = 0
     """Messages sent by one rank."""
     message_bytes: int = 0
     """Bytes sent by one rank."""
+    parallel_regions: int = 1
+    """Forks and joins of the team that the pass cannot do without."""
 
     @property
     def bytes(self) -> int:

@@ -66,13 +66,15 @@ class EmbeddingBags:
         """Put the tables on pages of the other size, one table at a time, so that one table more is the most that is needed."""
         if huge_pages == self.huge_pages:
             return
-        for t, old in enumerate(self.weights):
-            fresh = zeros(*old.shape, huge_pages=huge_pages, threads=threads)
-            fresh.copy_(old)
-            self.weights[t] = fresh
-            self._handle = None
-        self._handle = kernels.EmbeddingTables(self.weights)
-        self.huge_pages = huge_pages
+        del self._handle  # it keeps every table mapped
+        try:
+            for t, old in enumerate(self.weights):
+                fresh = zeros(*old.shape, huge_pages=huge_pages, threads=threads)
+                fresh.copy_(old)
+                self.weights[t] = fresh
+            self.huge_pages = huge_pages
+        finally:
+            self._handle = kernels.EmbeddingTables(self.weights)
 
     def forward(self, lookups: Lookups, out: torch.Tensor, knobs: EmbeddingForwardKnobs, threads: int, *, mean: bool = False) -> None:
         """Pool every bag into out[n, t, :].
@@ -154,8 +156,10 @@ class EmbeddingForward(_EmbeddingOperator):
             bytes_written=self._pooled_bytes,
             access="gather",
             row_bytes=self._row_bytes,
+            unique_row_bytes=self._unique * self._row_bytes,
             row_traffic_bytes=self._lookups * self._row_bytes,
             working_set_bytes=self._table_bytes,
+            parallel_regions=2,  # the indices are checked in a region of their own
         )
 
     def default(self, machine: Topology) -> EmbeddingForwardKnobs:
@@ -165,7 +169,7 @@ class EmbeddingForward(_EmbeddingOperator):
         """Distances around the memory latency over the time of a row; both hints; tasks from one to 32 a thread; both stores."""
         default = self.default(machine)
         chosen = [default]
-        for distance in (0, 2, 4, 8, 16, 32):
+        for distance in (0, 4, 8, 16, 32, 64):
             chosen.append(default.model_copy(update={"prefetch_distance": distance}))
             chosen.append(default.model_copy(update={"prefetch_distance": distance, "streaming_stores": True}))
         for distance in (8, 16):
@@ -191,8 +195,10 @@ class EmbeddingUpdate(_EmbeddingOperator):
             bytes_written=self._unique * self._row_bytes,
             access="scatter",
             row_bytes=self._row_bytes,
+            unique_row_bytes=self._unique * self._row_bytes,
             row_traffic_bytes=2 * self._lookups * self._row_bytes,
             working_set_bytes=self._table_bytes,
+            parallel_regions=2,  # the indices are checked in a region of their own
         )
 
     def default(self, machine: Topology) -> EmbeddingUpdateKnobs:
@@ -202,7 +208,7 @@ class EmbeddingUpdate(_EmbeddingOperator):
         """Race-free strategies at every distance; the atomic and unfused baselines once, since skew may favour neither or both."""
         chosen = [self.default(machine)]
         for strategy in ("race_free_range", "bucketed", "race_free_modulo"):
-            chosen += [EmbeddingUpdateKnobs(strategy=strategy, prefetch_distance=distance) for distance in (8, 4, 16, 32, 0)]
+            chosen += [EmbeddingUpdateKnobs(strategy=strategy, prefetch_distance=distance) for distance in (8, 4, 16, 32, 64, 0)]
         chosen += [EmbeddingUpdateKnobs(strategy="atomic"), EmbeddingUpdateKnobs(strategy="unfused")]
         return list(dict.fromkeys(chosen))
 

@@ -8,14 +8,14 @@ Training inside this package does not go through them: it writes into buffers th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from autotune.config.knobs import InteractionKnobs, LayerKnobs
 from autotune.ops import interaction as _interaction
 from autotune.ops.embedding_bag import EmbeddingBags, Lookups, default_forward, default_update
-from autotune.ops.mlp import Pass, default_knobs
+from autotune.ops.mlp import Activation, Pass, default_knobs
 from autotune.ops.native import kernels
 
 __all__ = ["FusedEmbeddingBags", "Linear", "embedding_bag", "interaction", "linear"]
@@ -145,8 +145,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> T
     packed, _ = _packed(weight, knobs, knobs)
     y = x.new_empty(x.shape[0], weight.shape[0])
     kernels.linear_forward(
-        _plain(x), packed, None if bias is None else _plain(bias), y, activation, knobs.bn, knobs.bc, knobs.bk, *_grid(knobs)
-    )
+        _plain(x), packed, None if bias is None else _plain(bias), y, cast("Activation", activation),
+        knobs.bn, knobs.bc, knobs.bk, *_grid(knobs),
+    )  # fmt: skip
     return y
 
 
@@ -225,7 +226,8 @@ def _save_interaction(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None
 
 def _interaction_gradient(ctx: Any, gradient: Tensor) -> Tensor:
     (features,) = ctx.saved_tensors
-    return interaction_backward(gradient, features)
+    d_features: Tensor = interaction_backward(gradient, features)
+    return d_features
 
 
 interaction.register_autograd(_interaction_gradient, setup_context=_save_interaction)
@@ -244,7 +246,8 @@ class Linear(torch.nn.Linear):
         self.activation = activation
 
     def forward(self, input: Tensor) -> Tensor:
-        return torch.ops.autotune.linear(input, self.weight, self.bias, self.activation)  # type: ignore[no-any-return]
+        y: Tensor = torch.ops.autotune.linear(input, self.weight, self.bias, self.activation)
+        return y
 
 
 class _FusedUpdate(torch.autograd.Function):

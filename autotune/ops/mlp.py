@@ -141,7 +141,8 @@ class LayerPass(Operator):
         which, n, c, k, _, masked = self.shape
         x, y, w = 4 * n * c, 4 * n * k, 4 * c * k
         read, written = {"forward": (x + w, y), "backward_data": (y + w + x * masked, x), "backward_weights": (x + y + w, w)}[which]
-        return Work(flops=2 * n * c * k, bytes_read=read, bytes_written=written)
+        # Updated weights are packed anew, in a region of its own.
+        return Work(flops=2 * n * c * k, bytes_read=read, bytes_written=written, parallel_regions=1 + (which == "backward_weights"))
 
     def default(self, machine: Topology) -> LayerKnobs:
         return default_knobs(self.shape[0], *self.shape[1:4], machine.physical_cores)

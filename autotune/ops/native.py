@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch  # before the kernels: both must share the OpenMP library that torch carries
 
-from autotune import _kernels as kernels
+import autotune._kernels as kernels
 from autotune.errors import MachineError
 
 __all__ = ["cold_sets", "empty_rows", "kernels", "leading_dimension", "target", "zeros"]

@@ -102,7 +102,8 @@ def _row(operator: Operator | None, key: str, samples: Samples, iteration_s: flo
         detail = "outside every operator: Python between the passes"
         return OperatorRow(key, time_s, time_s.median / iteration_s, 0, 0, None, None, None, {}, "none", detail)
     work = operator.work()
-    found = verdict(work, time_s.median, profile.ceilings, threads)
+    # Within a step an operator reads what the one before has just written.
+    found = verdict(work, time_s.median, profile.ceilings, threads, warm=True)
     return OperatorRow(
         key=key,
         time_s=time_s,

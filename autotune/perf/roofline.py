@@ -163,7 +163,7 @@ def limits(work: Work, ceilings: Ceilings, threads: int, *, warm: bool = False) 
     peak_s = work.flops / peak_ceiling(ceilings, threads) if work.flops else 0.0
     if work.access == "stream":
         return Limits(compute_s, _stream_s(work.bytes_read, work.bytes_written, ceilings, threads, warm), 0.0, peak_s)
-    unique_bytes = _unique_bytes(work)
+    unique_bytes = work.unique_row_bytes * (2 if work.access == "scatter" else 1)
     working_set_bytes = max(1, work.working_set_bytes)
     # A scattered byte is read and written: the distinct rows take half of their traffic as room.
     room_bytes = max(1, min(working_set_bytes, unique_bytes // 2 if work.access == "scatter" else unique_bytes))
@@ -177,12 +177,11 @@ def limits(work: Work, ceilings: Ceilings, threads: int, *, warm: bool = False) 
     return Limits(compute_s, rows_s + rest_s, 0.0, peak_s, notes)
 
 
-def verdict(work: Work, time_s: float, ceilings: Ceilings, threads: int, *, regions: int = 1, warm: bool = False) -> Boundedness:
+def verdict(work: Work, time_s: float, ceilings: Ceilings, threads: int, *, warm: bool = False) -> Boundedness:
     """What binds an operator that did `work` in `time_s`.
 
     Args:
         time_s: Measured, seconds.
-        regions: Parallel regions that the operator opens, for the share of launch overhead.
         warm: As in `limits`.
 
     Raises:
@@ -195,10 +194,11 @@ def verdict(work: Work, time_s: float, ceilings: Ceilings, threads: int, *, regi
     ranked = sorted(fractions.items(), key=lambda item: -item[1])
     (first, share), (second, second_share) = ranked[0], ranked[1]
     if share < BOUND_FRACTION:
-        launch = min(1.0 - share, regions * fork_join_s(ceilings, threads) / time_s)
+        launch = min(1.0 - share, work.parallel_regions * fork_join_s(ceilings, threads) / time_s)
         detail = (
             f"{share:.0%} of the {first} ceiling, {second_share:.0%} of {second}: below {BOUND_FRACTION:.0%} of each. "
-            f"Launch overhead is {launch:.0%} ({regions} fork-join), the rest of {1.0 - share - launch:.0%} is imbalance and latency"
+            f"Launch overhead is {launch:.0%} ({work.parallel_regions} fork-join), "
+            f"the rest of {1.0 - share - launch:.0%} is imbalance and latency"
         )
         return Boundedness("none", fractions, "; ".join((detail, *least.notes)), least)
     detail = f"{share:.0%} of the {first} ceiling: {format_time(least.by_resource[first])} of {format_time(time_s)}"
@@ -209,12 +209,6 @@ def verdict(work: Work, time_s: float, ceilings: Ceilings, threads: int, *, regi
         parts.append("a share above 100 %: part of the data came from a cache, or the ceiling was measured while the machine was slower")
     binder: Binder = "memory" if first == "memory" else "compute" if first == "compute" else "network"
     return Boundedness(binder, fractions, "; ".join((*parts, *least.notes)), least)
-
-
-def _unique_bytes(work: Work) -> int:
-    """Traffic of each distinct row once. Scatter writes nothing but rows, each of which is read too; gather reads indices beside them,
-    which cannot be told apart where rows repeat, and count as rows."""
-    return min(work.row_traffic_bytes, work.bytes_read if work.access == "gather" else 2 * work.bytes_written)
 
 
 def _stream_s(read_bytes: int, written_bytes: int, ceilings: Ceilings, threads: int, warm: bool) -> float:

@@ -10,6 +10,7 @@ from autotune.config.files import load_profile, write_yaml
 from autotune.config.profile import PROFILE_SCHEMA, Fingerprint, Profile
 from autotune.errors import InputError
 from autotune.ops.native import kernels
+from autotune.probe.ceilings import BUSY
 from autotune.probe.probe import probe
 from autotune.probe.topology import cache_folder, detect, fingerprint, fingerprint_differences, hardware_id, software_differences
 
@@ -67,6 +68,9 @@ def _load(path: Path, here: Fingerprint, progress: Progress) -> Profile | None:
     if differences:
         progress.note(f"the cached profile {path} does not fit, probing anew: {'; '.join(differences)}")
         return None
+    for note in profile.notes:
+        if BUSY in note:
+            progress.note(f"when the cached profile was measured, {note}; autotune probe --refresh does")
     return profile
 
 

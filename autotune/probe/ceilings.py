@@ -7,13 +7,14 @@ median over rounds in which all loops of one thread count take turns.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import cast
 
 import torch
 
-from autotune.bench.noise import NoiseMonitor
+from autotune.bench.noise import Noise, NoiseMonitor
 from autotune.bench.progress import NO_PROGRESS, Progress
 from autotune.bench.samples import WIDE_SPREAD
 from autotune.bench.timer import Measurement, Round, Times, interleave
@@ -21,6 +22,9 @@ from autotune.config.profile import Ceilings, ComputePoint, RowPoint, StreamPoin
 from autotune.errors import InputError
 from autotune.probe.loops import Arrays, Loop, Point, Sizes, StreamKind, choose_sizes, loops_at
 from autotune.probe.topology import available_memory_bytes
+
+BUSY = "the machine was busy"
+"""Part of the note on figures that are too low for that reason."""
 
 _ROUNDS = 15
 _ENOUGH_ROUNDS = 3
@@ -55,7 +59,6 @@ def measure_ceilings(
     sizes = choose_sizes(topology, available_memory_bytes(topology), quick)
     rounds = 2 if quick else _ROUNDS
     notes = _notes(topology, counts, sizes, quick)
-    monitor = None if quick else NoiseMonitor(topology.allowed_cpus)
     best: dict[int, dict[Point, tuple[float, str]]] = {}
     arrays = Arrays(counts[-1] if len(topology.numa_nodes) == 1 else counts[0])
     torch_threads = torch.get_num_threads()
@@ -68,8 +71,12 @@ def measure_ceilings(
             loops = loops_at(count, sizes, arrays)
             now_s = time.perf_counter()
             share_s = (deadline_s - now_s) / (len(counts) - position)
-            measured = _measure(loops, rounds, now_s + share_s, monitor, progress, f"{count} threads")
-            notes += [f"{count} threads: {note}" for note in measured.notes]
+            witness = None if quick else _Witness(topology.allowed_cpus)
+            measured = _measure(loops, rounds, now_s + share_s, witness, progress, f"{count} threads")
+            if witness is not None and witness.reasons:
+                seen = f"{len(witness.reasons)} of {measured.rounds} rounds were disturbed"
+                advice = f"; {BUSY}: probe again when it is quiet" if 2 * len(witness.reasons) > measured.rounds else ""
+                notes.append(f"{count} threads: {seen} ({witness.reasons[-1]}){advice}")
             if measured.rounds < min(_ENOUGH_ROUNDS, rounds):
                 notes.append(f"{count} threads: the budget of {budget_s:g} s ended after {measured.rounds} rounds; give a larger one")
             best[count] = _best(loops, {name: samples.median_s for name, samples in measured.samples.items()})
@@ -84,7 +91,7 @@ def measure_ceilings(
 
 
 def _measure(
-    loops: Sequence[Loop], rounds: int, deadline_s: float, monitor: NoiseMonitor | None, progress: Progress, place: str
+    loops: Sequence[Loop], rounds: int, deadline_s: float, monitor: _Witness | None, progress: Progress, place: str
 ) -> Measurement:
     """Rounds of all loops until the deadline, by the wall clock: the clock that times them leaves out the warming calls."""
     clock, last_s = _Clock(), time.perf_counter()
@@ -126,6 +133,21 @@ def thread_counts(topology: Topology, threads: Sequence[int] | None = None) -> t
         got = wrong[0] if wrong else "none"
         raise InputError(f"threads must lie between 1 and the {cores} physical cores, got {got}; leave it out for all")
     return tuple(sorted(set(threads)))
+
+
+class _Witness(NoiseMonitor):
+    """Remembers disturbed rounds and lets them count: a median of many rounds stands a few, and under steady foreign load repeating
+    them leaves too few."""
+
+    def __init__(self, cpus: Iterable[int]) -> None:
+        super().__init__(cpus)
+        self.reasons: list[str] = []
+
+    def stop(self) -> Noise:
+        noise = super().stop()
+        if noise.disturbed:
+            self.reasons.append(noise.reason)
+        return replace(noise, disturbed=False)
 
 
 class _Clock:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
+from rich.padding import Padding
 from rich.text import Text
 
 from autotune.config.knobs import RunConfig
@@ -16,7 +17,7 @@ from autotune.report.numbers import giga, ms, ms_range, number, percent, speedup
 from autotune.units import format_bytes, format_rate, format_time
 
 if TYPE_CHECKING:
-    from autotune.explain.diagnosis import Choice, Explanation
+    from autotune.explain.diagnosis import Choice, Explanation, Finding
     from autotune.perf.table import OperatorTable
     from autotune.report.record import RunResult
     from autotune.tune.verify import Verification
@@ -142,7 +143,6 @@ def explanation(result: Explanation, width: int = 80) -> RenderableType:
         *([_choice_table(changed, width)] if changed else []),
         Text(_standing(result.choices)),
         *([table(remaining, width, "left to gain, at most")] if left else []),
-        Text("findings", style="bold"),
         *_findings(result),
     )
 
@@ -181,9 +181,16 @@ def _standing(choices: Sequence[Choice]) -> str:
 
 
 def _findings(result: Explanation) -> Iterable[RenderableType]:
+    """Findings with the same remedy together; the group with the largest saving first."""
+    groups: dict[tuple[str, str], list[Finding]] = {}
     for finding in result.findings:
-        saving = f" (at most {format_time(finding.saving_s)})" if finding.saving_s else ""
-        yield Text(f"{finding.operator}: {finding.kind.replace('_', ' ')}{saving}\n  {finding.evidence}\n  -> {finding.remedy}")
+        groups.setdefault((finding.kind, finding.remedy), []).append(finding)
+    for (kind, remedy), findings in groups.items():
+        lines = [Text(f"{kind.replace('_', ' ')}: {remedy}", style="bold")]
+        for finding in findings:
+            saving = f" (at most {format_time(finding.saving_s)})" if finding.saving_s else ""
+            lines.append(Text(f"{finding.operator}{saving}: {finding.evidence}"))
+        yield Group(lines[0], *(Padding(line, (0, 0, 0, 2)) for line in lines[1:]))
 
 
 def _confirmation(default: Interval, tuned: Interval, gain: Interval, significant: bool) -> list[tuple[str, str]]:

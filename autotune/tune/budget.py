@@ -37,10 +37,15 @@ class Deadline:
         self.clock = clock
         self._earlier_s = spent_s
         self._begin_s = clock()
+        self._table_s = 0.0
 
     def add_earlier(self, spent_s: float) -> None:
         """Seconds of earlier runs, once they are known."""
         self._earlier_s += spent_s
+
+    def reserve_table(self, time_s: float) -> None:
+        """Seconds that the table takes at the least, however little is left."""
+        self._table_s = time_s
 
     @property
     def spent_s(self) -> float:
@@ -55,4 +60,8 @@ class Deadline:
         """Seconds that a phase beginning now may take, what later phases need being set aside."""
         phases = list(SHARES)
         to_come = sum(SHARES[later] for later in phases[phases.index(phase) :])
-        return max(self.left_s * SHARES[phase] / to_come, FLOORS[phase] * self.budget_s)
+        part_s = self.left_s * SHARES[phase] / to_come
+        if phase != "table":
+            others_s = self.left_s - max(self._table_s, self.left_s * SHARES["table"] / to_come)
+            part_s = max(0.0, others_s) * SHARES[phase] / (to_come - SHARES["table"])
+        return max(part_s, FLOORS[phase] * self.budget_s)

@@ -76,6 +76,8 @@ class Bench:
     clock: Clock = time.monotonic
     seed: int = 0
     batches: Iterator[int] = field(default_factory=itertools.count)
+    round_s: float = 0.0
+    """Seconds of the last round, batches and switches included; 0 before the first."""
 
     def compare(
         self,
@@ -113,8 +115,9 @@ class Bench:
             noise = self.monitor.stop() if self.monitor is not None else None
             round_s = max(self.clock() - round_begin_s, 0.9 * round_s)
             room = self.clock() - begin_s + round_s <= budget_s
+            self.round_s = self.clock() - round_begin_s
             if on_round is not None:
-                on_round(self.clock() - round_begin_s)
+                on_round(self.round_s)
             if noise is not None and noise.disturbed:
                 reason = noise.reason
                 if room and repeated < MAX_REPEATS:

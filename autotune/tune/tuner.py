@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from autotune.bench.noise import NoiseMonitor
 from autotune.bench.progress import NO_PROGRESS, Progress
+from autotune.bench.samples import ENOUGH_SAMPLES
 from autotune.config.knobs import RunConfig
 from autotune.config.model import Model
 from autotune.config.profile import Fingerprint
@@ -29,6 +30,7 @@ from autotune.tune.space import Group, Space, changes, huge_page_choices, is_val
 Measure = Callable[..., OperatorTable]
 
 _FIRST_LOOK_ROUNDS = 5
+_FIRST_LOOK_SHARE = 0.08
 _TABLE_ROUNDS = 30
 _TRIAL_ROUNDS = 10
 # A pass at its ceiling may still gain something: ceilings are measured, and reached only nearly.
@@ -107,14 +109,17 @@ class Tuner:
         """Seconds by pass, and what could be gained of them, from the default's own iterations."""
         look = self.journal.get("first_look")
         if look is None:
+            begin_s = self.clock()
             self.dlrm.configure(self.default)
-            table = self.measure(
-                self.dlrm, self.source, rounds=_FIRST_LOOK_ROUNDS, budget_s=0.08 * self.deadline.left_s, progress=NO_PROGRESS
-            )
+            budget_s = _FIRST_LOOK_SHARE * self.deadline.left_s
+            table = self.measure(self.dlrm, self.source, rounds=_FIRST_LOOK_ROUNDS, budget_s=budget_s, progress=NO_PROGRESS)
             times = {row.key: row.time_s.median for row in table.rows}
             potentials = {row.key: max(_LEAST_POTENTIAL, 1.0 - max(row.fractions.values(), default=0.5)) for row in table.rows}
-            look = {"time_s": times, "gain_s": {key: times[key] * potentials[key] for key in times if key != OTHER}}
+            gains = {key: times[key] * potentials[key] for key in times if key != OTHER}
+            look = {"time_s": times, "gain_s": gains, "look": {"spent_s": self.clock() - begin_s}}
             self._store("first_look", look)
+        # The table at the end is measured in the same way.
+        self.deadline.reserve_table(look["look"]["spent_s"])
         return {name: dict(values) for name, values in look.items()}
 
     def _races(self) -> tuple[list[RaceResult], dict[str, float]]:
@@ -240,17 +245,17 @@ class Tuner:
     def _settle_whole(self, space: Space, winner: RunConfig) -> tuple[RunConfig, list[Gain]]:
         """What threads and pages alone gain, with the winner's knobs on both sides; where that is not clear, they stay the default's.
 
-        Else noise among the trials would choose, and each run would choose differently.
+        Else noise among the trials would choose, and each run would choose differently. Without time for it, the confirmation decides.
         """
         changed = changes(self.default, winner)
-        if not changed:
+        budget_s = _WHOLE_GAIN_SHARE * self.deadline.phase_s("confirm")
+        if not changed or ENOUGH_SAMPLES * self.bench.round_s > budget_s:
             return winner, []
         threads = self.default.threads
         operators = {
             key: knobs if is_valid(knobs, threads) else self.default.operators[key] for key, knobs in winner.operators.items()
         }
         before = self.default.model_copy(update={"operators": operators})
-        budget_s = _WHOLE_GAIN_SHARE * self.deadline.phase_s("confirm")
         paired = self.bench.compare(before, winner, budget_s=budget_s, max_rounds=_TRIAL_ROUNDS, on_round=self.progress.advance)
         kept = paired.speedup.low > 1.0
         gain = Gain(

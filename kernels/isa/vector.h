@@ -14,7 +14,8 @@ namespace autotune {
 
 static inline int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t max_of(int64_t a, int64_t b) { return a > b ? a : b; }
-static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+// a >= 0, b > 0; no sum of the two, which overflows when a caller asks for one huge task.
+static inline int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b != 0); }
 
 // Lane numbers for a shuffle of N lanes. (Of its own: inside a dependent class the compiler would see a plain int.)
 template <int N>

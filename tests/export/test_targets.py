@@ -38,13 +38,13 @@ def test_the_torchrun_script_runs_the_model_from_the_config(tuned_config: TunedC
     script = tmp_path / "start.sh"
     script.write_text(export(config, "torchrun", file))
     fake = tmp_path / "torchrun"
-    fake.write_text('#!/bin/bash\nprintf "%s\\n" "$OMP_NUM_THREADS" "$@"\n')
+    fake.write_text('#!/bin/bash\nprintf "%s\\n" "$OMP_NUM_THREADS" "${OMP_PLACES-unbound}" "$@"\n')
     fake.chmod(0o755)
     done = subprocess.run(
         ["/bin/bash", str(script), "--steps", "3"], env={"PATH": str(tmp_path)}, capture_output=True, check=True, text=True
     )
     arguments = ["--standalone", "--nproc-per-node=1", "-m", "autotune", "run", "small[max_rows=10]", "--config", str(file), "--steps", "3"]
-    assert done.stdout.splitlines() == ["2", *arguments]
+    assert done.stdout.splitlines() == ["2", "unbound", *arguments]
 
 
 @pytest.mark.parametrize("to", TARGETS)

@@ -41,6 +41,7 @@ GATHER = Work(
     bytes_read=64 * MIB,
     bytes_written=MIB,
     access="gather",
+    unique_row_bytes=64 * MIB,
     row_bytes=256,
     row_traffic_bytes=64 * MIB,
     working_set_bytes=2 * GIB,
@@ -138,7 +139,12 @@ def test_warm_streams_may_come_from_a_cache() -> None:
 def test_rows_touched_again_come_from_the_cache_that_holds_them() -> None:
     all_distinct = limits(GATHER, CEILINGS, 4).memory_s
     reused = limits(
-        Work(10**6, MIB // 2, MIB, "gather", row_bytes=256, row_traffic_bytes=64 * MIB, working_set_bytes=2 * GIB), CEILINGS, 4
+        Work(
+            10**6, MIB // 2, MIB, "gather",
+            row_bytes=256, row_traffic_bytes=64 * MIB, unique_row_bytes=MIB // 2, working_set_bytes=2 * GIB,
+        ),
+        CEILINGS,
+        4,
     ).memory_s
     slow, fast = (row_ceiling(CEILINGS, "gather", 256, size, 4).bandwidth_bytes_per_s for size in (2 * GIB, MIB // 2))
     output_s = MIB / 24e9
@@ -148,7 +154,10 @@ def test_rows_touched_again_come_from_the_cache_that_holds_them() -> None:
 
 def test_scatter_counts_rows_read_and_written_and_streams_the_gradient() -> None:
     unique, gradient = 32 * MIB, MIB
-    work = Work(1, unique + gradient, unique, "scatter", row_bytes=256, row_traffic_bytes=2 * unique, working_set_bytes=2 * GIB)
+    work = Work(
+        1, unique + gradient, unique, "scatter",
+        row_bytes=256, row_traffic_bytes=2 * unique, unique_row_bytes=unique, working_set_bytes=2 * GIB,
+    )  # fmt: skip
     rate = row_ceiling(CEILINGS, "scatter", 256, 2 * GIB, 4).bandwidth_bytes_per_s
     assert limits(work, CEILINGS, 4).memory_s == pytest.approx(2 * unique / rate + gradient / 20e9)
 
@@ -185,7 +194,7 @@ def test_far_from_every_ceiling_none_binds_and_launch_is_told_apart() -> None:
     found = verdict(Work(1000, 1000, 1000), 8e-6, CEILINGS, 4)
     assert found.binder == "none"
     assert "Launch overhead is 50%" in found.detail
-    assert "Launch overhead is 50% (10 fork-join)" in verdict(Work(1000, 1000, 1000), 80e-6, CEILINGS, 4, regions=10).detail
+    assert "Launch overhead is 50% (10 fork-join)" in verdict(Work(1000, 1000, 1000, parallel_regions=10), 80e-6, CEILINGS, 4).detail
 
 
 def test_a_share_above_one_is_reported_and_explained() -> None:

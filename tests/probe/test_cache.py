@@ -10,6 +10,7 @@ from autotune.config.files import load_profile, write_yaml
 from autotune.config.profile import Ceilings, Profile
 from autotune.ops.native import kernels
 from autotune.probe.cache import load_or_probe
+from autotune.probe.ceilings import BUSY
 from autotune.probe.topology import detect, fingerprint, hardware_id
 
 HERE = fingerprint(detect(), kernels.target())
@@ -102,6 +103,15 @@ def test_a_profile_of_another_machine_or_release_is_replaced_with_a_note(cached:
     notes = Notes()
     assert load_or_probe(measure=Probe(), progress=notes).name == "probe 1"
     assert named in notes.notes[0]
+
+
+def test_a_profile_measured_on_a_busy_machine_is_used_with_a_note(cached: Path) -> None:
+    cached.parent.mkdir(parents=True)
+    write_yaml(cached, made(notes=(f"2 threads: 9 of 9 rounds were disturbed; {BUSY}: probe again", "something small")))
+    notes = Notes()
+    assert load_or_probe(measure=Probe(), progress=notes).name == "cached"
+    assert len(notes.notes) == 1
+    assert "--refresh" in notes.notes[0]
 
 
 def test_another_torch_is_no_reason_to_probe(cached: Path) -> None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from autotune.bench.noise import Reading
 from autotune.config.profile import Ceilings, Topology
 from autotune.errors import InputError, MachineError
 from autotune.ops.native import kernels
-from autotune.probe.ceilings import measure_ceilings, thread_counts
+from autotune.probe.ceilings import BUSY, _Witness, measure_ceilings, thread_counts
 from autotune.probe.loops import ROW_BYTES, Arrays, Sizes, cached_walk, choose_sizes, loops_at, permutation_slice
 from autotune.probe.probe import probe
 from autotune.probe.topology import detect
@@ -66,6 +69,27 @@ def test_every_figure_is_positive_and_no_point_comes_twice(quick: tuple[Ceilings
 def test_progress_ends_at_its_total(quick: tuple[Ceilings, tuple[str, ...], Steps]) -> None:
     steps = quick[2]
     assert steps.done == steps.total
+
+
+class _Busy(_Witness):
+    """Every round is disturbed."""
+
+    def __init__(self, cpus: Iterable[int]) -> None:
+        super().__init__(cpus)
+        self._read = self._made_up
+        self._at = 0.0
+
+    def _made_up(self) -> Reading:
+        self._at += 1.0
+        return Reading(self._at, self._at, 0.0, 0.0, None)
+
+
+def test_disturbed_rounds_count_and_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("autotune.probe.ceilings._Witness", _Busy)
+    monkeypatch.setattr("autotune.probe.ceilings.choose_sizes", lambda topology, available, quick: choose_sizes(topology, available, True))
+    monkeypatch.setattr("autotune.probe.ceilings._ROUNDS", 3)
+    _, notes = measure_ceilings(detect(), budget_s=30.0, threads=[1])
+    assert any("3 of 3 rounds were disturbed (other programs took 1.00 CPUs)" in note and BUSY in note for note in notes), notes
 
 
 def test_torch_keeps_its_threads() -> None:

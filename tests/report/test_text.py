@@ -119,7 +119,7 @@ def test_a_tuned_config_shows_operators_choices_and_the_whole(tuned_config: Tune
 
 def test_an_explanation_has_choices_binders_and_remedies(tuned_config: TunedConfig) -> None:
     out = shown(text.explanation(explain(tuned_config)))
-    for piece in ("prefetch_distance 8->16", "1.25x", "gained significantly: embedding_bag.update", "top_mlp.0.bwd_weights", "-> only fewer"):
+    for piece in ("prefetch_distance 8->16", "1.25x", "gained significantly: embedding_bag.update", "top_mlp.0.bwd_weights", "compute bound: only fewer", "(at most 15.0 ms): 2048"):
         assert piece in out
 
 

@@ -29,6 +29,15 @@ def test_what_a_phase_leaves_goes_to_the_later_ones(world: Any) -> None:
     assert deadline.phase_s("table") == pytest.approx(100.0)
 
 
+def test_a_table_that_takes_long_is_paid_by_the_phases_before(world: Any) -> None:
+    deadline = Deadline(100.0, clock=world.clock)
+    deadline.reserve_table(60.0)
+    phases = [phase for phase in SHARES if phase != "table"]
+    for phase in phases:
+        world.clock.advance(deadline.phase_s(phase))
+    assert deadline.left_s == pytest.approx(60.0)
+
+
 def test_a_spent_budget_leaves_a_confirmation_within_the_tolerance(world: Any) -> None:
     deadline = Deadline(100.0, 120.0, clock=world.clock)
     assert deadline.left_s == 0.0

@@ -1,0 +1,241 @@
+"""The commands as a user types them, in processes of their own, on the model `tiny`."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from autotune.config.files import load_tuned
+from autotune.export.env import environment
+
+# The shape of a profile in two seconds; its numbers are no measurement, and nothing here looks at them.
+_QUICK_PROFILE = """
+from functools import partial
+from autotune.probe.cache import load_or_probe
+from autotune.probe.probe import probe
+load_or_probe(measure=partial(probe, quick=True))
+"""
+_TIMEOUT_S = 120
+
+
+@pytest.fixture(scope="module")
+def user_environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What a user's shell gives a command, with a cache that holds a profile of this machine."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_", "MALLOC_", "AUTOTUNE_"))}
+    root = str(Path(__file__).parents[2])
+    path = f"{Path(sys.executable).parent}{os.pathsep}{kept.get('PATH', '')}"
+    values = kept | {"AUTOTUNE_CACHE": str(tmp_path_factory.mktemp("cache")), "PATH": path, "PYTHONPATH": root, "COLUMNS": "100"}
+    subprocess.run([sys.executable, "-c", _QUICK_PROFILE], env=values, check=True, timeout=_TIMEOUT_S)
+    return values
+
+
+class User:
+    """Types commands in one folder."""
+
+    def __init__(self, folder: Path, environment: dict[str, str]) -> None:
+        self.folder = folder
+        self.environment = environment
+
+    def __call__(self, command: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(self.line(command), cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=_TIMEOUT_S)
+        assert done.returncode == code, done.stderr
+        assert "Traceback" not in done.stderr
+        return done
+
+    def start(self, command: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            self.line(command), cwd=self.folder, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+
+    @staticmethod
+    def line(command: str) -> list[str]:
+        return [sys.executable, "-m", *shlex.split(command)]
+
+
+@pytest.fixture(scope="module")
+def user(tmp_path_factory: pytest.TempPathFactory, user_environment: dict[str, str]) -> User:
+    return User(tmp_path_factory.mktemp("work"), user_environment)
+
+
+@pytest.fixture(scope="module")
+def tuned_file(user: User) -> Path:
+    """One tuning run for all tests that read its config."""
+    done = user("autotune tune tiny --sockets 1 --budget 8s -o tiny.tuned.yaml")
+    assert "embedding_bag.forward" in done.stdout
+    assert "speedup" in done.stdout
+    return user.folder / "tiny.tuned.yaml"
+
+
+def files(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_run_trains_and_tells_in_text_and_json(user: User) -> None:
+    text = user("autotune run tiny --steps 12").stdout
+    assert "samples/s" in text
+    record = json.loads(user("autotune run tiny --steps 12 --sockets 1 --json -o record.json").stdout)
+    assert (record["schema"], record["steps"], len(record["losses"])) == (1, 12, 12)
+    assert record["iteration_s"]["low"] <= record["iteration_s"]["median"] <= record["iteration_s"]["high"]
+    assert json.loads((user.folder / "record.json").read_text()) == record
+
+
+def test_a_checkpoint_carries_training_on(user: User) -> None:
+    user("autotune run tiny --steps 5 --checkpoint-out weights.pt")
+    first = json.loads(user("autotune run tiny --steps 5 --json").stdout)["losses"]
+    again = json.loads(user("autotune run tiny --steps 5 --checkpoint-in weights.pt --json").stdout)["losses"]
+    assert again[0] < first[0]
+    refusal = user("autotune run tiny --max-rows 10 --checkpoint-in weights.pt", code=2)
+    assert "the tensors of a checkpoint must be those of model" in refusal.stderr
+
+
+def test_run_takes_scales_data_threads_and_seed(user: User) -> None:
+    options = "--max-rows 100 --minibatch 32 --data zipf:1.2 --threads 1 --seed 3 --steps 4 --json"
+    record = json.loads(user(f"autotune run tiny {options}").stdout)
+    assert record["model"] == "tiny[max_rows=100,minibatch=32]"
+    assert record["data"].startswith("Zipf(1.2)")
+    assert record["config"]["threads"] == 1
+    assert record["losses"] == json.loads(user(f"autotune run tiny {options}").stdout)["losses"]
+
+
+def test_profile_accounts_for_the_iteration(user: User) -> None:
+    table = json.loads(user("autotune profile tiny --rounds 10 --json").stdout)
+    rows = table["rows"]
+    assert rows[-1]["key"] == "other"
+    assert sum(row["time_s"]["median"] for row in rows) == pytest.approx(table["iteration_s"]["median"], rel=0.1)
+    assert all(row["binder"] in ("memory", "compute", "network", "none") for row in rows)
+
+
+def test_probe_shows_the_cached_profile(user: User) -> None:
+    shown = json.loads(user("autotune probe --json -o here.yaml").stdout)
+    assert shown["ceilings"]["fma"]
+    assert (user.folder / "here.yaml").read_text().startswith("schema: 1\n")
+
+
+def test_tune_writes_a_config_and_leaves_nothing_else(user: User, tuned_file: Path) -> None:
+    config = load_tuned(tuned_file)
+    assert config.model == "tiny"
+    assert config.provenance.spent_s <= 8 * 1.15
+    assert not any(name.endswith((".tmp", ".journal")) for name in files(user.folder))
+
+
+def test_run_uses_exactly_what_the_config_says(user: User, tuned_file: Path) -> None:
+    config = load_tuned(tuned_file)
+    done = user(f"autotune run tiny --config {tuned_file.name} --steps 4 --json")
+    assert json.loads(done.stdout)["config"] == config.config.model_dump(mode="json")
+    cpus = " ".join(map(str, config.launch.cpus))
+    assert f"using {tuned_file.name}: {config.config.threads} thread" in done.stderr
+    assert f"bound to CPU {cpus}" in done.stderr
+
+
+def test_run_starts_in_the_environment_of_the_config(user: User, tuned_file: Path) -> None:
+    process = user.start(f"autotune run tiny --config {tuned_file.name} --steps 1000000")
+    wanted = environment(load_tuned(tuned_file).launch)
+    try:
+        deadline = time.monotonic() + 30
+        seen: dict[str, str] = {}
+        while not wanted.items() <= seen.items() and time.monotonic() < deadline:
+            entries = Path(f"/proc/{process.pid}/environ").read_text().split("\0")
+            seen = dict(entry.split("=", 1) for entry in entries if entry)
+            time.sleep(0.05)
+        assert wanted.items() <= seen.items()
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_profile_takes_the_config(user: User, tuned_file: Path) -> None:
+    threads = load_tuned(tuned_file).config.threads
+    assert json.loads(user(f"autotune profile tiny --config {tuned_file.name} --rounds 6 --json").stdout)["threads"] == threads
+
+
+def test_explain_accounts_for_the_config(user: User, tuned_file: Path) -> None:
+    account = json.loads(user(f"autotune explain {tuned_file.name} --json").stdout)
+    assert {row["operator"] for row in account["verdicts"]} >= {"embedding_bag.forward", "top_mlp.0.forward"}
+    assert "default" in user(f"autotune explain {tuned_file.name}").stdout
+
+
+def test_verify_ends_with_0_or_1(user: User, tuned_file: Path) -> None:
+    done = subprocess.run(
+        user.line(f"autotune verify {tuned_file.name} --budget 3s --json"),
+        cwd=user.folder,
+        env=user.environment,
+        capture_output=True,
+        text=True,
+        timeout=_TIMEOUT_S,
+    )
+    assert done.returncode == (0 if json.loads(done.stdout)["holds"] else 1), done.stderr
+
+
+def test_verify_says_no_when_the_gain_is_gone(user: User, tuned_file: Path) -> None:
+    text = tuned_file.read_text()
+    boast = load_tuned(tuned_file).model_copy(update={"significant": True})
+    claimed = boast.speedup.model_copy(update={"median": 50.0, "low": 49.0, "high": 51.0})
+    from autotune.config.files import write_yaml
+
+    write_yaml(user.folder / "boast.yaml", boast.model_copy(update={"speedup": claimed}))
+    done = user("autotune verify boast.yaml --budget 3s", code=1)
+    assert done.stdout.startswith("does not hold")
+    assert done.stderr.splitlines()[-1].startswith("error: ")
+    assert tuned_file.read_text() == text
+
+
+def test_the_exported_environment_runs_without_a_restart(user: User, tuned_file: Path) -> None:
+    lines = user(f"autotune export {tuned_file.name} --to env").stdout
+    script = f'{lines}\nexec {sys.executable} -m autotune run tiny --config {tuned_file.name} --steps 3 --json'
+    done = subprocess.run(["bash", "-c", script], cwd=user.folder, env=user.environment, capture_output=True, text=True, timeout=_TIMEOUT_S)
+    assert done.returncode == 0, done.stderr
+    assert len(json.loads(done.stdout)["losses"]) == 3
+
+
+def test_the_torchrun_script_reproduces_the_run(user: User, tuned_file: Path, tmp_path: Path) -> None:
+    user(f"autotune export {tuned_file.name} --to torchrun -o start.sh")
+    script = str(user.folder / "start.sh")
+    done = subprocess.run(
+        ["bash", script, "--steps", "3", "-o", str(tmp_path / "record.json")],
+        cwd=tmp_path,
+        env=user.environment,
+        capture_output=True,
+        text=True,
+        timeout=_TIMEOUT_S,
+    )
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "record.json").read_text())
+    assert record["config"] == load_tuned(tuned_file).config.model_dump(mode="json")
+
+
+def test_ctrl_c_ends_with_130_and_keeps_state(user: User) -> None:
+    process = user.start("autotune run tiny --steps 100000000")
+    time.sleep(5)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert errors.splitlines()[-1] == "interrupted; state kept"
+
+
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
+def test_tuning_goes_on_after_an_end_in_its_middle(user: User, tmp_path: Path, sent: signal.Signals) -> None:
+    here = User(tmp_path, user.environment)
+    command = "autotune tune tiny --budget 12s -o x.tuned.yaml"
+    process = here.start(command)
+    journal = tmp_path / "x.tuned.yaml.journal"
+    deadline = time.monotonic() + 60
+    while not (journal.exists() and journal.stat().st_size > 4000) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(sent)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == (130 if sent == signal.SIGINT else -signal.SIGKILL), errors
+    assert journal.exists()
+    assert not (tmp_path / "x.tuned.yaml").exists()
+    if sent == signal.SIGINT:
+        assert "goes on from its journal" in errors
+    here(command)
+    assert load_tuned(tmp_path / "x.tuned.yaml").model == "tiny"
+    assert files(tmp_path) == {"x.tuned.yaml"}

@@ -1,0 +1,284 @@
+"""Embedding bags: forward and fused update on every target, against formulas in double and against the reference target."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from autotune import _kernels as kernels
+
+DRAWN = settings(
+    deadline=None,
+    max_examples=int(os.environ.get("AUTOTUNE_TEST_EXAMPLES", "8")),
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+STRATEGIES = ("race_free_range", "race_free_modulo", "bucketed", "atomic", "unfused")
+ORDERED = ("race_free_range", "race_free_modulo", "bucketed")  # one writer a row, which sees its look-ups in order
+DIMS = (1, 2, 13, 16, 20, 64, 100, 128, 256)
+FORWARD = {"prefetch_distance": 0, "prefetch_hint": 0, "bags_per_task": 4, "streaming_stores": False, "threads": 2}
+
+
+@dataclass
+class Case:
+    tables: list[Tensor]
+    indices: Tensor
+    offsets: Tensor
+    num_bags: int
+    scales: Tensor | None
+    mean: bool
+    gradient: Tensor
+
+    def pooled_of(self, t: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows looked up in table t, the bag of each, and its weight in double."""
+        starts = self.offsets[t * self.num_bags : (t + 1) * self.num_bags + 1].long()
+        begin, end = int(starts[0]), int(starts[-1])
+        lengths = starts.diff()
+        bags = torch.repeat_interleave(torch.arange(self.num_bags), lengths)
+        weights = torch.ones(end - begin, dtype=torch.float64)
+        if self.scales is not None:
+            weights = self.scales[begin:end].double()
+        elif self.mean:
+            weights = 1.0 / lengths[bags].double()
+        return self.indices[begin:end].long(), bags, weights
+
+    def forward(self, magnitude: bool = False) -> Tensor:
+        """[N, T, E] in double; with `magnitude`, of the absolute values."""
+        out = torch.zeros(self.num_bags, len(self.tables), self.tables[0].shape[1], dtype=torch.float64)
+        for t, table in enumerate(self.tables):
+            rows, bags, weights = self.pooled_of(t)
+            terms = weights[:, None] * table.double()[rows]
+            out[:, t].index_add_(0, bags, terms.abs() if magnitude else terms)
+        return out
+
+    def updated(self, t: int, learning_rate: float) -> tuple[Tensor, Tensor]:
+        """Table t after the step, and the magnitudes that went into it, in double."""
+        rows, bags, weights = self.pooled_of(t)
+        steps = learning_rate * weights[:, None] * self.gradient[:, t].double()[bags]
+        table = self.tables[t].double()
+        return table.index_add(0, rows, -steps), table.abs().index_add(0, rows, steps.abs())
+
+    def longest(self) -> int:
+        return int(self.offsets.long().diff().max()) if len(self.offsets) > 1 else 0
+
+
+def make_case(dim: int, rows: list[int], lengths: Tensor, mode: str, wide: bool, hot: float, seed: int, whole: bool = False) -> Case:
+    """lengths [T, N]: look-ups of each bag. hot: the share of look-ups that go to one row. whole: small integers, which add up exactly."""
+    generator = torch.Generator().manual_seed(seed)
+    dtype = torch.int64 if wide else torch.int32
+    picks = []
+    for table_rows, count in zip(rows, lengths.sum(1).tolist(), strict=True):
+        drawn = torch.randint(table_rows, (count,), generator=generator)
+        drawn[torch.rand(count, generator=generator) < hot] = seed % table_rows
+        picks.append(drawn)
+    indices = torch.cat(picks).to(dtype)
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.flatten().cumsum(0)]).to(dtype)
+
+    def values(*shape: int) -> Tensor:
+        return torch.randint(-8, 9, shape, generator=generator).float() if whole else torch.randn(shape, generator=generator)
+
+    return Case(
+        tables=[values(table_rows, dim) for table_rows in rows],
+        indices=indices,
+        offsets=offsets,
+        num_bags=lengths.shape[1],
+        scales=values(len(indices)) if mode == "weighted" else None,
+        mean=mode == "mean",
+        gradient=values(lengths.shape[1], len(rows), dim),
+    )
+
+
+@st.composite
+def cases(draw: st.DrawFn, whole: bool = False) -> Case:
+    rows = draw(st.lists(st.integers(1, 60), min_size=1, max_size=4))
+    num_bags = draw(st.integers(0, 7))
+    lengths = draw(st.lists(st.integers(0, 9), min_size=len(rows) * num_bags, max_size=len(rows) * num_bags))
+    return make_case(
+        dim=draw(st.sampled_from(DIMS)),
+        rows=rows,
+        lengths=torch.tensor(lengths, dtype=torch.int64).view(len(rows), num_bags),
+        mode=draw(st.sampled_from(("sum", "weighted") if whole else ("sum", "mean", "weighted"))),
+        wide=draw(st.booleans()),
+        hot=draw(st.sampled_from((0.0, 0.9))),
+        seed=draw(st.integers(0, 2**31)),
+        whole=whole,
+    )
+
+
+def update(case: Case, tables: list[Tensor], strategy: str, threads: int, distance: int = 8, learning_rate: float = 0.25) -> list[Tensor]:
+    handle = kernels.EmbeddingTables(tables)
+    handle.update(case.indices, case.offsets, case.gradient, learning_rate, case.scales, case.mean, strategy, distance, threads)  # type: ignore[arg-type]
+    return tables
+
+
+def copies(case: Case) -> list[Tensor]:
+    return [table.clone() for table in case.tables]
+
+
+@DRAWN
+@given(
+    case=cases(),
+    slots=st.integers(0, 1),
+    padding=st.integers(0, 16),
+    shift=st.sampled_from((0, 0, 1)),
+    distance=st.sampled_from((0, 1, 2, 8, 1024)),
+    hint=st.integers(0, 1),
+    bags_per_task=st.sampled_from((1, 2, 5, 1000, 2**63 - 1)),
+    streaming=st.booleans(),
+    threads=st.integers(1, 4),
+)
+def test_forward_pools_into_strided_outputs_and_nowhere_else(
+    case: Case,
+    slots: int,
+    padding: int,
+    shift: int,
+    distance: int,
+    hint: int,
+    bags_per_task: int,
+    streaming: bool,
+    threads: int,
+    target: str,
+    guarded: Any,
+    close: Any,
+    rounding_of: Any,
+    on_target: Any,
+) -> None:
+    shape = (case.num_bags, len(case.tables), case.tables[0].shape[1])
+    expected, tolerance = case.forward(), rounding_of(case.longest(), case.forward(magnitude=True))
+    tables = [guarded.of(table, fill=float("nan")) for table in case.tables]
+    handle = kernels.EmbeddingTables([table.view for table in tables])
+
+    def run() -> Tensor:
+        out = guarded(*shape, padding=(0, slots, padding), shift=shift)
+        handle.forward(case.indices, case.offsets, out.view, case.scales, case.mean, distance, hint, bags_per_task, streaming, threads)
+        out.assert_untouched()
+        return out.view
+
+    actual = run()
+    close(actual, expected, tolerance, f"forward on {target}")
+    with on_target("reference"):
+        reference = run()
+    close(actual, reference.double(), tolerance, f"{target} against the reference")
+    assert all(torch.equal(table.view, before) for table, before in zip(tables, case.tables, strict=True))
+
+
+@pytest.mark.parametrize("dim", DIMS)
+def test_forward_is_the_same_to_the_bit_at_every_prefetch_task_store_and_team(target: str, dim: int) -> None:
+    case = make_case(dim, [50, 3], torch.randint(0, 12, (2, 9), generator=torch.Generator().manual_seed(3)), "mean", True, 0.2, seed=5)
+    handle = kernels.EmbeddingTables(case.tables)
+    options = [(0, 0, 1, False, 1)]
+    options += [(distance, hint, 4, streaming, 2) for distance in (0, 2, 4, 8, 16, 32) for hint in (0, 1) for streaming in (False, True)]
+    options += [(8, 0, bags, False, threads) for bags in (1, 3, 64) for threads in (1, 3, 5)]
+    results = []
+    for chosen in options:
+        out = torch.full((9, 2, dim), float("nan"))
+        handle.forward(case.indices, case.offsets, out, None, True, *chosen)
+        results.append(out)
+    different = [chosen for chosen, result in zip(options, results, strict=True) if not torch.equal(result, results[0])]
+    assert not different
+
+
+@pytest.mark.parametrize("mean", [False, True])
+def test_empty_bags_give_zeros(target: str, mean: bool) -> None:
+    out = torch.full((3, 1, 20), float("nan"))
+    handle = kernels.EmbeddingTables([torch.full((4, 20), float("nan"))])
+    handle.forward(torch.zeros(0, dtype=torch.int64), torch.zeros(4, dtype=torch.int64), out, None, mean, 8, 0, 2, True, 2)
+    assert not out.any()
+
+
+def test_handle_tells_its_shape_and_takes_numpy(target: str) -> None:
+    tables = [np.ones((4, 3), np.float32), np.ones((9, 3), np.float32)]
+    handle = kernels.EmbeddingTables(tables)
+    assert (handle.num_tables, handle.dim, handle.rows) == (2, 3, [4, 9])
+    out = np.zeros((1, 2, 3), np.float32)
+    handle.forward(np.array([3, 8, 8], np.int32), np.array([0, 1, 3], np.int32), out, None, **FORWARD, mean=False)  # type: ignore[arg-type]
+    assert out[0, :, 0].tolist() == [1.0, 2.0]
+
+
+def test_a_handle_keeps_its_tables_alive(target: str) -> None:
+    handle = kernels.EmbeddingTables([torch.ones(1000, 128)])
+    out = torch.zeros(1, 1, 128)
+    handle.forward(torch.tensor([999]), torch.tensor([0, 1]), out, None, False, **FORWARD)  # type: ignore[arg-type]
+    assert bool((out == 1).all())
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@DRAWN
+@given(
+    case=cases(), threads=st.integers(1, 4), distance=st.sampled_from((0, 1, 8, 1024)), slots=st.integers(0, 1), padding=st.integers(0, 5)
+)
+def test_update_steps_every_row_looked_up_and_no_other(
+    strategy: str,
+    case: Case,
+    threads: int,
+    distance: int,
+    slots: int,
+    padding: int,
+    target: str,
+    guarded: Any,
+    close: Any,
+    rounding_of: Any,
+    on_target: Any,
+) -> None:
+    wide = guarded.of(case.gradient, padding=(0, slots, padding), fill=float("nan"))
+    case.gradient = wide.view
+    tables = [guarded.of(table) for table in case.tables]
+    update(case, [table.view for table in tables], strategy, threads, distance)
+    with on_target("reference"):
+        references = update(case, copies(case), strategy, 1)
+    for t, table in enumerate(tables):
+        table.assert_untouched()
+        expected, magnitude = case.updated(t, 0.25)
+        rows, _, _ = case.pooled_of(t)
+        tolerance = rounding_of(int(rows.bincount().max()) + 2 if len(rows) else 0, magnitude)
+        close(table.view, expected, tolerance, f"{strategy} on {target}, table {t}")
+        close(table.view, references[t].double(), tolerance, f"{strategy} on {target} against the reference, table {t}")
+        others = torch.ones(len(table.view), dtype=torch.bool).index_fill(0, rows, False)
+        assert torch.equal(table.view[others], case.tables[t][others])
+
+
+@DRAWN
+@given(case=cases())
+def test_race_free_strategies_agree_to_the_bit_at_any_team_size(case: Case, target: str) -> None:
+    first = update(case, copies(case), "race_free_range", 1)
+    for strategy in ORDERED:
+        for threads in range(1, 6):
+            actual = update(case, copies(case), strategy, threads)
+            assert all(map(torch.equal, actual, first)), f"{strategy} with {threads} threads"
+    # Written out first, a gradient row is rounded once more than in a fused multiply-add: the same bits at any team size, but its own.
+    unfused = update(case, copies(case), "unfused", 1)
+    for threads in range(2, 6):
+        assert all(map(torch.equal, update(case, copies(case), "unfused", threads), unfused)), f"unfused with {threads} threads"
+
+
+@DRAWN
+@given(case=cases(whole=True), threads=st.integers(1, 5))
+def test_every_strategy_is_exact_where_no_sum_is_rounded(case: Case, threads: int, target: str) -> None:
+    for strategy in STRATEGIES:
+        for t, actual in enumerate(update(case, copies(case), strategy, threads)):
+            expected, _ = case.updated(t, 0.25)
+            assert torch.equal(actual.double(), expected), f"{strategy}, table {t}"
+
+
+@pytest.mark.parametrize("mode", ["sum", "mean", "weighted"])
+def test_a_hot_row_looked_up_thousands_of_times(target: str, mode: str) -> None:
+    """More look-ups than a thread holds back at once (1024), nearly all to one row."""
+    lengths = torch.tensor([[700, 0, 1, 1500], [0, 0, 40, 0]])
+    case = make_case(20, [37, 5], lengths, mode, wide=False, hot=0.95, seed=11)
+    first = update(case, copies(case), "race_free_range", 1)
+    for strategy in STRATEGIES:
+        for threads in (1, 2, 5):
+            actual = update(case, copies(case), strategy, threads)
+            if strategy in ORDERED:
+                assert all(map(torch.equal, actual, first))
+            for t in range(2):
+                expected, magnitude = case.updated(t, 0.25)
+                error = (actual[t].double() - expected).abs()
+                assert bool((error <= 2300 * 2.0**-23 * magnitude).all()), f"{strategy} with {threads} threads, table {t}"

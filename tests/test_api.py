@@ -1,0 +1,39 @@
+"""The Python API: the commands' names as functions, whatever was imported before."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import autotune
+from autotune.config.knobs import RunConfig
+from autotune.errors import InputError
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    code = "import sys, autotune; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("name", autotune.__all__)
+def test_every_name_is_callable_before_and_after_its_package_is_imported(name: str) -> None:
+    code = f"import autotune; assert callable(autotune.{name}); import autotune.api; assert callable(autotune.{name})"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_run_takes_a_name_and_a_run_config() -> None:
+    result = autotune.run("tiny", steps=4, config=RunConfig(threads=1))
+    assert result.steps == 4
+    assert result.config.threads == 1
+
+
+def test_an_unknown_model_is_an_input_error() -> None:
+    with pytest.raises(InputError, match="tinny"):
+        autotune.run("tinny")
+
+
+def test_export_and_explain_take_a_file_or_fail_clearly(tmp_path: Path) -> None:
+    for function in (autotune.explain, lambda path: autotune.export(path, "env")):
+        with pytest.raises(InputError, match=r"missing\.yaml"):
+            function(tmp_path / "missing.yaml")
