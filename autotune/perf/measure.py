@@ -40,7 +40,7 @@ def measure(
         source: of the batches.
         profile: gives the ceilings of this machine.
         rounds: iterations that count, at most.
-        budget_s: wall seconds; ends the rounds earlier, but not before three.
+        budget_s: wall seconds; ends the rounds and their repetition earlier, but not before three.
 
     Raises:
         InputError: rounds below 1, or a batch with an index outside its table.
@@ -55,7 +55,8 @@ def measure(
     progress.phase("measuring operators", rounds)
     numbers = count()
     while len(iterations) < rounds:
-        if budget_s is not None and len(iterations) >= _MIN_ROUNDS and time.monotonic() - begin > budget_s:
+        late = budget_s is not None and time.monotonic() - begin > budget_s
+        if late and len(iterations) >= _MIN_ROUNDS:
             break
         number = next(numbers)
         batch = source.batch(number)
@@ -70,7 +71,7 @@ def measure(
         noise = monitor.stop()
         if number < WARMUP_STEPS:
             continue
-        if noise.disturbed and len(disturbed) < _MAX_REPEATS:
+        if noise.disturbed and len(disturbed) < _MAX_REPEATS and not late:
             disturbed.append(noise.reason)
             continue
         iterations.append(taken)

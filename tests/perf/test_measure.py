@@ -1,0 +1,104 @@
+"""The per-operator table of a running model: rows that add up, and what each is held against."""
+
+import pytest
+
+from autotune.catalog import load_model_by_name
+from autotune.config.profile import Ceilings, ComputePoint, Fingerprint, Profile, RowPoint, StreamPoint, TimePoint
+from autotune.config.tuned import Interval
+from autotune.dlrm.data import make_source
+from autotune.dlrm.model import DLRM
+from autotune.errors import InputError
+from autotune.perf.measure import measure
+from autotune.perf.perturb import _judge, perturb
+from autotune.perf.table import OTHER, OperatorTable
+from autotune.probe.topology import detect
+
+MODEL = load_model_by_name("tiny")
+
+
+@pytest.fixture(scope="module")
+def profile() -> Profile:
+    rows = tuple(
+        RowPoint(row_bytes=width, working_set_bytes=size, threads=1, bandwidth_bytes_per_s=1e10)
+        for width in (64, 1024)
+        for size in (1 << 16, 1 << 30)
+    )
+    ceilings = Ceilings(
+        fma=(ComputePoint(threads=1, flops_per_s=1e11),),
+        gemm=(ComputePoint(threads=1, flops_per_s=9e10),),
+        stream=tuple(StreamPoint(kind=kind, threads=1, bandwidth_bytes_per_s=1e10) for kind in ("read", "copy", "triad", "copy_nt", "update")),
+        gather=rows,
+        scatter=rows,
+        fork_join=(TimePoint(threads=1, time_s=1e-6),),
+    )
+    fingerprint = Fingerprint(topology=detect(), kernel="test", versions={}, target="scalar")
+    return Profile(name="test", source="made up", created="2026-01-01T00:00:00Z", fingerprint=fingerprint, ceilings=ceilings)
+
+
+@pytest.fixture(scope="module")
+def dlrm() -> DLRM:
+    return DLRM(MODEL)
+
+
+@pytest.fixture(scope="module")
+def table(dlrm: DLRM, profile: Profile) -> OperatorTable:
+    return measure(dlrm, make_source(MODEL), profile, rounds=12)
+
+
+def test_every_pass_has_a_row_and_the_rest_comes_last(dlrm: DLRM, table: OperatorTable) -> None:
+    assert {row.key for row in table.rows} == {*dlrm.config.operators, "loss", OTHER}
+    assert table.rows[-1].key == OTHER
+    assert len(table.rows) == len({row.key for row in table.rows})
+
+
+def test_a_rows_figures_follow_from_its_work_and_time(dlrm: DLRM, table: OperatorTable) -> None:
+    works = {op.key: op.work() for op in dlrm.operators(make_source(MODEL))}
+    for row in table.rows[:-1]:
+        work = works[row.key]
+        assert row.flops == work.flops
+        assert row.bytes == work.bytes
+        assert row.flops_per_s == pytest.approx(work.flops / row.time_s.median)
+        assert row.share == pytest.approx(row.time_s.median / table.iteration_s.median)
+        assert set(row.fractions) == {"memory", "compute", "network"} or set(row.fractions) == {"memory", "compute"}
+
+
+def test_the_frame_has_a_line_per_row(table: OperatorTable) -> None:
+    frame = table.frame()
+    assert list(frame["key"]) == [row.key for row in table.rows]
+    assert (frame["time_low_s"] <= frame["time_s"]).all()
+    assert (frame["time_s"] <= frame["time_high_s"]).all()
+
+
+def test_rounds_and_budget_bound_the_samples(dlrm: DLRM, profile: Profile) -> None:
+    assert measure(dlrm, make_source(MODEL), profile, rounds=4).iteration_s.samples == 4
+    assert measure(dlrm, make_source(MODEL), profile, rounds=100_000, budget_s=0.01).iteration_s.samples < 100_000
+    with pytest.raises(InputError, match="rounds must be at least 1, got 0"):
+        measure(dlrm, make_source(MODEL), profile, rounds=0)
+
+
+def test_perturbing_covers_every_pass_and_leaves_the_weights(dlrm: DLRM, table: OperatorTable) -> None:
+    before = {name: weight.clone() for name, weight in dlrm.state_dict().items()}
+    found = perturb(dlrm, make_source(MODEL), table, cache_bytes=1 << 20, rounds=3)
+    assert {p.operator for p in found} == {row.key for row in table.rows} - {OTHER}
+    assert all((weight == before[name]).all() for name, weight in dlrm.state_dict().items())
+
+
+def at(median: float) -> Interval:
+    return Interval(median=median, low=median, high=median, samples=9)
+
+
+@pytest.mark.parametrize(
+    ("binder", "gain", "loss", "resident", "agrees"),
+    [
+        ("memory", 2.0, 2.0, True, True),  # residence helps
+        ("memory", 1.0, 1.1, True, True),  # half the threads do as well: saturated
+        ("memory", 1.0, 2.0, True, False),  # neither
+        ("memory", 1.0, 2.0, False, None),  # cannot be made resident, and threads scale: nothing is shown
+        ("compute", 1.0, 2.0, True, True),
+        ("compute", 2.0, 2.0, True, False),  # residence should not help
+        ("compute", 1.0, 1.1, True, False),  # threads should
+        ("none", 1.0, 1.0, True, None),
+    ],
+)
+def test_a_verdict_is_held_against_what_perturbation_shows(binder, gain, loss, resident, agrees) -> None:
+    assert _judge("x", binder, at(gain), at(loss), 2.0, resident).agrees is agrees
