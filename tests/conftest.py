@@ -69,7 +69,7 @@ def tuned_config(topology: Topology) -> TunedConfig:
         ),
     )
     verdicts = (
-        Verdict(operator="embedding_bag.forward", time_s=around(0.016), binder="memory", fractions={"memory": 0.9}, detail="gather of rows"),
+        Verdict(operator="embedding_bag.forward", time_s=around(0.016), binder="memory", fractions={"memory": 0.9}, detail="gather"),
         Verdict(
             operator="top_mlp.0.backward_weights",
             time_s=around(0.05),

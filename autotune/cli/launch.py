@@ -24,9 +24,7 @@ def allow_restart() -> None:
 def missing(launch: Launch, keep: bool = False) -> dict[str, str]:
     """Variables of `launch` that this process was not started with. With `keep`, those set to something else are left alone."""
     return {
-        name: value
-        for name, value in environment(launch).items()
-        if os.environ.get(name) != value and not (keep and name in os.environ)
+        name: value for name, value in environment(launch).items() if os.environ.get(name) != value and not (keep and name in os.environ)
     }
 
 

@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from autotune import __version__
-from autotune.cli import explain, export, launch, models, probe, profile, run, tune, verify
+from autotune.cli import explain, export, interrupt, launch, models, probe, profile, run, tune, verify
 from autotune.errors import AutotuneError
 
 INTERRUPTED = 130
@@ -92,6 +92,7 @@ def _leave_pipe() -> NoReturn:
 def main() -> None:
     """Entry point of the `autotune` script."""
     launch.allow_restart()
+    interrupt.install()
     try:
         app(prog_name="autotune")
     except KeyboardInterrupt:

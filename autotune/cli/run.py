@@ -55,9 +55,7 @@ def command(
     """
     check_sockets(sockets)
     check_outputs(checkpoint_out, output)
-    session = open_session(
-        model, max_rows=max_rows, minibatch=minibatch, threads=threads, data=data, config_file=config, force=force
-    )
+    session = open_session(model, max_rows=max_rows, minibatch=minibatch, threads=threads, data=data, config_file=config, force=force)
     from autotune.dlrm.checkpoint import check_state, load_checkpoint, save_checkpoint
     from autotune.dlrm.train import train
     from autotune.report.record import run_result

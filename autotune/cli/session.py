@@ -152,4 +152,3 @@ def describe(config: RunConfig, launch: Launch) -> str:
     """What a run uses, in one line."""
     cpus = " ".join(map(str, launch.cpus[: config.threads]))
     return f"{run_config(config)}, bound to CPU {cpus}"
-

@@ -19,9 +19,11 @@ def to_torchrun(config: TunedConfig, config_file: str | Path) -> str:
         config_file: Where the config lies; the script names it by its absolute path, and ``AUTOTUNE_CONFIG`` overrides that.
     """
     file = shlex.quote(str(Path(config_file).absolute()))
+    threads = config.launch.threads
     lines = [
         "#!/usr/bin/env bash",
-        f"# {config.model} on {config.sockets} socket{'s' if config.sockets > 1 else ''}: {config.launch.threads} thread{'s' if config.launch.threads > 1 else ''}, bound by autotune.",
+        f"# {config.model} on {config.sockets} socket{'s' if config.sockets > 1 else ''}: "
+        f"{threads} thread{'s' if threads > 1 else ''}, bound by autotune.",
         "set -euo pipefail",
         "",
         *export_lines(config.launch, without=_BINDING),

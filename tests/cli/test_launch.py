@@ -45,8 +45,8 @@ def test_nothing_happens_where_the_environment_stands(calls: list[Call], monkeyp
 
 def test_there_is_no_loop(calls: list[Call], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(GUARD, str(os.getpid()))
+    monkeypatch.setenv("OMP_PLACES", "x")
     with pytest.raises(InputError, match=r"something resets it at start: .*OMP_PLACES='x'"):
-        monkeypatch.setenv("OMP_PLACES", "x")
         ensure_environment(LAUNCH)
     assert calls == []
 

@@ -22,6 +22,12 @@ def work(progress: Progress) -> None:
     progress.advance(1.0)
 
 
+def stopped() -> None:
+    with reporting() as progress:
+        progress.phase("racing", 3.0)
+        raise KeyboardInterrupt
+
+
 def test_a_pipe_gets_notes_only(capsys: pytest.CaptureFixture[str]) -> None:
     with reporting() as progress:
         work(progress)
@@ -46,7 +52,6 @@ def test_the_bar_is_taken_down_when_the_work_fails(monkeypatch: pytest.MonkeyPat
     terminal = _Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setenv("TERM", "xterm")
-    with pytest.raises(KeyboardInterrupt), reporting() as progress:
-        progress.phase("racing", 3.0)
-        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        stopped()
     assert terminal.getvalue().rstrip("\n").endswith("\x1b[?25h")

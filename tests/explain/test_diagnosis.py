@@ -34,7 +34,7 @@ def test_choices_are_kept_tied_or_untested(tuned_config: TunedConfig) -> None:
 @pytest.mark.parametrize(
     ("operator", "kind", "evidence", "remedy"),
     [
-        ("embedding_bag.forward", "memory_bound", "gather of rows", "row bytes"),
+        ("embedding_bag.forward", "memory_bound", "gather", "row bytes"),
         ("top_mlp.0.backward_weights", "compute_bound", "2048x1024x1024", "fewer operations"),
         ("interaction.forward", "below_every_ceiling", "30% of the memory ceiling", "minibatch"),
         ("interaction.forward", "wide_interval", "7.00 ms .. 13.0 ms from 30 samples", "budget"),

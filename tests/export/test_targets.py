@@ -53,7 +53,7 @@ def test_the_same_config_gives_the_same_text(tuned_config: TunedConfig, to: str)
 
 
 def test_an_unknown_target_is_answered_with_those_there_are(tuned_config: TunedConfig) -> None:
-    with pytest.raises(InputError, match="unknown export target 'jsn'.*did you mean 'json'.*env, torchrun, json"):
+    with pytest.raises(InputError, match=r"unknown export target 'jsn'.*did you mean 'json'.*env, torchrun, json"):
         export(tuned_config, "jsn")
 
 

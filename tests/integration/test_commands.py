@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from autotune.config.files import load_tuned
+from autotune.config.files import load_tuned, write_yaml
 from autotune.export.env import environment
 
 # The shape of a profile in two seconds; its numbers are no measurement, and nothing here looks at them.
@@ -51,8 +51,15 @@ class User:
         return done
 
     def start(self, command: str) -> subprocess.Popen[str]:
+        """A process that heeds SIGINT, even where the tests themselves run in the background of a shell that ignores it."""
         return subprocess.Popen(
-            self.line(command), cwd=self.folder, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            self.line(command),
+            cwd=self.folder,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
     @staticmethod
@@ -72,6 +79,16 @@ def tuned_file(user: User) -> Path:
     assert "embedding_bag.forward" in done.stdout
     assert "speedup" in done.stdout
     return user.folder / "tiny.tuned.yaml"
+
+
+def end_of(process: subprocess.Popen[str]) -> str:
+    """Standard error of a process that has been told to end."""
+    try:
+        return process.communicate(timeout=30)[1]
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+        raise
 
 
 def files(folder: Path) -> set[str]:
@@ -178,8 +195,6 @@ def test_verify_says_no_when_the_gain_is_gone(user: User, tuned_file: Path) -> N
     text = tuned_file.read_text()
     boast = load_tuned(tuned_file).model_copy(update={"significant": True})
     claimed = boast.speedup.model_copy(update={"median": 50.0, "low": 49.0, "high": 51.0})
-    from autotune.config.files import write_yaml
-
     write_yaml(user.folder / "boast.yaml", boast.model_copy(update={"speedup": claimed}))
     done = user("autotune verify boast.yaml --budget 3s", code=1)
     assert done.stdout.startswith("does not hold")
@@ -189,7 +204,7 @@ def test_verify_says_no_when_the_gain_is_gone(user: User, tuned_file: Path) -> N
 
 def test_the_exported_environment_runs_without_a_restart(user: User, tuned_file: Path) -> None:
     lines = user(f"autotune export {tuned_file.name} --to env").stdout
-    script = f'{lines}\nexec {sys.executable} -m autotune run tiny --config {tuned_file.name} --steps 3 --json'
+    script = f"{lines}\nexec {sys.executable} -m autotune run tiny --config {tuned_file.name} --steps 3 --json"
     done = subprocess.run(["bash", "-c", script], cwd=user.folder, env=user.environment, capture_output=True, text=True, timeout=_TIMEOUT_S)
     assert done.returncode == 0, done.stderr
     assert len(json.loads(done.stdout)["losses"]) == 3
@@ -215,7 +230,7 @@ def test_ctrl_c_ends_with_130_and_keeps_state(user: User) -> None:
     process = user.start("autotune run tiny --steps 100000000")
     time.sleep(5)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
+    errors = end_of(process)
     assert process.returncode == 130
     assert errors.splitlines()[-1] == "interrupted; state kept"
 
@@ -230,7 +245,7 @@ def test_tuning_goes_on_after_an_end_in_its_middle(user: User, tmp_path: Path, s
     while not (journal.exists() and journal.stat().st_size > 4000) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.1)
     process.send_signal(sent)
-    _, errors = process.communicate(timeout=30)
+    errors = end_of(process)
     assert process.returncode == (130 if sent == signal.SIGINT else -signal.SIGKILL), errors
     assert journal.exists()
     assert not (tmp_path / "x.tuned.yaml").exists()

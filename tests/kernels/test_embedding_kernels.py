@@ -17,7 +17,7 @@ from autotune import _kernels as kernels
 
 DRAWN = settings(
     deadline=None,
-    max_examples=int(os.environ.get("AUTOTUNE_TEST_EXAMPLES", "8")),
+    max_examples=int(os.environ.get("AUTOTUNE_TEST_EXAMPLES", "12")),
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 STRATEGIES = ("race_free_range", "race_free_modulo", "bucketed", "atomic", "unfused")
@@ -159,7 +159,8 @@ def test_forward_pools_into_strided_outputs_and_nowhere_else(
         out = guarded(*shape, padding=(0, slots, padding), shift=shift)
         handle.forward(case.indices, case.offsets, out.view, case.scales, case.mean, distance, hint, bags_per_task, streaming, threads)
         out.assert_untouched()
-        return out.view
+        result: Tensor = out.view
+        return result
 
     actual = run()
     close(actual, expected, tolerance, f"forward on {target}")

@@ -7,7 +7,7 @@ from autotune.report.numbers import ms, number, percent
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0.01234, "0.012"), (0.99951, "1.00"), (1.234, "1.23"), (9.996, "10.0"), (123.4, "123"), (None, "-"), (float("inf"), "-"), (0, "0.000")],
+    [(0.0123, "0.012"), (0.9996, "1.00"), (1.234, "1.23"), (9.996, "10.0"), (123.4, "123"), (None, "-"), (float("inf"), "-"), (0, "0.000")],
 )
 def test_three_digits_without_an_exponent(value: float | None, text: str) -> None:
     assert number(value) == text

@@ -75,29 +75,40 @@ def shown(renderable: RenderableType, width: int = 80) -> str:
     return out
 
 
+def holds(out: str, *pieces: str) -> None:
+    for piece in pieces:
+        assert piece in out
+
+
 def test_a_table_of_80_columns_holds_what_a_reader_needs() -> None:
     out = shown(text.operator_table(TABLE, 80))
-    for piece in ("small[max_rows=10]", "20.0 ms", "bottom_mlp.10.bwd_weights", "12.3", "62%", "190", "2.40", "compute 93%", "other", "0.4%"):
-        assert piece in out
+    holds(out, "small[max_rows=10]", "20.0 ms", "bottom_mlp.10.bwd_weights", "12.3", "62%", "190", "2.40", "compute 93%", "other", "0.4%")
     assert "note: 3 disturbed rounds were repeated" in out
 
 
 def test_a_wide_table_spells_everything_out() -> None:
     out = shown(text.operator_table(TABLE, 160), 160)
-    for piece in ("bottom_mlp.10.backward_weights", "% memory", "% compute", "8.0%", "133", "12.1-12.6"):
-        assert piece in out
+    holds(out, "bottom_mlp.10.backward_weights", "% memory", "% compute", "8.0%", "133", "12.1-12.6")
 
 
 def test_a_narrow_table_keeps_operator_time_and_binder() -> None:
     out = shown(text.operator_table(TABLE, 50), 50)
-    for piece in ("bottom_mlp.10.bwd_weights", "12.3", "compute 93%"):
-        assert piece in out
+    holds(out, "bottom_mlp.10.bwd_weights", "12.3", "compute 93%")
 
 
 def test_a_run_tells_speed_loss_and_what_was_used() -> None:
     out = shown(text.run_result(RUN))
-    for piece in ("3 steps of 2048", "38.0 ms (37.2 ms .. 38.8 ms, 30 samples)", "53,895", "0.700000", "0.680000", "0.7500", "2 threads", "note: a note"):
-        assert piece in out
+    holds(
+        out,
+        "3 steps of 2048",
+        "38.0 ms (37.2 ms .. 38.8 ms, 30 samples)",
+        "53,895",
+        "0.700000",
+        "0.680000",
+        "0.7500",
+        "2 threads",
+        "note: a note",
+    )
 
 
 def test_a_run_without_real_labels_has_no_auc() -> None:
@@ -106,21 +117,28 @@ def test_a_run_without_real_labels_has_no_auc() -> None:
 
 def test_a_profile_shows_machine_and_ceilings(hardware_profile: Profile) -> None:
     out = shown(text.profile(hardware_profile))
-    for piece in ("Some CPU", "cgroup limit 24.0 GiB", "FMA", "200 GF/s", "40.0 GB/s", "256 B rows of 256 MiB", "1.00 us", "note: disturbed once"):
-        assert piece in out
+    holds(
+        out, "Some CPU", "cgroup limit 24.0 GiB", "FMA", "200 GF/s", "40.0 GB/s", "256 B rows of 256 MiB", "1.00 us", "note: disturbed once"
+    )
 
 
 @pytest.mark.parametrize("width", [60, 80, 120])
 def test_a_tuned_config_shows_operators_choices_and_the_whole(tuned_config: TunedConfig, width: int) -> None:
     out = shown(text.tuned_config(tuned_config, width, "small.tuned.yaml"), width)
-    for piece in ("memory 90%", "1.25x", "1.15x", "significant", "7 trials", "small.tuned.yaml", "note: 2 disturbed"):
-        assert piece in out
+    holds(out, "memory 90%", "1.25x", "1.15x", "significant", "7 trials", "small.tuned.yaml", "note: 2 disturbed")
 
 
 def test_an_explanation_has_choices_binders_and_remedies(tuned_config: TunedConfig) -> None:
     out = shown(text.explanation(explain(tuned_config)))
-    for piece in ("prefetch_distance 8->16", "1.25x", "gained significantly: embedding_bag.update", "top_mlp.0.bwd_weights", "compute bound: only fewer", "(at most 15.0 ms): 2048"):
-        assert piece in out
+    holds(
+        out,
+        "prefetch_distance 8->16",
+        "1.25x",
+        "gained significantly: embedding_bag.update",
+        "top_mlp.0.bwd_weights",
+        "compute bound: only fewer",
+        "(at most 15.0 ms): 2048",
+    )
 
 
 def test_a_verification_says_whether_it_holds() -> None:

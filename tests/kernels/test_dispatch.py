@@ -1,0 +1,108 @@
+"""Which target runs, who decides it, and that the stub names what the module has."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from autotune import _kernels as kernels
+
+LANES = {"reference": 1, "scalar": 1, "wide_avx2": 16, "avx2": 8, "avx512": 16}
+
+
+def in_a_new_process(wanted: str | None, cwd: Path) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if name != "AUTOTUNE_TARGET"}
+    environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+    if wanted is not None:
+        environment["AUTOTUNE_TARGET"] = wanted
+    program = "import torch; from autotune import _kernels; print(_kernels.target())"
+    command = [sys.executable, *(["-S"] if sys.flags.no_site else []), "-c", program]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("wanted", ["reference", "scalar"])
+def test_the_environment_chooses(wanted: str, tmp_path: Path) -> None:
+    result = in_a_new_process(wanted, tmp_path)
+    assert (result.returncode, result.stdout.strip()) == (0, wanted), result.stderr
+
+
+@pytest.mark.parametrize("wanted", [None, ""])
+def test_cpuid_chooses_the_widest(wanted: str | None, tmp_path: Path) -> None:
+    result = in_a_new_process(wanted, tmp_path)
+    assert (result.returncode, result.stdout.strip()) == (0, kernels.targets()[-1]), result.stderr
+
+
+def test_an_unknown_target_in_the_environment_is_one_clear_error(tmp_path: Path) -> None:
+    result = in_a_new_process("avx1024", tmp_path)
+    assert result.returncode != 0
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("ValueError: kernel target must be one that this CPU runs (reference, scalar")
+    assert "got 'avx1024'" in last
+    assert "AUTOTUNE_TARGET" in last
+
+
+def test_every_target_can_be_set(target: str) -> None:
+    assert kernels.target() == target
+    assert kernels.lanes() == LANES[target]
+
+
+def test_reference_comes_first_and_is_never_the_choice() -> None:
+    names = kernels.targets()
+    assert names[:2] == ["reference", "scalar"]
+    assert len(set(names)) == len(names)
+    assert "wide_avx2" not in names[-1:]
+
+
+@pytest.mark.parametrize("name", ["", "AVX2", "sse9"])
+def test_an_unknown_target_is_refused_and_the_old_one_stays(name: str) -> None:
+    before = kernels.target()
+    with pytest.raises(ValueError, match=re.escape(f"({', '.join(kernels.targets())}), got '{name}'")):
+        kernels.set_target(name)
+    assert kernels.target() == before
+
+
+def stub_signatures() -> dict[str, list[str]]:
+    """``EmbeddingTables.forward`` -> its argument names, from the stub beside the module."""
+    stub = ast.parse((Path(kernels.__file__).parent / "_kernels.pyi").read_text())
+    found = {}
+    for node in stub.body:
+        if isinstance(node, ast.FunctionDef):
+            found[node.name] = [argument.arg for argument in node.args.args]
+        elif isinstance(node, ast.ClassDef):
+            for member in node.body:
+                if isinstance(member, ast.FunctionDef):
+                    found[f"{node.name}.{member.name}"] = [argument.arg for argument in member.args.args]
+    return found
+
+
+def module_signatures() -> dict[str, list[str]]:
+    """The same from the first line of each docstring, which nanobind writes."""
+    found = {}
+
+    def add(name: str, documentation: str | None) -> None:
+        # Brackets hold the shapes of arrays, whose commas part no arguments.
+        line = re.sub(r"\[[^\]]*\]", "", (documentation or "").splitlines()[0].rpartition(" -> ")[0])
+        inside = line[line.index("(") + 1 : line.rindex(")")]
+        found[name] = [argument.split(":")[0].strip() for argument in inside.split(",") if argument.strip()]
+
+    for name, member in vars(kernels).items():
+        if isinstance(member, type):
+            for inner, function in vars(member).items():
+                if inner == "__init__" or not inner.startswith("_"):
+                    if isinstance(function, property):
+                        found[f"{name}.{inner}"] = ["self"]
+                    else:
+                        add(f"{name}.{inner}", function.__doc__)
+        elif callable(member) and not name.startswith("_"):
+            add(name, member.__doc__)
+    return found
+
+
+def test_the_stub_names_what_the_module_has() -> None:
+    assert stub_signatures() == module_signatures()
