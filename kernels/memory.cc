@@ -77,7 +77,7 @@ void fill_zero(float* data, int64_t count, int threads) {
   {
     const int64_t team = omp_get_num_threads(), me = omp_get_thread_num();
     const int64_t first = count * me / team, last = count * (me + 1) / team;
-    memset(data + first, 0, static_cast<size_t>(last - first) * sizeof(float));
+    if (first < last) memset(data + first, 0, static_cast<size_t>(last - first) * sizeof(float));  // an empty array may be null
   }
 }
 

@@ -7,7 +7,6 @@ An operator bound by memory runs faster when its data are resident in cache, and
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from autotune.bench.progress import NO_PROGRESS, Progress
 from autotune.bench.samples import ratio
@@ -17,26 +16,10 @@ from autotune.config.tuned import Interval
 from autotune.dlrm.data import BatchSource
 from autotune.dlrm.model import DLRM
 from autotune.ops.base import Case
-from autotune.perf.table import OperatorTable
+from autotune.perf.table import OperatorTable, Perturbation
 
 WARM_GAIN = 1.25
 """A gain from residence above which memory mattered. A compute-bound GEMM at its ceiling gains up to about 1.1 by streaming nothing."""
-
-
-@dataclass(frozen=True)
-class Perturbation:
-    """One operator pass, timed alone in three ways in interleaved rounds."""
-
-    operator: str
-    binder: str
-    """The verdict under test: memory, compute, network or none."""
-    warm_gain: Interval
-    """Cold time over cache-resident time; near 1 where the data never leave the cache or never came from memory."""
-    fewer_threads_loss: Interval | None
-    """Time with half the threads over time with all; None with one thread."""
-    agrees: bool | None
-    """Whether the perturbation shows what the verdict says; None where it makes no claim, or where the warm data exceed the caches."""
-    detail: str
 
 
 def perturb(
@@ -91,4 +74,4 @@ def _judge(key: str, binder: str, gain: Interval, loss: Interval | None, proport
             agrees = None
     elif binder == "compute":
         agrees = not faster_warm and not saturates
-    return Perturbation(key, binder, gain, loss, agrees, seen)
+    return Perturbation(key, binder, resident, gain, loss, agrees, seen)

@@ -40,6 +40,24 @@ class OperatorRow:
 
 
 @dataclass(frozen=True)
+class Perturbation:
+    """One operator pass, timed alone in three ways in interleaved rounds."""
+
+    operator: str
+    binder: str
+    """The verdict under test: memory, compute, network or none."""
+    resident: bool
+    """Whether its data fit the caches, so that residence can be tested."""
+    warm_gain: Interval
+    """Cold time over cache-resident time; near 1 where the data never leave the cache or never came from memory."""
+    fewer_threads_loss: Interval | None
+    """Time with half the threads over time with all; None with one thread."""
+    agrees: bool | None
+    """Whether the perturbation shows what the verdict says; None where it makes no claim, or where the warm data exceed the caches."""
+    detail: str
+
+
+@dataclass(frozen=True)
 class OperatorTable:
     """Every operator pass of one iteration, in the order they run. The rows' times add up to the iteration."""
 
@@ -51,6 +69,8 @@ class OperatorTable:
     rows: tuple[OperatorRow, ...]
     notes: tuple[str, ...]
     """What disturbed the measurement, if anything did."""
+    perturbations: tuple[Perturbation, ...] = ()
+    """The verdicts put to the test, where that was asked for."""
 
     @property
     def accounted(self) -> float:

@@ -217,13 +217,18 @@ def _difference(name: str, config: object, here: object) -> str:
 
 
 def _affinity(proc: Path) -> set[int]:
-    """The affinity of this process, or what it was before OpenMP bound the first thread to its place."""
+    """The affinity of this process, or what it was before OpenMP bound the first thread to its place.
+
+    OpenMP binds when torch loads it, and its places may be fewer than the CPUs that are allowed: what was seen when this module was
+    imported counts too, which the command line does before it imports torch.
+    """
     try:
         cpus = set(os.sched_getaffinity(0))
     except (AttributeError, OSError):
         return set(range(os.cpu_count() or 1))
     library = re.search(r"/\S*/lib[gi]?omp[\w.-]*\.so[.\d]*$", read_text(proc / "self/maps"), re.MULTILINE)
     if library and any(name in os.environ for name in ("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY")):
+        cpus |= _SEEN_AT_IMPORT
         try:
             openmp = ctypes.CDLL(library.group())
             for place in range(openmp.omp_get_num_places()):
@@ -233,6 +238,13 @@ def _affinity(proc: Path) -> set[int]:
         except (OSError, AttributeError):
             return cpus
     return cpus
+
+
+def _affinity_now() -> frozenset[int]:
+    return frozenset(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else frozenset()
+
+
+_SEEN_AT_IMPORT = _affinity_now()
 
 
 def _usable(allowed: frozenset[int], sysfs: Path, cgroups: Cgroups) -> tuple[int, ...]:

@@ -18,7 +18,7 @@ from autotune.units import format_bytes, format_rate, format_time
 
 if TYPE_CHECKING:
     from autotune.explain.diagnosis import Choice, Explanation, Finding
-    from autotune.perf.table import OperatorTable
+    from autotune.perf.table import OperatorTable, Perturbation
     from autotune.report.record import RunResult
     from autotune.tune.verify import Verification
 
@@ -44,7 +44,23 @@ def operator_table(result: OperatorTable, width: int = 80) -> RenderableType:
         Column("bound by", [_bound(row.binder, row.fractions) for row in rows], justify="left"),
     ]
     head = f"{result.model}: {time_interval(result.iteration_s)} per iteration, minibatch {result.minibatch}, {_threads(result.threads)}"
-    return _page(head, table(columns, width), _legend(), *_notes(result.notes))
+    proof = [_perturbations(result.perturbations, width)] if result.perturbations else []
+    return _page(head, table(columns, width), _legend(), *proof, *_notes(result.notes))
+
+
+def _perturbations(found: Sequence[Perturbation], width: int) -> RenderableType:
+    columns = [
+        Column("operator", _keys([p.operator for p in found], width), justify="left"),
+        Column("verdict", [p.binder for p in found], justify="left"),
+        Column("resident", [_times(p.warm_gain) if p.resident else "too large" for p in found]),
+        Column("half threads", ["-" if p.fewer_threads_loss is None else _times(p.fewer_threads_loss) for p in found], need=8),
+        Column("agrees", [{True: "yes", False: "NO", None: "-"}[p.agrees] for p in found], justify="left"),
+    ]
+    return table(columns, width, title="perturbed: gain with resident data, loss with half the threads")
+
+
+def _times(interval: Interval) -> str:
+    return f"{interval.median:.2f}x"
 
 
 def run_result(result: RunResult, width: int = 80) -> RenderableType:

@@ -1,5 +1,7 @@
 """The per-operator table of a running model: rows that add up, and what each is held against."""
 
+from typing import get_args
+
 import pytest
 
 from autotune.catalog import load_model_by_name
@@ -14,6 +16,7 @@ from autotune.perf.table import OTHER, OperatorTable
 from autotune.probe.topology import detect
 
 MODEL = load_model_by_name("tiny")
+KINDS = get_args(StreamPoint.model_fields["kind"].annotation)
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +29,7 @@ def profile() -> Profile:
     ceilings = Ceilings(
         fma=(ComputePoint(threads=1, flops_per_s=1e11),),
         gemm=(ComputePoint(threads=1, flops_per_s=9e10),),
-        stream=tuple(StreamPoint(kind=kind, threads=1, bandwidth_bytes_per_s=1e10) for kind in ("read", "copy", "triad", "copy_nt", "update")),
+        stream=tuple(StreamPoint(kind=kind, threads=1, bandwidth_bytes_per_s=1e10) for kind in KINDS),
         gather=rows,
         scatter=rows,
         fork_join=(TimePoint(threads=1, time_s=1e-6),),

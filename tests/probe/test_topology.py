@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from autotune.config.profile import Fingerprint, Topology
 from autotune.errors import InputError, MachineError
+from autotune.probe import topology
 from autotune.probe.cgroups import parse_cpu_list
 from autotune.probe.topology import (
     available_memory_bytes,
@@ -397,6 +398,7 @@ def test_cores_that_openmp_bound_this_thread_away_from_are_still_allowed(machine
 
     write(machine.proc / "self/maps", "7f00-7f01 r-xp 00000000 00:01 2 /opt/torch/lib/libgomp.so.1")
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {4})
+    monkeypatch.setattr(topology, "_SEEN_AT_IMPORT", frozenset({8}))
     monkeypatch.setattr(ctypes, "CDLL", lambda name: OpenMP())
     monkeypatch.delenv("OMP_PLACES", raising=False)
     monkeypatch.delenv("GOMP_CPU_AFFINITY", raising=False)
@@ -404,7 +406,7 @@ def test_cores_that_openmp_bound_this_thread_away_from_are_still_allowed(machine
     monkeypatch.delenv("OMP_PROC_BIND", raising=False)
     assert detect(machine.sysfs, machine.proc).allowed_cpus == (4,)
     monkeypatch.setenv("OMP_PROC_BIND", "close")
-    assert detect(machine.sysfs, machine.proc).allowed_cpus == (4, 6)
+    assert detect(machine.sysfs, machine.proc).allowed_cpus == (4, 6, 8)
 
 
 def test_this_machine_can_be_described() -> None:
