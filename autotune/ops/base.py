@@ -14,6 +14,19 @@ Access = Literal["stream", "gather", "scatter"]
 
 
 @dataclass(frozen=True)
+class RowAccess:
+    """Whole rows of one table, met in random order."""
+
+    row_bytes: int
+    touched: int
+    """Rows touched, a row counted again each time."""
+    unique: int
+    """Distinct rows among them."""
+    table_bytes: int
+    """What the accesses range over."""
+
+
+@dataclass(frozen=True)
 class Work:
     """What one call of one operator pass must do, whatever the implementation: pure arithmetic from the shape."""
 
@@ -25,14 +38,8 @@ class Work:
     """Compulsory bytes to memory, without read-for-ownership."""
     access: Access = "stream"
     """The pattern that rules the traffic, and so the ceiling it is held against."""
-    row_bytes: int = 0
-    """For gather and scatter: bytes of one row."""
-    row_traffic_bytes: int = 0
-    """For gather and scatter: row bytes touched, re-used rows counted again each time (scatter: read and written)."""
-    unique_row_bytes: int = 0
-    """For gather and scatter: bytes of the distinct rows, each once."""
-    working_set_bytes: int = 0
-    """Bytes that the access ranges over (the tables)."""
+    rows: tuple[RowAccess, ...] = ()
+    """For gather and scatter: the tables, in the order in which they are walked."""
     messages: int = 0
     """Messages sent by one rank."""
     message_bytes: int = 0
@@ -43,6 +50,11 @@ class Work:
     @property
     def bytes(self) -> int:
         return self.bytes_read + self.bytes_written
+
+    @property
+    def row_traffic_bytes(self) -> int:
+        """Row bytes that pass, re-used rows counted again each time; scatter reads and writes them."""
+        return sum(rows.touched * rows.row_bytes for rows in self.rows) * (2 if self.access == "scatter" else 1)
 
     @property
     def intensity(self) -> float:

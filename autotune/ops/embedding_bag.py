@@ -13,7 +13,7 @@ import torch
 
 from autotune.config.knobs import EmbeddingForwardKnobs, EmbeddingUpdateKnobs
 from autotune.config.profile import Topology
-from autotune.ops.base import Case, Check, Operator, Work
+from autotune.ops.base import Case, Check, Operator, RowAccess, Work
 from autotune.ops.native import kernels, target, zeros
 
 FORWARD = "embedding_bag.forward"
@@ -126,8 +126,13 @@ class _EmbeddingOperator(Operator):
         self._batches = tuple(batches)
         self._samples = samples
         first = batches[0]
-        self._lookups = first.indices.numel()
-        self._unique = sum(len(torch.unique(first.table(t, samples))) for t in range(len(bags.weights)))
+        row_bytes = bags.dim * 4
+        self._rows = tuple(
+            RowAccess(row_bytes, indices.numel(), len(torch.unique(indices)), table.numel() * 4)
+            for table, indices in ((table, first.table(t, samples)) for t, table in enumerate(bags.weights))
+        )
+        self._lookups = sum(rows.touched for rows in self._rows)
+        self._unique = sum(rows.unique for rows in self._rows)
         self._index_bytes = (first.indices.numel() + first.offsets.numel()) * first.indices.element_size()
 
     @property
@@ -137,10 +142,6 @@ class _EmbeddingOperator(Operator):
     @property
     def _pooled_bytes(self) -> int:
         return self._samples * len(self._bags.weights) * self._row_bytes
-
-    @property
-    def _table_bytes(self) -> int:
-        return sum(table.numel() * 4 for table in self._bags.weights)
 
 
 class EmbeddingForward(_EmbeddingOperator):
@@ -155,10 +156,7 @@ class EmbeddingForward(_EmbeddingOperator):
             bytes_read=self._unique * self._row_bytes + self._index_bytes,
             bytes_written=self._pooled_bytes,
             access="gather",
-            row_bytes=self._row_bytes,
-            unique_row_bytes=self._unique * self._row_bytes,
-            row_traffic_bytes=self._lookups * self._row_bytes,
-            working_set_bytes=self._table_bytes,
+            rows=self._rows,
             parallel_regions=2,  # the indices are checked in a region of their own
         )
 
@@ -194,10 +192,7 @@ class EmbeddingUpdate(_EmbeddingOperator):
             bytes_read=self._unique * self._row_bytes + self._pooled_bytes + self._index_bytes,
             bytes_written=self._unique * self._row_bytes,
             access="scatter",
-            row_bytes=self._row_bytes,
-            unique_row_bytes=self._unique * self._row_bytes,
-            row_traffic_bytes=2 * self._lookups * self._row_bytes,
-            working_set_bytes=self._table_bytes,
+            rows=self._rows,
             parallel_regions=2,  # the indices are checked in a region of their own
         )
 

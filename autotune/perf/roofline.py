@@ -128,12 +128,12 @@ def row_ceiling(
     by_threads = {count: _in_rows(at, row_bytes, working_set_bytes) for count, at in _grouped(points, lambda p: p.threads).items()}
     rate = _clamped(by_threads, threads, access)
     outside = []
-    for name, value, measured in (
-        ("rows of", row_bytes, [p.row_bytes for p in points]),
-        ("working set of", working_set_bytes, [p.working_set_bytes for p in points]),
-    ):
-        if not min(measured) <= value <= max(measured):
-            outside.append(f"{name} {format_bytes(value)}, measured {format_bytes(min(measured))} to {format_bytes(max(measured))}")
+    widths, sizes = [p.row_bytes for p in points], [p.working_set_bytes for p in points]
+    if not min(widths) <= row_bytes <= max(widths):
+        outside.append(f"rows of {format_bytes(row_bytes)}, measured {format_bytes(min(widths))} to {format_bytes(max(widths))}")
+    # Below the smallest working set nothing changes: it lies inside L2 already.
+    if working_set_bytes > max(sizes):
+        outside.append(f"working set of {format_bytes(working_set_bytes)}, measured up to {format_bytes(max(sizes))}")
     return RowRate(rate, "; ".join(outside))
 
 
@@ -148,8 +148,9 @@ def limits(work: Work, ceilings: Ceilings, threads: int, *, warm: bool = False) 
     Compute: flops over the best GEMM rate, for every operator: what a well-blocked loop reaches here. The hard peak is `peak_s`.
     Memory, streams: a written byte goes with a read one at the best mixed rate (copy, copy_nt, update, triad); the reads left over go
     at the read rate, writes left over at the mixed rate.
-    Memory, gather and scatter: distinct rows once at the ceiling of the working set; touches of rows seen before at the ceiling of a
-    working set of the distinct rows, which a cache may hold; then what is not rows (pooled vectors, indices) as a stream.
+    Memory, gather and scatter: table by table, as they are walked: distinct rows once at the ceiling of a working set of the table;
+    touches of rows seen before at the ceiling of a working set of the distinct rows, which a cache may hold; then what is not rows
+    (pooled vectors, indices) as a stream.
 
     Args:
         threads: Of the team.
@@ -163,17 +164,22 @@ def limits(work: Work, ceilings: Ceilings, threads: int, *, warm: bool = False) 
     peak_s = work.flops / peak_ceiling(ceilings, threads) if work.flops else 0.0
     if work.access == "stream":
         return Limits(compute_s, _stream_s(work.bytes_read, work.bytes_written, ceilings, threads, warm), 0.0, peak_s)
-    unique_bytes = work.unique_row_bytes * (2 if work.access == "scatter" else 1)
-    working_set_bytes = max(1, work.working_set_bytes)
-    # A scattered byte is read and written: the distinct rows take half of their traffic as room.
-    room_bytes = max(1, min(working_set_bytes, unique_bytes // 2 if work.access == "scatter" else unique_bytes))
-    first = row_ceiling(ceilings, work.access, work.row_bytes, working_set_bytes, threads)
-    again = row_ceiling(ceilings, work.access, work.row_bytes, room_bytes, threads)
-    rows_s = unique_bytes / first.bandwidth_bytes_per_s
-    rows_s += (work.row_traffic_bytes - unique_bytes) / max(first.bandwidth_bytes_per_s, again.bandwidth_bytes_per_s)
-    row_reads, row_writes = (unique_bytes, 0) if work.access == "gather" else (unique_bytes // 2, unique_bytes // 2)
+    ways = 2 if work.access == "scatter" else 1  # a scattered row is read and written
+    rows_s, row_bytes, outside = 0.0, 0, []
+    for rows in work.rows:
+        unique_bytes = rows.unique * rows.row_bytes
+        if not rows.touched:
+            continue
+        first = row_ceiling(ceilings, work.access, rows.row_bytes, rows.table_bytes, threads)
+        again = row_ceiling(ceilings, work.access, rows.row_bytes, unique_bytes, threads)
+        rows_s += ways * unique_bytes / first.bandwidth_bytes_per_s
+        repeated = (rows.touched - rows.unique) * rows.row_bytes
+        rows_s += ways * repeated / max(first.bandwidth_bytes_per_s, again.bandwidth_bytes_per_s)
+        row_bytes += unique_bytes
+        outside += [first.extrapolated] if first.extrapolated else []
+    row_reads, row_writes = row_bytes, row_bytes * (ways - 1)
     rest_s = _stream_s(max(0, work.bytes_read - row_reads), max(0, work.bytes_written - row_writes), ceilings, threads, warm)
-    notes = (f"{work.access} ceiling extrapolated: {first.extrapolated}",) if first.extrapolated else ()
+    notes = (f"{work.access} ceiling extrapolated: {outside[0]}",) if outside else ()
     return Limits(compute_s, rows_s + rest_s, 0.0, peak_s, notes)
 
 

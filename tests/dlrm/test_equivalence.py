@@ -5,9 +5,10 @@ import torch
 
 from autotune.catalog import load_model_by_name
 from autotune.config.knobs import EmbeddingUpdateKnobs, InteractionKnobs, LayerKnobs, RunConfig
-from autotune.config.model import Model
+from autotune.config.model import Model, required_memory_bytes
 from autotune.dlrm.data import Batch, make_source
 from autotune.dlrm.model import DLRM, default_config
+from autotune.probe.topology import available_memory_bytes, detect
 
 STEPS = 10
 STRATEGIES = ["race_free_range", "race_free_modulo", "bucketed", "atomic", "unfused"]
@@ -18,10 +19,13 @@ class PlainDLRM(torch.nn.Module):
 
     def __init__(self, model: Model, state: dict[str, torch.Tensor]) -> None:
         super().__init__()
-        self.emb_l = torch.nn.ModuleList(torch.nn.EmbeddingBag(t.rows, t.dim, mode="sum", sparse=True) for t in model.tables)
+        self.emb_l = torch.nn.ModuleList(
+            torch.nn.EmbeddingBag.from_pretrained(state[f"emb_l.{t}.weight"].clone(), freeze=False, mode="sum", sparse=True)
+            for t in range(model.num_tables)
+        )
         self.bot_l = self._mlp(model.bottom_mlp, last=torch.nn.ReLU())
         self.top_l = self._mlp(model.top_sizes, last=torch.nn.Sigmoid())
-        self.load_state_dict({key: value.clone() for key, value in state.items()})
+        self.load_state_dict({key: value for key, value in state.items() if not key.startswith("emb_l")}, strict=False)
 
     @staticmethod
     def _mlp(sizes: tuple[int, ...], last: torch.nn.Module) -> torch.nn.Sequential:
@@ -126,3 +130,21 @@ def test_configure_changes_knobs_and_keeps_the_weights(training) -> None:
         dlrm.configure(config)
         losses.append(dlrm.step(batch))
     assert losses == pytest.approx(wanted, rel=1e-5)
+
+
+def test_mlperf_1m_at_full_size_trains_like_plain_torch() -> None:
+    model = load_model_by_name("mlperf-1m")
+    if available_memory_bytes(detect()) < 4 * required_memory_bytes(model):
+        pytest.skip("two models of mlperf-1m and a copy of its weights need about 14 GiB of memory")
+    source = make_source(model)
+    batches = [source.batch(i) for i in range(STEPS)]
+    dlrm = DLRM(model)
+    state = {key: value.clone() for key, value in dlrm.state_dict().items()}
+    wanted = plain_losses(model, state, batches)
+    default = default_config(model)
+    torch_layers = {key: LayerKnobs(implementation="torch") for key, knobs in default.operators.items() if isinstance(knobs, LayerKnobs)}
+    variants = [{"embedding_bag.update": EmbeddingUpdateKnobs(strategy=strategy)} for strategy in STRATEGIES]
+    for operators in [*variants, torch_layers]:
+        dlrm.configure(default.model_copy(update={"operators": default.operators | operators}))
+        dlrm.load_state_dict(state)
+        assert [dlrm.step(batch) for batch in batches] == pytest.approx(wanted, rel=1e-5), operators

@@ -87,6 +87,7 @@ def test_embedding_work_counts_distinct_rows_once_and_traffic_every_time() -> No
     assert (forward.row_traffic_bytes, update.row_traffic_bytes) == (6 * row, 12 * row)
     assert (forward.flops, update.flops) == (6 * 16, 2 * 6 * 16)
     assert update.bytes_written == 3 * row
+    assert [(rows.touched, rows.unique, rows.table_bytes) for rows in forward.rows] == [(3, 2, 10 * row), (3, 1, 10 * row)]
 
 
 @pytest.mark.parametrize("which", ["forward", "backward_data", "backward_weights"])

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from autotune.config.profile import Ceilings, ComputePoint, RowPoint, StreamPoint, TimePoint
 from autotune.errors import InputError
-from autotune.ops.base import Work
+from autotune.ops.base import RowAccess, Work
 from autotune.perf.roofline import compute_ceiling, fork_join_s, limits, peak_ceiling, row_ceiling, stream_ceiling, verdict
 
 MIB, GIB = 1 << 20, 1 << 30
@@ -41,10 +41,7 @@ GATHER = Work(
     bytes_read=64 * MIB,
     bytes_written=MIB,
     access="gather",
-    unique_row_bytes=64 * MIB,
-    row_bytes=256,
-    row_traffic_bytes=64 * MIB,
-    working_set_bytes=2 * GIB,
+    rows=(RowAccess(256, touched=64 * MIB // 256, unique=64 * MIB // 256, table_bytes=2 * GIB),),
 )
 
 
@@ -72,11 +69,13 @@ def test_between_points_rates_are_linear_in_threads_and_in_the_logarithm_of_size
 
 
 def test_outside_the_points_the_nearest_counts_and_is_flagged() -> None:
-    for width, size, word in ((16, MIB, "rows"), (4096, MIB, "rows"), (256, 1024, "working set"), (256, 64 * GIB, "working set")):
+    for width, size, word in ((16, MIB, "rows"), (4096, MIB, "rows"), (256, 64 * GIB, "working set")):
         found = row_ceiling(CEILINGS, "scatter", width, size, 4)
         inside = row_ceiling(CEILINGS, "scatter", min(max(width, 64), 1024), min(max(size, SETS[0]), SETS[-1]), 4)
         assert found.bandwidth_bytes_per_s == inside.bandwidth_bytes_per_s
         assert word in found.extrapolated
+    within_l2 = row_ceiling(CEILINGS, "scatter", 256, 1024, 4)
+    assert within_l2 == row_ceiling(CEILINGS, "scatter", 256, SETS[0], 4)
     assert compute_ceiling(CEILINGS, 64) == compute_ceiling(CEILINGS, 8)
     assert stream_ceiling(CEILINGS, "read", 64) == stream_ceiling(CEILINGS, "read", 8)
 
@@ -140,8 +139,7 @@ def test_rows_touched_again_come_from_the_cache_that_holds_them() -> None:
     all_distinct = limits(GATHER, CEILINGS, 4).memory_s
     reused = limits(
         Work(
-            10**6, MIB // 2, MIB, "gather",
-            row_bytes=256, row_traffic_bytes=64 * MIB, unique_row_bytes=MIB // 2, working_set_bytes=2 * GIB,
+            10**6, MIB // 2, MIB, "gather", (RowAccess(256, touched=64 * MIB // 256, unique=MIB // 512, table_bytes=2 * GIB),)
         ),
         CEILINGS,
         4,
@@ -154,16 +152,19 @@ def test_rows_touched_again_come_from_the_cache_that_holds_them() -> None:
 
 def test_scatter_counts_rows_read_and_written_and_streams_the_gradient() -> None:
     unique, gradient = 32 * MIB, MIB
-    work = Work(
-        1, unique + gradient, unique, "scatter",
-        row_bytes=256, row_traffic_bytes=2 * unique, unique_row_bytes=unique, working_set_bytes=2 * GIB,
-    )  # fmt: skip
+    work = Work(1, unique + gradient, unique, "scatter", (RowAccess(256, unique // 256, unique // 256, 2 * GIB),))
     rate = row_ceiling(CEILINGS, "scatter", 256, 2 * GIB, 4).bandwidth_bytes_per_s
     assert limits(work, CEILINGS, 4).memory_s == pytest.approx(2 * unique / rate + gradient / 20e9)
 
 
+def test_tables_are_judged_one_by_one() -> None:
+    small, large = RowAccess(256, 1000, 800, MIB), RowAccess(256, 5000, 5000, 2 * GIB)
+    both, *apart = (limits(Work(0, 0, 0, "gather", rows), CEILINGS, 4).memory_s for rows in ((small, large), (small,), (large,)))
+    assert both == pytest.approx(sum(apart))
+
+
 def test_no_look_ups_take_no_time() -> None:
-    empty = Work(0, 0, 0, "gather", row_bytes=256, working_set_bytes=GIB)
+    empty = Work(0, 0, 0, "gather", (RowAccess(256, 0, 0, GIB),))
     assert limits(empty, CEILINGS, 4).bound_s == 0.0
 
 
@@ -204,7 +205,7 @@ def test_a_share_above_one_is_reported_and_explained() -> None:
 
 
 def test_an_extrapolated_ceiling_is_said() -> None:
-    work = Work(1, GIB, 0, "gather", row_bytes=256, row_traffic_bytes=GIB, working_set_bytes=64 * GIB)
+    work = Work(1, GIB, 0, "gather", (RowAccess(256, GIB // 256, GIB // 256, 64 * GIB),))
     assert "64.0 GiB" in verdict(work, 1.0, CEILINGS, 4).detail
 
 
