@@ -52,8 +52,8 @@ def default_config(model: Model, machine: Topology | None = None, threads: int |
     if threads < 1:
         raise InputError(f"threads must be at least 1, got {threads}; leave it out to use every allowed core")
     operators: dict[str, Knobs] = {
-        embedding_bag.FORWARD: embedding_bag.default_forward(model.minibatch, model.num_tables, threads),
-        embedding_bag.UPDATE: embedding_bag.default_update(threads),
+        embedding_bag.FORWARD: embedding_bag.default_forward(model.minibatch, model.num_tables, model.embedding_dim, threads),
+        embedding_bag.UPDATE: embedding_bag.default_update(model.embedding_dim, threads),
         interaction.FORWARD: InteractionKnobs(),
         interaction.BACKWARD: InteractionKnobs(),
     }

@@ -50,7 +50,7 @@ def embedding_bag(weights: list[Tensor], indices: Tensor, offsets: Tensor, per_s
     """
     samples, threads = _samples(weights, offsets), torch.get_num_threads()
     out = weights[0].new_empty(samples, len(weights), weights[0].shape[1])
-    knobs = default_forward(samples, len(weights), threads)
+    knobs = default_forward(samples, len(weights), weights[0].shape[1], threads)
     kernels.EmbeddingTables([_plain(w) for w in weights]).forward(
         _plain(indices), _plain(offsets), out, None if per_sample_weights is None else _plain(per_sample_weights), mean,
         knobs.prefetch_distance, 0, knobs.bags_per_task, knobs.streaming_stores, threads,
@@ -70,7 +70,7 @@ def embedding_bag_backward(
     """Dense gradients of the tables: T tensors like `weights`; `gradient` is fp32 [N, T, E]."""
     threads = torch.get_num_threads()
     gradients = [torch.zeros(w.shape, dtype=w.dtype) for w in weights]
-    knobs = default_update(threads)
+    knobs = default_update(weights[0].shape[1], threads)
     # An update of zeros at learning rate -1 adds up the gradient.
     kernels.EmbeddingTables(gradients).update(
         _plain(indices), _plain(offsets), _plain(gradient), -1.0, None if per_sample_weights is None else _plain(per_sample_weights), mean,
@@ -257,13 +257,14 @@ class _FusedUpdate(torch.autograd.Function):
         tables, threads = module.bags.weights, torch.get_num_threads()
         samples = _samples(tables, lookups.offsets)
         out = torch.empty(samples, len(tables), module.bags.dim)
-        module.bags.forward(lookups, out, default_forward(samples, len(tables), threads), threads, mean=module.mean)
+        module.bags.forward(lookups, out, default_forward(samples, len(tables), module.bags.dim, threads), threads, mean=module.mean)
         return out
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None, None]:
         module, threads = ctx.module, torch.get_num_threads()
-        module.bags.update(ctx.lookups, _plain(gradients[0]), module.learning_rate, default_update(threads), threads, mean=module.mean)
+        knobs = default_update(module.bags.dim, threads)
+        module.bags.update(ctx.lookups, _plain(gradients[0]), module.learning_rate, knobs, threads, mean=module.mean)
         return None, None, None
 
 

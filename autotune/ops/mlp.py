@@ -212,7 +212,8 @@ class _LayerCase(Case):
         if knobs.bk not in self._layers:
             _, _, c, k, activation, _ = self._shape
             generator = torch.Generator().manual_seed(self._seed)
-            self._layers[knobs.bk] = Layer(c, k, activation, generator=generator, forward=knobs, backward_data=knobs)
+            blocked = knobs.model_copy(update={"implementation": "blocked"})  # a candidate of torch's must not leave it unpacked
+            self._layers[knobs.bk] = Layer(c, k, activation, generator=generator, forward=blocked, backward_data=blocked)
         return self._layers[knobs.bk]
 
     def _call(

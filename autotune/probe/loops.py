@@ -84,7 +84,7 @@ class Sizes:
 def choose_sizes(topology: Topology, available_bytes: int, quick: bool = False) -> Sizes:
     """Sizes that pass the caches where they shall, and together take less than the memory available.
 
-    Shares of it, at most: the largest table 1/4, the next 1/8, three stream arrays 1/8, tables inside L2 1/8 and inside L3 1/32, the
+    Shares of it, at most: the largest table 1/4, the next 1/8 and 1/32, three stream arrays 1/8, tables inside L2 1/8 and inside L3 1/32, the
     GEMM 1/8, and index lists 1/4 of the tables outside the caches and 1/16 for those inside.
 
     Raises:
@@ -103,7 +103,9 @@ def choose_sizes(topology: Topology, available_bytes: int, quick: bool = False) 
         table = _power_of_two(min(16 * _MIB, available_bytes // 8))
         return Sizes(2 * _MIB, max(l2_bytes, 1024), 0, (table,), 4 * _MIB, _MIB, (64, 256), 128, 128, 20_000)
     largest = min(max(2048 * _MIB, 4 * cache_bytes), available_bytes // 4)
-    tables = {_power_of_two(largest), _power_of_two(min(256 * _MIB, available_bytes // 8))}
+    # One just beyond the last-level cache: between it and memory the bandwidth falls off a cliff, which a line across would hide.
+    beyond = min(2 * topology.l3_bytes * max(1, topology.l3_instances), available_bytes // 32)
+    tables = {_power_of_two(size) for size in (largest, min(256 * _MIB, available_bytes // 8), max(beyond, 1024))}
     window_bytes = min(_WINDOW_BYTES, _power_of_two(available_bytes // 32 // topology.physical_cores))
     return Sizes(
         stream_bytes=min(4 * cache_bytes, available_bytes // 24) // 64 * 64,

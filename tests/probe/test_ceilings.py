@@ -122,7 +122,7 @@ def test_thread_counts_that_the_machine_does_not_have_are_refused(topology: Topo
 def test_arrays_pass_all_last_level_caches(topology: Topology) -> None:
     sizes = choose_sizes(topology.model_copy(update={"l3_bytes": 96 * MIB, "l3_instances": 4}), 256 * GIB)
     assert sizes.stream_bytes == 4 * 4 * 96 * MIB
-    assert sizes.memory_bytes == (256 * MIB, 2 * GIB)
+    assert sizes.memory_bytes == (256 * MIB, 512 * MIB, 2 * GIB)
     assert sizes.l2_bytes == topology.l2_bytes // 2
     assert sizes.l3_bytes == 48 * MIB
     assert sizes.row_bytes == ROW_BYTES
