@@ -19,7 +19,7 @@ struct KernelTable {
                            int64_t prefetch_distance, const UpdateWorkspace&, int threads);
   void (*gemm_multiply)(const ConstMatrix& a, const float* panels, const Matrix& out, const Epilogue&, const GemmBlocking&, int threads);
   void (*gemm_multiply_transposed)(const ConstMatrix& dy, const ConstMatrix& x, const Matrix& dw, float* bias_gradient, const Epilogue&,
-                                   float* bias, const GemmBlocking&, int threads);
+                                   float* bias, GemmBlocking, int threads);
   void (*gemm_pack_weights)(const ConstMatrix& w, float* forward, int64_t forward_width, float* backward, int64_t backward_width, int threads);
   void (*interaction_forward)(const float* features, float* out, const InteractionShape&, int64_t samples_per_task, int threads);
   void (*interaction_backward)(const float* features, const float* d_out, float* d_features, const InteractionShape&,

@@ -22,9 +22,11 @@ struct EmbeddingKernels {
     const Index* indices = static_cast<const Index*>(bags.indices);
     const int64_t num_offsets = tables.num_tables * bags.num_bags + 1;
     for (int64_t i = 0; i < num_offsets; ++i) {
-      const int64_t low = i == 0 ? 0 : static_cast<int64_t>(offsets[i - 1]);
+      // The first is 0 and the last is L: a look-up outside every bag would be dropped in silence.
+      const int64_t low = i + 1 == num_offsets ? bags.num_indices : i == 0 ? 0 : static_cast<int64_t>(offsets[i - 1]);
+      const int64_t high = i == 0 ? 0 : bags.num_indices;
       const int64_t value = static_cast<int64_t>(offsets[i]);
-      if (value < low || value > bags.num_indices) return {2, bags.num_bags ? (i ? i - 1 : 0) / bags.num_bags : 0, i, value, bags.num_indices};
+      if (value < low || value > high) return {2, bags.num_bags ? (i ? i - 1 : 0) / bags.num_bags : 0, i, value, bags.num_indices};
     }
     bool bad = false;
 #pragma omp parallel num_threads(threads) reduction(|| : bad)

@@ -1,7 +1,7 @@
 // Embedding bags of all tables in one call: pooled look-ups, and their backward fused with the SGD update.
 //
 // Shapes. T tables of one width E, table t of rows[t] x E floats, rows contiguous, weights[t] its first element; N bags per table; L look-ups.
-//   indices [L], table-major: bag b = t*N + n pools indices[offsets[b] .. offsets[b+1]), offsets [T*N + 1], non-decreasing, within 0..L.
+//   indices [L], table-major: bag b = t*N + n pools indices[offsets[b] .. offsets[b+1]), offsets [T*N + 1], non-decreasing from 0 to L.
 //   pooled / gradient: element (n, t, e) at n*sample_stride + t*table_stride + e, in floats.
 // Alignment: none required. Aliasing: no array overlaps another. Accumulation: fp32, in the order of the look-ups.
 // Threading: one OpenMP team of `threads`. Callers validate first (`embedding_validate`); kernels trust their input.
@@ -64,7 +64,7 @@ struct UpdateWorkspace {
   float* gradient_rows;
 };
 
-// What is wrong with an input, if anything: kind 0 nothing, 1 an index outside its table, 2 offsets that decrease or leave 0..L.
+// What is wrong with an input, if anything: kind 0 nothing, 1 an index outside its table, 2 offsets that do not rise from 0 to L.
 struct BagFault {
   int kind;
   int64_t table;

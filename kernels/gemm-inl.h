@@ -43,8 +43,9 @@ struct GemmKernels {
   // dw[k, c] (+ bias gradient) from dy[n, k] and x[n, c]. Both are copied, bc samples at a time, into packed scratch of the thread, which
   // is read once for every bk (dy) or bn (x) columns of the other.
   static void multiply_transposed(const ConstMatrix& dy, const ConstMatrix& x, const Matrix& dw, float* bias_gradient,
-                                  const Epilogue& epilogue, float* bias, const GemmBlocking& blocking, int threads) {
+                                  const Epilogue& epilogue, float* bias, GemmBlocking blocking, int threads) {
     const int64_t samples = dy.rows;
+    blocking.bn = min_of(blocking.bn, dw.rows);  // scratch is bn wide
 #pragma omp parallel num_threads(threads)
     for_grid(threads, blocking.thread_columns, [&](int64_t row, int64_t rows, int64_t column, int64_t columns) {
       const Range blocks = split(ceil_div(dw.rows, blocking.bn), row, rows);

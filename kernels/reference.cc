@@ -15,10 +15,11 @@ int64_t at(const Bags& bags, const void* array, int64_t i) {
 }
 
 BagFault validate(const EmbeddingTables& tables, const Bags& bags, int) {
+  const int64_t last = tables.num_tables * bags.num_bags;
   int64_t low = 0;
-  for (int64_t i = 0; i <= tables.num_tables * bags.num_bags; ++i) {
+  for (int64_t i = 0; i <= last; ++i) {
     const int64_t value = at(bags, bags.offsets, i);
-    if (value < low || value > bags.num_indices) return {2, bags.num_bags ? (i ? i - 1 : 0) / bags.num_bags : 0, i, value, bags.num_indices};
+    if (value < low || value > bags.num_indices || (i == 0 && value != 0) || (i == last && value != bags.num_indices)) return {2, bags.num_bags ? (i ? i - 1 : 0) / bags.num_bags : 0, i, value, bags.num_indices};
     low = value;
   }
   for (int64_t t = 0; t < tables.num_tables; ++t)
@@ -88,7 +89,7 @@ void gemm_multiply(const ConstMatrix& a, const float* panels, const Matrix& out,
 }
 
 void gemm_multiply_transposed(const ConstMatrix& dy, const ConstMatrix& x, const Matrix& dw, float* bias_gradient, const Epilogue& epilogue,
-                              float* bias, const GemmBlocking&, int) {
+                              float* bias, GemmBlocking, int) {
   for (int64_t k = 0; k < dw.rows; ++k) {
     for (int64_t c = 0; c < dw.cols; ++c) {
       double sum = 0;

@@ -174,6 +174,14 @@ def test_tables_refuse(tables: Callable[[], list[Any]]) -> None:
         kernels.EmbeddingTables(tables())
 
 
+def test_a_look_up_outside_every_bag_is_refused_rather_than_dropped(small: Small) -> None:
+    for position, value in ((0, 1), (-1, int(small.offsets[-1]) - 1)):
+        offsets = small.offsets.clone()
+        offsets[position] = value
+        with pytest.raises(ValueError, match="offsets must rise from 0 to the number of indices"):
+            kernels.EmbeddingTables(small.tables).validate(small.indices, offsets, 3, 1)
+
+
 @pytest.mark.parametrize("num_bags", [-1, 2, 4, -(2**62), 2**62])
 def test_validate_refuses_a_number_of_bags_that_offsets_do_not_have(small: Small, num_bags: int) -> None:
     with pytest.raises(ValueError, match=r"bags|offsets"):
