@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from autotune.config.knobs import EmbeddingForwardKnobs, EmbeddingUpdateKnobs, FixedKnobs, InteractionKnobs, LayerKnobs, RunConfig
 from autotune.config.profile import Ceilings, ComputePoint, Fingerprint, Profile, RowPoint, StreamPoint, TimePoint, Topology
 from autotune.config.tuned import Gain, Interval, Launch, Provenance, TunedConfig, Verdict
+
+# Processes that a test starts take the installed package, not the sources in the working directory, which hold no compiled kernels.
+os.environ["PYTHONSAFEPATH"] = "1"
 
 
 def around(median: float, spread: float = 0.02, samples: int = 30) -> Interval:

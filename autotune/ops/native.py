@@ -11,8 +11,16 @@ from pathlib import Path
 
 import torch  # before the kernels: both must share the OpenMP library that torch carries
 
-import autotune._kernels as kernels
 from autotune.errors import MachineError
+
+try:
+    import autotune._kernels as kernels
+except ImportError as error:
+    _folder = Path(__file__).parents[1]
+    raise MachineError(
+        f"the compiled kernels must lie in the package, got none that loads in {_folder} ({error}); "
+        "run pip install . and start from outside the source folder, or pip install -e ."
+    ) from error
 
 __all__ = ["cold_sets", "empty_rows", "kernels", "leading_dimension", "target", "zeros"]
 
