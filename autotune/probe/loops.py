@@ -84,8 +84,8 @@ class Sizes:
 def choose_sizes(topology: Topology, available_bytes: int, quick: bool = False) -> Sizes:
     """Sizes that pass the caches where they shall, and together take less than the memory available.
 
-    Shares of it, at most: the largest table 1/4, the next 1/8 and 1/32, three stream arrays 1/8, tables inside L2 1/8 and inside L3 1/32, the
-    GEMM 1/8, and index lists 1/4 of the tables outside the caches and 1/16 for those inside.
+    Shares of it, at most: the largest table 1/4, the next 1/8 and 1/32, three stream arrays 1/8, tables inside L2 1/8 and inside L3
+    1/32, the GEMM 1/8, and index lists 1/4 of the tables outside the caches and 1/16 for those inside.
 
     Raises:
         MachineError: less than 512 MiB is available.

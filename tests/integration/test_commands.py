@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+import autotune
 from autotune.config.files import load_tuned, write_yaml
 from autotune.export.env import environment
 
@@ -30,7 +31,7 @@ _TIMEOUT_S = 120
 def user_environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """What a user's shell gives a command, with a cache that holds a profile of this machine."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_", "MALLOC_", "AUTOTUNE_"))}
-    root = str(Path(__file__).parents[2])
+    root = str(Path(autotune.__file__).parents[1])  # the package under test, installed or not
     path = f"{Path(sys.executable).parent}{os.pathsep}{kept.get('PATH', '')}"
     values = kept | {"AUTOTUNE_CACHE": str(tmp_path_factory.mktemp("cache")), "PATH": path, "PYTHONPATH": root, "COLUMNS": "100"}
     subprocess.run([sys.executable, "-c", _QUICK_PROFILE], env=values, check=True, timeout=_TIMEOUT_S)
