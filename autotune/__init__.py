@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from autotune.api import explain, export, load_model, load_tuned, probe, profile, run, tune, verify
+    from autotune.api import explain, export, frame, load_model, load_tuned, probe, profile, run, tune, verify
 
-__all__ = ["explain", "export", "load_model", "load_tuned", "probe", "profile", "run", "tune", "verify"]
+__all__ = ["explain", "export", "frame", "load_model", "load_tuned", "probe", "profile", "run", "tune", "verify"]
 
 _PACKAGES_TOO = ("explain", "export", "probe", "tune")
 """Names that are a function of the API and a package of the code: the package answers calls."""

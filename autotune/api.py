@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pandas as pd
+
 from autotune import catalog
+from autotune.bench.frames import frame_of
 from autotune.bench.progress import NO_PROGRESS, Progress
 from autotune.config.files import load_tuned
 from autotune.config.knobs import RunConfig
@@ -32,7 +35,7 @@ from autotune.tune.study import tune as _tune
 from autotune.tune.verify import Verification
 from autotune.tune.verify import verify as _verify
 
-__all__ = ["explain", "export", "load_model", "load_tuned", "probe", "profile", "run", "tune", "verify"]
+__all__ = ["explain", "export", "frame", "load_model", "load_tuned", "probe", "profile", "run", "tune", "verify"]
 
 load_model = catalog.load_model_by_name
 
@@ -104,6 +107,21 @@ def verify(
 def export(config: TunedConfig | str | Path, to: str) -> str:
     """The config as text for another launcher: env, torchrun or json."""
     return _export(_tuned(config), to, None if isinstance(config, TunedConfig) else config)
+
+
+def frame(result: OperatorTable | Profile | TunedConfig | Explanation) -> pd.DataFrame:
+    """The main table of a result as a pandas frame: operator passes, ceilings, gains, or findings.
+
+    Intervals and mappings become columns of their own (see `bench.frames.frame_of`); a ceiling's line names it in `ceiling`.
+    """
+    if isinstance(result, OperatorTable):
+        return result.frame()
+    if isinstance(result, TunedConfig):
+        return frame_of(result.gains)
+    if isinstance(result, Explanation):
+        return frame_of(result.findings)
+    parts = {name: frame_of(getattr(result.ceilings, name)) for name in type(result.ceilings).model_fields}
+    return pd.concat([part.assign(ceiling=name) for name, part in parts.items() if len(part)], ignore_index=True)
 
 
 def _model(model: Model | str | Path) -> Model:

@@ -8,6 +8,8 @@ import pytest
 
 import autotune
 from autotune.config.knobs import RunConfig
+from autotune.config.profile import Profile
+from autotune.config.tuned import TunedConfig
 from autotune.errors import InputError
 
 
@@ -37,3 +39,11 @@ def test_export_and_explain_take_a_file_or_fail_clearly(tmp_path: Path) -> None:
     for function in (autotune.explain, lambda path: autotune.export(path, "env")):
         with pytest.raises(InputError, match=r"missing\.yaml"):
             function(tmp_path / "missing.yaml")
+
+
+def test_every_result_has_a_frame(hardware_profile: Profile, tuned_config: TunedConfig) -> None:
+    ceilings = autotune.frame(hardware_profile)
+    measured = hardware_profile.ceilings
+    assert set(ceilings["ceiling"]) == {name for name in type(measured).model_fields if getattr(measured, name)}
+    assert list(autotune.frame(tuned_config)["operator"]) == [gain.operator for gain in tuned_config.gains]
+    assert len(autotune.frame(autotune.explain(tuned_config))) == len(autotune.explain(tuned_config).findings)

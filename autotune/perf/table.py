@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import pandas as pd
 
+from autotune.bench.frames import frame_of
 from autotune.config.tuned import Interval
 
 OTHER = "other"
@@ -78,12 +79,5 @@ class OperatorTable:
         return sum(row.time_s.median for row in self.rows) / self.iteration_s.median
 
     def frame(self) -> pd.DataFrame:
-        """One line per row; intervals as ``time_s``, ``time_low_s`` and ``time_high_s``, fractions as ``fraction_<ceiling>``."""
-        lines = []
-        for row in self.rows:
-            line = asdict(row)
-            interval, fractions = line.pop("time_s"), line.pop("fractions")
-            line |= {"time_s": interval.median, "time_low_s": interval.low, "time_high_s": interval.high}
-            line |= {f"fraction_{name}": value for name, value in fractions.items()}
-            lines.append(line)
-        return pd.DataFrame(lines)
+        """One line per row, as `bench.frames.frame_of` lays it out."""
+        return frame_of(self.rows)

@@ -2,7 +2,8 @@
 
 Passes of one shape are raced once. An operator may offer hundreds of candidates, more than any budget can time; so a race goes in two
 heats. The first takes those that differ from the default in one knob, then in two and so on, as many as the budget holds; the second
-those nearest to the first heat's best. The default runs in both.
+those nearest to the first heat's best. The default runs in both. The best of tens look faster than they are, since luck helped to choose
+them; so what is claimed comes from a final of the default and the leaders alone, on samples of its own.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from autotune.bench.noise import NoiseMonitor
-from autotune.bench.samples import ENOUGH_SAMPLES, Samples, ratio, significant
-from autotune.bench.timer import Race, drop_clearly_worse, race
+from autotune.bench.samples import Samples, ratio, significant
+from autotune.bench.timer import Measurement, Race, drop_clearly_worse, interleave, race
 from autotune.config.base import Frozen
 from autotune.config.knobs import Knobs, RunConfig
 from autotune.config.profile import Topology
@@ -30,18 +31,18 @@ _SAMPLE_S = 5e-4
 # Samples of a finalist: a 95 % interval needs 6, and past some tens it narrows slower than the machine drifts.
 _FINAL_ROUNDS = 10
 _MAX_ROUNDS = 40
-# Among tens of candidates some beat the default by chance: less than one percent is none.
+# Less than one percent is no gain: of two finalists one in twenty is clear of 1 by chance.
 _MARGIN = 0.01
 # An untimed warm-up, and two rounds before anything can be dropped.
 _RUNS_PER_CANDIDATE = 3
 _CANDIDATE_SLOWER = 1.5
 """How much slower than the default a candidate is expected to be, on the average."""
 _HEATS = (0.65, 1.0)
-"""Share of what is left that each heat may take."""
+"""Share of what is left that each heat may take, the least a final needs being set aside."""
 
 
 class Finalist(Frozen):
-    """A candidate that beat the default in its race."""
+    """A candidate that beat the default in the final of its race."""
 
     knobs: Knobs
     time_s: Interval
@@ -152,23 +153,28 @@ class _OneRace:
         check_s = self._check_default(case)
         once_s = self._time_default(case)
         calls = max(1, min(64, math.ceil(_SAMPLE_S / max(once_s, 1e-7))))
+        final_s = _FINAL_ROUNDS * MAX_FINALISTS * once_s * calls
         leaders: list[Knobs] = [self.default]
-        last: Race | None = None
-        by_name: dict[str, Knobs] = {}
+        measured: Measurement | None = None
         for share in _HEATS:
-            heat_end_s = clock() + share * self.left_s
+            heat_end_s = clock() + share * max(0.0, self.left_s - final_s)
             entrants = self._admit(case, leaders[0], check_s, once_s * calls, heat_end_s)
-            if last is not None and not entrants:
+            if measured is not None and not entrants:
                 break
-            heat = list(dict.fromkeys([self.default, *leaders, *entrants]))
-            names = {changes(self.default, knobs) or "default": knobs for knobs in heat}
-            last = self._heat(case, names, calls, max(heat_end_s - clock(), 1e-3))
-            by_name = names
-            leaders = _leaders(last, names)
+            names = self._named([*leaders, *entrants])
+            heat = self._heat(case, names, calls, max(heat_end_s - clock(), 1e-3))
+            measured, leaders = heat.measurement, _leaders(heat, names)
             if len(self.timed) >= len(self.offered):
                 break
-        assert last is not None
-        return self._result(last, by_name, calls)
+        assert measured is not None
+        names = self._named(leaders)
+        if len(names) > 1:
+            measured = self._final(case, names, calls)
+        return self._result(measured, names, calls)
+
+    def _named(self, knobs: Sequence[Knobs]) -> dict[str, Knobs]:
+        """The default and `knobs`, by what they change."""
+        return {changes(self.default, one) or "default": one for one in (self.default, *knobs)}
 
     def _check_default(self, case: Case) -> float:
         begin_s = self.racer.clock()
@@ -191,11 +197,10 @@ class _OneRace:
         """Candidates that pass their check, nearest to `near` first, as many as there is time to race until `end_s`."""
         admitted: list[Knobs] = []
         waiting = sorted((knobs for knobs in self.offered if knobs not in self.timed), key=lambda knobs: _distance(near, knobs))
-        finals_s = _FINAL_ROUNDS * MAX_FINALISTS * sample_s
         each_s = _RUNS_PER_CANDIDATE * _CANDIDATE_SLOWER * sample_s
         for knobs in waiting:
             begin_s = self.racer.clock()
-            if begin_s + check_s + finals_s + (len(admitted) + 1) * each_s > end_s:
+            if begin_s + check_s + (len(admitted) + 1) * each_s > end_s:
                 break
             check = case.check(knobs, self.threads)
             check_s = 0.5 * check_s + 0.5 * (self.racer.clock() - begin_s)
@@ -208,7 +213,7 @@ class _OneRace:
             self.racer.on_time(self.racer.clock() - begin_s, f"{self.group.keys[0]} checking")
         return admitted
 
-    def _heat(self, case: Case, names: dict[str, Knobs], calls: int, budget_s: float) -> Race:
+    def _callers(self, case: Case, names: dict[str, Knobs], calls: int) -> dict[str, Callable[[], None]]:
         def caller(knobs: Knobs) -> Callable[[], None]:
             def call() -> None:
                 for _ in range(calls):
@@ -216,8 +221,11 @@ class _OneRace:
 
             return call
 
+        return {name: caller(knobs) for name, knobs in names.items()}
+
+    def _heat(self, case: Case, names: dict[str, Knobs], calls: int, budget_s: float) -> Race:
         heat = race(
-            {name: caller(knobs) for name, knobs in names.items()},
+            self._callers(case, names, calls),
             default="default",
             rounds=_MAX_ROUNDS,
             budget_s=budget_s,
@@ -231,6 +239,20 @@ class _OneRace:
         self.notes += heat.measurement.notes
         return heat
 
+    def _final(self, case: Case, names: dict[str, Knobs], calls: int) -> Measurement:
+        """Nobody is dropped and nothing ends it early, so that chance has no say in which samples count."""
+        final = interleave(
+            self._callers(case, names, calls),
+            rounds=_MAX_ROUNDS,
+            budget_s=max(self.left_s, 1e-3),
+            monitor=self.racer.monitor,
+            on_round=self._reporter(len(names)),
+            seed=self.racer.seed + 1,
+            clock=self.racer.clock,
+        )
+        self.notes += final.notes
+        return final
+
     def _reporter(self, candidates: int) -> Callable[[object], None]:
         last_s = self.racer.clock()
 
@@ -242,23 +264,20 @@ class _OneRace:
 
         return report
 
-    def _result(self, last: Race, names: dict[str, Knobs], calls: int) -> RaceResult:
-        samples = {name: _per_call(found, calls) for name, found in last.measurement.samples.items()}
-        gone = {one.name for one in last.eliminated}
+    def _result(self, measured: Measurement, names: dict[str, Knobs], calls: int) -> RaceResult:
+        samples = {name: _per_call(measured.samples[name], calls) for name in names}
         finalists = []
-        for name, found in samples.items():
-            if name == "default" or name in gone or len(found.times_s) < ENOUGH_SAMPLES:
-                continue
-            speedup = ratio(samples["default"], found)
-            if significant(speedup, _MARGIN):
-                finalists.append(Finalist(knobs=names[name], time_s=found.to_interval(), speedup=speedup))
+        for name, knobs in names.items():
+            speedup = ratio(samples["default"], samples[name])
+            if name != "default" and significant(speedup, _MARGIN):
+                finalists.append(Finalist(knobs=knobs, time_s=samples[name].to_interval(), speedup=speedup))
         finalists.sort(key=lambda finalist: -finalist.speedup.median)
         return RaceResult(
             keys=self.group.keys,
             threads=self.threads,
             default=self.default,
             default_s=samples["default"].to_interval(),
-            finalists=tuple(finalists[:MAX_FINALISTS]),
+            finalists=tuple(finalists),
             candidates=len(self.timed) - len(self.rejected),
             offered=len(self.offered),
             rejected=tuple(self.rejected),

@@ -68,8 +68,8 @@ def test_a_rows_figures_follow_from_its_work_and_time(dlrm: DLRM, table: Operato
 def test_the_frame_has_a_line_per_row(table: OperatorTable) -> None:
     frame = table.frame()
     assert list(frame["key"]) == [row.key for row in table.rows]
-    assert (frame["time_low_s"] <= frame["time_s"]).all()
-    assert (frame["time_s"] <= frame["time_high_s"]).all()
+    assert (frame["time_s_low"] <= frame["time_s"]).all()
+    assert (frame["time_s"] <= frame["time_s_high"]).all()
 
 
 def test_rounds_and_budget_bound_the_samples(dlrm: DLRM, profile: Profile) -> None:
