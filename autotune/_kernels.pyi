@@ -105,6 +105,8 @@ class EmbeddingTables:
 
     def validate(self, indices: _Array, offsets: _Array, num_bags: int, threads: int) -> None:
         """Only the checks of the look-ups, for N = num_bags."""
+    def release_workspace(self) -> None:
+        """Free what updates keep between calls."""
 
 def pack_weights(weights: _Array, forward: _Array, forward_width: int, backward: _Array, backward_width: int, threads: int) -> None:
     """weights [K, C] as zero-padded panels: forward [ceil(K/fw) * C * fw] over K, backward [ceil(C/bw) * K * bw] over C."""

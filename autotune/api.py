@@ -6,6 +6,7 @@ decided before a process starts (see `Launch`), and the command line does it.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -74,8 +75,9 @@ def profile(
     progress: Progress = NO_PROGRESS,
 ) -> OperatorTable:
     """For every operator pass its time, its work and what bounds it. Raises as `run` does."""
-    dlrm, source, _ = _build(model, config, data, force)
-    return measure(dlrm, source, load_or_probe(progress=progress), rounds=rounds, progress=progress)
+    dlrm, source, notes = _build(model, config, data, force)
+    table = measure(dlrm, source, load_or_probe(progress=progress), rounds=rounds, progress=progress)
+    return replace(table, notes=table.notes + notes)
 
 
 def tune(
@@ -88,7 +90,8 @@ def tune(
     progress: Progress = NO_PROGRESS,
 ) -> TunedConfig:
     """Search, confirm, and write the tuned config to `output`; called again after an interruption it goes on. See `tune.study.tune`."""
-    return _tune(_model(model), sockets=sockets, budget_s=budget_s, output=Path(output), seed=seed, progress=progress)
+    name = None if isinstance(model, Model) else str(model)  # `verify` looks the model up by it
+    return _tune(_model(model), sockets=sockets, budget_s=budget_s, output=Path(output), seed=seed, progress=progress, name=name)
 
 
 def explain(config: TunedConfig | str | Path) -> Explanation:

@@ -82,6 +82,15 @@ class Tables {
     require_valid(bags, threads);
   }
 
+  // Frees what the last strategies needed: up to a gradient row for every look-up.
+  void release_workspace() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    std::vector<BucketEntry>().swap(entries_);
+    std::vector<float>().swap(entry_scales_);
+    std::vector<float>().swap(gradient_rows_);
+    std::vector<int64_t>().swap(counts_);
+  }
+
   int64_t num_tables() const { return tables_.num_tables; }
   int64_t dim() const { return tables_.dim; }
   std::vector<int64_t> rows() const { return rows_; }
@@ -156,6 +165,7 @@ void bind_embedding(nb::module_& m) {
       .def("update", &Tables::update, "indices"_a.noconvert(), "offsets"_a.noconvert(), "gradient"_a.noconvert(), "learning_rate"_a,
            "per_sample_weights"_a.noconvert().none(), "mean"_a, "strategy"_a, "prefetch_distance"_a, "threads"_a)
       .def("validate", &Tables::validate, "indices"_a.noconvert(), "offsets"_a.noconvert(), "num_bags"_a, "threads"_a)
+      .def("release_workspace", &Tables::release_workspace)
       .def_prop_ro("num_tables", &Tables::num_tables)
       .def_prop_ro("dim", &Tables::dim)
       .def_prop_ro("rows", &Tables::rows);

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import autotune
+from autotune import catalog
 from autotune.config.knobs import RunConfig
 from autotune.config.profile import Profile
 from autotune.config.tuned import TunedConfig
@@ -33,6 +34,16 @@ def test_run_takes_a_name_and_a_run_config() -> None:
 def test_an_unknown_model_is_an_input_error() -> None:
     with pytest.raises(InputError, match="tinny"):
         autotune.run("tinny")
+
+
+def test_tune_names_the_model_as_verify_will_find_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text((catalog.find_model("tiny")).read_text())
+    named = []
+    monkeypatch.setattr("autotune.api._tune", lambda model, **options: named.append(options["name"]))
+    for model in ("tiny", file, autotune.load_model("tiny")):
+        autotune.tune(model, output=tmp_path / "out.yaml")
+    assert named == ["tiny", str(file), None]
 
 
 def test_export_and_explain_take_a_file_or_fail_clearly(tmp_path: Path) -> None:

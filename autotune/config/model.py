@@ -276,8 +276,8 @@ class Model(Frozen):
 
     @property
     def dense_bytes(self) -> int:
-        """Dense parameters three times: as they are, packed for the blocked GEMM, and their gradients."""
-        return 3 * FLOAT_BYTES * self.dense_parameters
+        """Dense parameters four times: weights, gradients, and a packed copy each for forward and backward-data."""
+        return 4 * FLOAT_BYTES * self.dense_parameters
 
     @property
     def lookups_per_iteration(self) -> int:
@@ -323,7 +323,11 @@ class Model(Frozen):
 
 
 def required_memory_bytes(model: Model) -> int:
-    """Memory to train `model` in one process: tables, dense layers and activations, rounded up to 2 MiB pages per table."""
+    """Memory to train `model` in one process: tables, dense layers and activations; every array takes whole pages of 2 MiB.
+
+    A layer has six arrays (weight, bias, their gradients, two packed copies) and two activations.
+    """
     page_bytes = 2 * 1024**2
     tables = sum(math.ceil(table.size_bytes / page_bytes) * page_bytes for table in model.tables)
-    return tables + model.dense_bytes + model.activation_bytes
+    layers = len(model.bottom_mlp) + len(model.top_mlp)
+    return tables + model.dense_bytes + model.activation_bytes + 8 * layers * page_bytes

@@ -21,7 +21,7 @@ from autotune.errors import InputError
 from autotune.ops import embedding_bag, interaction, loss
 from autotune.ops.base import Operator
 from autotune.ops.mlp import Activation, Layer, LayerPass, default_knobs
-from autotune.ops.native import empty_rows, zeros
+from autotune.ops.native import empty_rows, kernels, zeros
 from autotune.ops.timing import Recorder
 
 _ROTATE_BATCHES = 4
@@ -130,6 +130,7 @@ class DLRM:
             return
         self.config = config
         torch.set_num_threads(config.threads)
+        kernels.fork_join(1, config.threads)  # a team that grows starts threads: here, rather than in the next step
         self.bags.move(config.huge_pages, config.threads)
         for name, layer in self._layers.items():
             forward = self._layer_knobs(f"{name}.forward")

@@ -80,7 +80,8 @@ class Check:
 class Case(ABC):
     """One operator pass with inputs of its own, to be timed alone.
 
-    Inputs rotate through more than the last-level cache unless the case is warm, so calls in a row never find their data cached.
+    Unless the case is warm, activations rotate through more than the last-level cache as far as 64 sets go, and look-ups through a few
+    batches, so calls in a row do not find large inputs cached; weights stay, as in training.
     """
 
     @abstractmethod

@@ -76,6 +76,10 @@ class EmbeddingBags:
         finally:
             self._handle = kernels.EmbeddingTables(self.weights)
 
+    def release_workspace(self) -> None:
+        """Free what updates keep between calls: `unfused` holds a gradient row for every look-up."""
+        self._handle.release_workspace()
+
     def forward(self, lookups: Lookups, out: torch.Tensor, knobs: EmbeddingForwardKnobs, threads: int, *, mean: bool = False) -> None:
         """Pool every bag into out[n, t, :].
 
@@ -241,6 +245,11 @@ class _EmbeddingCase(Case):
         self._seed, self._next = seed, 0
         if update:
             kernels.fill_uniform(self._pooled.view(-1), -1.0, 1.0, seed, 1)
+
+    def __del__(self) -> None:
+        # Not when knobs change: a step that is timed would have to touch the memory anew.
+        if self._update:
+            self._bags.release_workspace()
 
     def run(self, knobs: EmbeddingForwardKnobs | EmbeddingUpdateKnobs, threads: int) -> None:
         lookups = self._batches[self._next % len(self._batches)]

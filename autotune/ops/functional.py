@@ -271,7 +271,8 @@ class _FusedUpdate(torch.autograd.Function):
 class FusedEmbeddingBags(torch.nn.Module):
     """T tables whose SGD step happens in the backward pass: no gradient of a table is ever written out.
 
-    Keep the tables out of the optimizer; set `learning_rate` as the schedule says.
+    Keep the tables out of the optimizer; set `learning_rate` as the schedule says. The tables stay where they were made: fp32, on the
+    CPU; `.to()` does not move them.
 
     Args:
         rows: rows of each table.

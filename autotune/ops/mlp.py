@@ -7,6 +7,7 @@ broadcast reads a row as well as a block.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Literal
@@ -22,7 +23,14 @@ Activation = Literal["none", "relu", "sigmoid"]
 Pass = Literal["forward", "backward_data", "backward_weights"]
 
 WIDTHS: tuple[Literal[16, 32, 48, 64], ...] = (64, 48, 32, 16)
+_ROW_BLOCKS = (64, 128, 32, 48, 96, 24)
+_REDUCTIONS = (128, 256, 512, 1024)
 _EPSILON = 2.0**-23
+
+# What a check runs on: enough rows and reduction steps for every block size to be met more than once, with a remainder.
+_CHECK_ROWS = 2 * max(_ROW_BLOCKS) + 3
+_CHECK_REDUCTION = max(_REDUCTIONS) + 3
+_CHECK_RATE = 0.1
 
 
 class Layer:
@@ -156,8 +164,8 @@ class LayerPass(Operator):
         budget = machine.l2_bytes // 8  # floats in half of L2
         grids = [g for g in (1, 2, 4, 8, 16) if threads % g == 0 and (g == 1 or columns >= 16 * g)]
         for bk in (w for w in WIDTHS if _padded(columns, w) <= 1.25 * _padded(columns, default.bk)):
-            for bn in (b for b in (64, 128, 32, 48, 96, 24) if b <= max(24, rows)):
-                for bc in sorted({min(reduction, b) for b in (128, 256, 512, 1024)}, reverse=True):
+            for bn in (b for b in _ROW_BLOCKS if b <= max(24, rows)):
+                for bc in sorted({min(reduction, b) for b in _REDUCTIONS}, reverse=True):
                     if bk * bc + bn * bc + bn * bk > budget and bc > 128:
                         continue
                     for order in ("rows_outer", "columns_outer"):
@@ -208,13 +216,18 @@ class _LayerCase(Case):
         return x, dy
 
     def _packed_for(self, knobs: LayerKnobs) -> Layer:
-        """A layer packed for these knobs: in training, weights are packed when they are updated, so packing is never inside the clock."""
-        if knobs.bk not in self._layers:
-            _, _, c, k, activation, _ = self._shape
+        """A layer packed for these knobs: in training, weights are packed when they are updated, so packing is never inside the clock.
+
+        Backward-weights reads no packed copy but refreshes both: as wide as the other passes' defaults want them, whatever its own panels.
+        """
+        which, n, c, k, activation, _ = self._shape
+        forward = backward = LayerKnobs(bk=knobs.bk)
+        if which == "backward_weights":
+            forward, backward = default_knobs("forward", n, c, k, 1), default_knobs("backward_data", n, c, k, 1)
+        if forward.bk not in self._layers:
             generator = torch.Generator().manual_seed(self._seed)
-            blocked = knobs.model_copy(update={"implementation": "blocked"})  # a candidate of torch's must not leave it unpacked
-            self._layers[knobs.bk] = Layer(c, k, activation, generator=generator, forward=blocked, backward_data=blocked)
-        return self._layers[knobs.bk]
+            self._layers[forward.bk] = Layer(c, k, activation, generator=generator, forward=forward, backward_data=backward)
+        return self._layers[forward.bk]
 
     def _call(
         self,
@@ -239,35 +252,51 @@ class _LayerCase(Case):
         self._call(self._packed_for(knobs), inputs, self._out, 0.0, knobs, threads)
 
     def check(self, knobs: LayerKnobs, threads: int) -> Check:
-        """Against double precision on a few row blocks and a remainder."""
-        which, n, c, k, activation, masked = self._shape
-        samples = min(n, 2 * knobs.bn + 3) if which != "backward_weights" else min(n, 131)
+        """Against double precision: two of the largest row blocks and a remainder; backward-weights more than its longest `bc`."""
+        inputs, wanted = self._reference
         layer = self._packed_for(knobs)
-        x, dy = self._inputs(samples, self._seed)
+        if self._shape[0] == "backward_weights":
+            before = [part.clone() for part in (layer.weight, layer.bias)]
+            self._call(layer, inputs, None, _CHECK_RATE, knobs, threads)
+            checks = [_held_against(got, *of) for got, of in zip((layer.weight, layer.bias), wanted, strict=True)]
+            layer.weight.copy_(before[0])
+            layer.bias.copy_(before[1])
+            return max(checks, key=lambda check: math.inf if math.isnan(check.worst) else check.worst)
+        out = empty_rows(*wanted[0][0].shape)
+        self._call(layer, inputs, out, _CHECK_RATE, knobs, threads)
+        return _held_against(out, *wanted[0])
+
+    @functools.cached_property
+    def _reference(self) -> tuple[tuple[torch.Tensor, torch.Tensor], list[tuple[torch.Tensor, torch.Tensor]]]:
+        """Inputs; and by output what is wanted and how far off it may be, fp32: the same for every candidate, so it is computed once.
+
+        The bound is the standard one of a dot product: its length x epsilon x the sum of absolute products. One more than the length
+        stands for rounding the double-precision result to fp32.
+        """
+        which, n, c, k, activation, masked = self._shape
+        x, dy = self._inputs(min(n, _CHECK_REDUCTION if which == "backward_weights" else _CHECK_ROWS), self._seed)
+        layer = self._packed_for(LayerKnobs())
         wide_x, wide_dy, weight, bias = x.double(), dy.double(), layer.weight.double(), layer.bias.double()
         if which == "forward":
-            out = empty_rows(samples, k)
-            wanted = wide_x @ weight.t() + bias
-            scale = wide_x.abs() @ weight.abs().t() + bias.abs()
+            wanted = torch.addmm(bias, wide_x, weight.t())
+            scale = torch.addmm(bias.abs(), wide_x.abs(), weight.t().abs())
             wanted = torch.relu(wanted) if activation == "relu" else torch.sigmoid(wanted) if activation == "sigmoid" else wanted
-            length = c + 2
-        elif which == "backward_data":
-            out = empty_rows(samples, c)
+            return (x, dy), [_bounded(wanted, scale, c + 2)]
+        if which == "backward_data":
             wanted = wide_dy @ weight
-            scale = wide_dy.abs() @ weight.abs()
-            if masked:
-                wanted = wanted * (wide_x > 0)
-            length = k
-        else:
-            out = layer.weight
-            wanted = weight - 0.1 * wide_dy.t() @ wide_x
-            scale = weight.abs() + 0.1 * wide_dy.abs().t() @ wide_x.abs()
-            length = samples + 2
-        self._call(layer, (x, dy), None if which == "backward_weights" else out, 0.1, knobs, threads)
-        if which == "backward_weights":
-            self._layers.clear()
-        # Standard bound of a dot product: length * epsilon * sum of absolute products; the excess over it says how far off it is.
-        allowed = length * _EPSILON * scale + 1e-6
-        excess = (out.double() - wanted).abs() / allowed
-        return Check(float(excess.max()), 1.0, f"element {int(excess.argmax())}")
+            return (x, dy), [_bounded(wanted * (wide_x > 0) if masked else wanted, wide_dy.abs() @ weight.abs(), k)]
+        rate, length = _CHECK_RATE, len(x) + 2
+        updated = torch.addmm(weight, wide_dy.t(), wide_x, alpha=-rate)
+        scale = torch.addmm(weight.abs(), wide_dy.t().abs(), wide_x.abs(), alpha=rate)
+        of_bias = _bounded(bias - rate * wide_dy.sum(0), bias.abs() + rate * wide_dy.abs().sum(0), length)
+        return (x, dy), [_bounded(updated, scale, length), of_bias]
 
+
+def _bounded(wanted: torch.Tensor, scale: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return wanted.float(), ((length + 1) * _EPSILON * scale + 1e-6).float()
+
+
+def _held_against(got: torch.Tensor, wanted: torch.Tensor, allowed: torch.Tensor) -> Check:
+    """The excess over what is allowed says how far off it is."""
+    excess = (got - wanted).abs_().div_(allowed)
+    return Check(float(excess.max()), 1.0, f"element {int(excess.argmax())}")

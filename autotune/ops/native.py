@@ -61,7 +61,8 @@ def empty_rows(rows: int, columns: int, threads: int = 1) -> torch.Tensor:
 def cold_sets(set_bytes: int) -> int:
     """How many sets of inputs to rotate through so that none is still cached when its turn comes: 2 to 64.
 
-    Four instances of the last-level cache, since a package may have several; at least 64 MiB and at most 1 GiB in all.
+    Four instances of the last-level cache, since a package may have several; at least 64 MiB and at most 1 GiB in all. Sets so small
+    that 64 of them fit a cache stay there, as they do within a step.
     """
     wanted_bytes = min(max(64 << 20, 4 * _last_level_cache_bytes()), 1 << 30)
     return max(2, min(64, -(-wanted_bytes // set_bytes)))

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
+
 from autotune.bench.progress import NO_PROGRESS, Progress
 from autotune.bench.samples import ratio
 from autotune.bench.timer import interleave
@@ -46,7 +48,10 @@ def perturb(
         if half < threads:
             fewer = knobs.model_copy(update={"thread_columns": 1}) if isinstance(knobs, LayerKnobs) else knobs
             candidates["fewer"] = _call(cold, fewer, half)
-        samples = interleave(candidates, rounds=rounds, warmup=2).samples
+        try:
+            samples = interleave(candidates, rounds=rounds, warmup=2).samples
+        finally:
+            torch.set_num_threads(threads)
         gain = ratio(samples["cold"], samples["warm"])
         loss = ratio(samples["fewer"], samples["cold"]) if half < threads else None
         resident = operator.work().bytes <= cache_bytes
@@ -56,7 +61,11 @@ def perturb(
 
 
 def _call(case: Case, knobs: Knobs, threads: int) -> Callable[[], None]:
-    return lambda: case.run(knobs, threads)
+    def call() -> None:
+        torch.set_num_threads(threads)  # torch's own GEMM, and the loss, take its number rather than ours
+        case.run(knobs, threads)
+
+    return call
 
 
 def _judge(key: str, binder: str, gain: Interval, loss: Interval | None, proportion: float, resident: bool) -> Perturbation:

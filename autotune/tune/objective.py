@@ -94,7 +94,7 @@ class Bench:
         Args:
             budget_s: Seconds, batches and switches included; a round that would pass it is not begun. The first always runs.
             max_rounds: Rounds at most; where a slow switch makes a round of several steps, as many steps, but not below three rounds.
-            until: Asked after each round; True ends the comparison.
+            until: Asked after each round from the third on, since the steps of one turn share its luck; True ends the comparison.
             on_round: Called after each round with the seconds it took.
         """
         begin_s = self.clock()
@@ -128,7 +128,9 @@ class Bench:
                 times[which].extend(timed[which])
             rounds += 1
             ended = max_rounds is not None and len(times[0]) >= max_rounds and (steps == 1 or rounds >= _LEAST_ROUNDS)
-            if ended or not room or (until is not None and until(Paired(tuple(times[0]), tuple(times[1]), repeated + kept))):
+            if ended or not room:
+                break
+            if until is not None and rounds >= _LEAST_ROUNDS and until(Paired(tuple(times[0]), tuple(times[1]), repeated + kept)):
                 break
         disturbed = repeated + kept
         notes = (f"{disturbed} rounds disturbed ({reason}): {repeated} measured again, {kept} kept",) if disturbed else ()

@@ -12,13 +12,14 @@ from pydantic import ValidationError
 
 from autotune.bench.noise import NoiseMonitor
 from autotune.bench.progress import NO_PROGRESS, Progress
-from autotune.bench.samples import ENOUGH_SAMPLES
+from autotune.bench.samples import ENOUGH_SAMPLES, significant
 from autotune.config.knobs import RunConfig
 from autotune.config.model import Model
 from autotune.config.profile import Fingerprint
 from autotune.config.tuned import Gain
 from autotune.dlrm.data import BatchSource
 from autotune.perf.table import OTHER, OperatorTable
+from autotune.probe.topology import available_memory_bytes
 from autotune.tune.budget import Deadline
 from autotune.tune.confirm import Confirmation, confirm_on
 from autotune.tune.journal import Journal
@@ -26,6 +27,7 @@ from autotune.tune.objective import Bench, Paired, Trainable, clearly_slower
 from autotune.tune.races import OperatorGroup, Racer, RaceResult, group_operators
 from autotune.tune.result import Outcome, race_gains
 from autotune.tune.space import Group, Space, changes, huge_page_choices, is_valid, thread_choices
+from autotune.units import format_bytes
 
 Measure = Callable[..., OperatorTable]
 
@@ -186,6 +188,10 @@ class Tuner:
             return tuple(stored)
         pages = huge_page_choices(self.fingerprint.topology, self.default.huge_pages)
         move_s = self.model.table_bytes / _MOVE_BYTES_PER_S
+        largest_bytes = max(table.size_bytes for table in self.model.tables)
+        if len(pages) > 1 and largest_bytes > available_memory_bytes(self.fingerprint.topology):
+            self.note(f"page sizes are not searched: a table that moves needs its {format_bytes(largest_bytes)} twice; free memory")
+            pages = pages[:1]
         if len(pages) > 1 and _MOVES_PER_TRIAL * move_s > 0.3 * self.deadline.phase_s("iteration"):
             self.note(f"page sizes are not searched: moving the tables takes about {move_s:.1f} s; give a larger budget")
             pages = pages[:1]
@@ -257,7 +263,7 @@ class Tuner:
         }
         before = self.default.model_copy(update={"operators": operators})
         paired = self.bench.compare(before, winner, budget_s=budget_s, max_rounds=_TRIAL_ROUNDS, on_round=self.progress.advance)
-        kept = paired.speedup.low > 1.0
+        kept = significant(paired.speedup)
         gain = Gain(
             operator="iteration",
             knob=changed,

@@ -41,7 +41,9 @@ def test_derived_sizes_follow_from_the_shape() -> None:
     weights = 512 * 512 + 512 * 64 + 100 * 1024 + 2 * 1024 * 1024 + 1024
     biases = 512 + 64 + 3 * 1024 + 1
     assert m.dense_parameters == weights + biases
-    assert m.table_bytes + m.dense_bytes + m.activation_bytes <= required_memory_bytes(m) <= 1.2 * m.table_bytes
+    arrays = m.num_tables + 8 * (len(m.bottom_mlp) + len(m.top_mlp))
+    rounding = required_memory_bytes(m) - (m.table_bytes + m.dense_bytes + m.activation_bytes)
+    assert 0 <= rounding <= arrays * 2 * 1024**2
 
 
 @given(st.integers(1, 40), st.integers(1, 64), st.lists(st.integers(1, 50), max_size=3))

@@ -67,6 +67,30 @@ def test_a_check_can_fail(operators: list[Operator], monkeypatch: pytest.MonkeyP
         assert not case.check(knobs, THREADS).passed, op.key
 
 
+def test_a_check_of_backward_weights_sees_weight_and_bias_and_restores_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    op = LayerPass("top_mlp.0.backward_weights", "backward_weights", 1500, 20, 17, "relu", masked=False)
+    case, knobs = op.case(seed=3), LayerKnobs(bc=256)
+    assert case.check(knobs, THREADS).passed
+    assert case.check(LayerKnobs(implementation="torch"), THREADS).passed  # the first left no trace
+    call = case._call
+    lengths = []
+
+    def spoil(part: str):
+        def spoiled(layer, inputs, *rest) -> None:
+            lengths.append(len(inputs[0]))
+            call(layer, inputs, *rest)
+            getattr(layer, part)[-1] += 1e-2
+
+        return spoiled
+
+    for part in ("weight", "bias"):
+        monkeypatch.setattr(case, "_call", spoil(part))
+        assert not case.check(knobs, THREADS).passed
+    assert min(lengths) > 1024  # the longest bc that is offered: partial sums meet
+    monkeypatch.setattr(case, "_call", call)
+    assert case.check(knobs, THREADS).passed
+
+
 def test_timing_leaves_every_weight_as_it_was(dlrm: DLRM, operators: list[Operator]) -> None:
     before = {name: weight.clone() for name, weight in dlrm.state_dict().items()}
     for op in operators:
@@ -160,3 +184,13 @@ def test_rows_of_an_activation_never_share_one_cache_set() -> None:
 def test_cold_cases_rotate_through_more_than_the_caches() -> None:
     assert cold_sets(1 << 30) == 2
     assert cold_sets(1 << 20) >= 64
+
+
+def test_updates_go_on_after_their_workspace_is_released() -> None:
+    lookups = Lookups(torch.tensor([1, 1, 2]), torch.tensor([0, 2, 3]))
+    bags = EmbeddingBags([4], 8)
+    before = bags.weights[0].clone()
+    for strategy in ("unfused", "bucketed"):
+        bags.update(lookups, torch.ones(2, 1, 8), 1.0, EmbeddingUpdateKnobs(strategy=strategy), 2)
+        bags.release_workspace()
+    assert torch.allclose(bags.weights[0][1], before[1] - 4)

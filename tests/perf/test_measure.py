@@ -3,13 +3,16 @@
 from typing import get_args
 
 import pytest
+import torch
 
 from autotune.catalog import load_model_by_name
+from autotune.config.knobs import LayerKnobs, RunConfig
 from autotune.config.profile import Ceilings, ComputePoint, Fingerprint, Profile, RowPoint, StreamPoint, TimePoint
 from autotune.config.tuned import Interval
 from autotune.dlrm.data import make_source
 from autotune.dlrm.model import DLRM
 from autotune.errors import InputError
+from autotune.ops.mlp import _LayerCase
 from autotune.perf.measure import measure
 from autotune.perf.perturb import _judge, perturb
 from autotune.perf.table import OTHER, OperatorTable
@@ -84,6 +87,22 @@ def test_perturbing_covers_every_pass_and_leaves_the_weights(dlrm: DLRM, table: 
     found = perturb(dlrm, make_source(MODEL), table, cache_bytes=1 << 20, rounds=3)
     assert {p.operator for p in found} == {row.key for row in table.rows} - {OTHER}
     assert all((weight == before[name]).all() for name, weight in dlrm.state_dict().items())
+
+
+def test_fewer_threads_are_fewer_for_torch_too(dlrm: DLRM, table: OperatorTable, monkeypatch: pytest.MonkeyPatch) -> None:
+    layers = [key for key, knobs in dlrm.config.operators.items() if isinstance(knobs, LayerKnobs)]
+    torch_layers = {key: LayerKnobs(implementation="torch") for key in layers}
+    seen: set[tuple[int, int]] = set()
+    run = _LayerCase.run
+    monkeypatch.setattr(_LayerCase, "run", lambda *call: (seen.add((call[2], torch.get_num_threads())), run(*call)))
+    before = dlrm.config
+    dlrm.configure(RunConfig(threads=2, operators=torch_layers))
+    try:
+        perturb(dlrm, make_source(MODEL), table, cache_bytes=1 << 20, rounds=1)
+        assert seen == {(2, 2), (1, 1)}
+        assert torch.get_num_threads() == 2
+    finally:
+        dlrm.configure(before)
 
 
 def at(median: float) -> Interval:

@@ -95,3 +95,10 @@ def test_a_disturbed_round_is_repeated(fake: SimpleNamespace, world: Any, two: t
 def test_a_hopeless_trial_is_given_up(fake: SimpleNamespace, world: Any, two: tuple[RunConfig, RunConfig]) -> None:
     bench = Bench(fake.DLRM(world, two[0]), fake.Source(world), clock=world.clock)
     assert len(bench.compare(*two, budget_s=100.0, max_rounds=10, until=clearly_slower).base_s) == 3
+
+
+def test_one_lucky_turn_of_several_steps_decides_nothing(fake: SimpleNamespace, world: Any, two: tuple[RunConfig, RunConfig]) -> None:
+    world.switch_s, world.threads = 0.1, {4: 1.0, 2: 0.5}
+    bench = Bench(fake.DLRM(world, two[0]), fake.Source(world), clock=world.clock)
+    paired = bench.compare(*two, budget_s=100.0, until=lambda _: True)
+    assert len(paired.base_s) == 3 * 8

@@ -162,3 +162,24 @@ def test_page_sizes_are_tried_where_the_kernel_offers_them(make_tuner: Make, fak
     tuner = make_tuner(fingerprint=fake.fingerprint(huge_pages="madvise"))
     tuner.run()
     assert {'"huge_pages":true' in trial.user_attrs["config"] for trial in tuner.journal.finished_trials()} == {True, False}
+
+
+def test_too_few_rounds_do_not_settle_the_threads(make_tuner: Make, world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rounds may turn out longer than the last trial's, by which the time for them was judged: a resumed run has none to judge by."""
+    world.threads |= {2: 0.7}
+    tuner = make_tuner()
+    space = tuner._space(*tuner._races())
+    winner = space.config(2, False)
+    compare = tuner.bench.compare
+    monkeypatch.setattr(tuner.bench, "compare", lambda *configs, **limits: compare(*configs, **limits | {"max_rounds": 3}))
+    settled, (gain,) = tuner._settle_whole(space, winner)
+    assert gain.speedup.low > 1.0
+    assert not gain.kept
+    assert settled.threads == 4
+
+
+def test_pages_are_not_searched_where_a_table_does_not_fit_twice(make_tuner: Make, fake: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    tuner = make_tuner(fingerprint=fake.fingerprint(huge_pages="madvise"))
+    monkeypatch.setattr("autotune.tune.tuner.available_memory_bytes", lambda topology: 1000)
+    assert tuner._pages() == (False,)
+    assert "needs its 62.5 KiB twice" in tuner.notes[-1]
