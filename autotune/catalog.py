@@ -38,6 +38,8 @@ def _find(kind: Kind, name_or_path: str | Path) -> Path:
         return shipped[text]
     if text and path.is_file():
         return path
+    if text and path.is_dir():
+        raise InputError(f"a {kind} file must be a file, got the folder {text}; check the path")
     if path.suffix in _SUFFIXES or "/" in text:
         step = f"for the shipped {kind} write {path.stem}" if path.stem in shipped else "check the path"
         raise InputError(f"{kind} file not found: {text}; {step}")

@@ -22,7 +22,9 @@ _SIZE = re.compile(r"(\d{1,18})(?:\.(\d{0,18}))?\s*([A-Za-z]*)", re.ASCII)
 
 
 def _three_digits(value: float) -> str:
-    """Three significant digits without an exponent, for 0 <= value < 10000."""
+    """Three significant digits without an exponent below a million."""
+    if value >= 1e6:
+        return f"{value:.3g}"
     if value >= 99.95:
         return f"{value:.0f}"
     return f"{value:.1f}" if value >= 9.995 else f"{value:.2f}"

@@ -108,3 +108,7 @@ def test_a_shown_time_is_right_within_its_digits(time_s: float) -> None:
 @given(st.integers(min_value=0, max_value=2**50))
 def test_a_plain_count_of_bytes_is_itself(size_bytes: int) -> None:
     assert parse_bytes(str(size_bytes)) == parse_bytes(size_bytes) == size_bytes
+
+
+def test_absurd_sizes_stay_short() -> None:
+    assert format_bytes(1e300) == "8.88e+284 PiB"

@@ -39,7 +39,7 @@ class FewSamples:
 
     @property
     def message(self) -> str:
-        return f"{self.samples} samples, a 95 % interval needs {self.needed}; give a larger budget or more rounds"
+        return f"{self.samples} sample{'s' if self.samples != 1 else ''}, a 95 % interval needs {self.needed}; measure longer"
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typer.core import TyperGroup
 
 from autotune import __version__
 from autotune.cli import explain, export, interrupt, launch, models, probe, profile, run, tune, verify
-from autotune.errors import AutotuneError
+from autotune.errors import AutotuneError, MachineError
 
 INTERRUPTED = 130
 CLOSED_PIPE = 141
@@ -33,6 +33,9 @@ class _Commands(TyperGroup):
             raise typer.Exit(INTERRUPTED) from None
         except BrokenPipeError:
             _leave_pipe()
+        except OSError as error:
+            _line(f"error: the system refused: {error}; free what it names, or choose another place")
+            raise typer.Exit(MachineError.exit_code) from None
         return result
 
 
@@ -89,8 +92,17 @@ def _leave_pipe() -> NoReturn:
     raise typer.Exit(CLOSED_PIPE)
 
 
+def _open_closed_streams() -> None:
+    """A shell may start a command without them (``>&-``)."""
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - for the life of the process
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - as above
+
+
 def main() -> None:
     """Entry point of the `autotune` script."""
+    _open_closed_streams()
     launch.allow_restart()
     interrupt.install()
     try:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from autotune.config.base import MAX_SEARCH_SEED, MAX_SEED
 from autotune.config.model import DataSpec
 from autotune.errors import InputError
 
@@ -21,8 +22,12 @@ MaxRowsOption = Annotated[int | None, typer.Option("--max-rows", metavar="N", he
 MinibatchOption = Annotated[int | None, typer.Option("--minibatch", metavar="N", help="Samples per iteration, instead of the model's.")]
 ThreadsOption = Annotated[int | None, typer.Option("--threads", metavar="N", help="Threads; default one for each allowed core.")]
 SocketsOption = Annotated[int, typer.Option("--sockets", metavar="N", help="Sockets to use.")]
-SeedOption = Annotated[int | None, typer.Option("--seed", min=0, metavar="N", help="Of weights and data, instead of the model's.")]
-SearchSeedOption = Annotated[int, typer.Option("--seed", min=0, metavar="N", help="Of the search: orders and sampling.")]
+SeedOption = Annotated[
+    int | None, typer.Option("--seed", min=0, max=MAX_SEED, metavar="N", help="Of weights and data, instead of the model's.")
+]
+SearchSeedOption = Annotated[
+    int, typer.Option("--seed", min=0, max=MAX_SEARCH_SEED, metavar="N", help="Of the search: orders and sampling.")
+]
 DataOption = Annotated[
     str | None,
     typer.Option("--data", metavar="DATA", help="uniform, zipf, zipf:1.05, histogram:FILE or a Criteo file, instead of the model's."),

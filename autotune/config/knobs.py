@@ -13,6 +13,11 @@ from pydantic import Field
 
 from autotune.config.base import Frozen
 
+MAX_SIZE = 2**30
+"""Far above any useful block or task, and within what the kernels count in."""
+MAX_THREADS = 4096
+"""What the kernels take."""
+
 
 class EmbeddingForwardKnobs(Frozen):
     """How pooled look-ups are gathered."""
@@ -22,7 +27,7 @@ class EmbeddingForwardKnobs(Frozen):
     """Rows ahead of the one being summed; 0 leaves it to the hardware."""
     prefetch_hint: Literal["t0", "t1"] = "t0"
     """Cache level the row is brought to: t0 is L1, t1 is L2."""
-    bags_per_task: int = Field(256, ge=1)
+    bags_per_task: int = Field(256, ge=1, le=MAX_SIZE)
     """Bags of one table that one task pools."""
     streaming_stores: bool = False
     """Write pooled rows past the caches."""
@@ -44,15 +49,15 @@ class LayerKnobs(Frozen):
     kind: Literal["layer"] = "layer"
     implementation: Literal["blocked", "torch"] = "blocked"
     """The blocked batch-reduce GEMM of this package, or torch's own (oneDNN or MKL)."""
-    bn: int = Field(64, ge=1)
+    bn: int = Field(64, ge=1, le=65536)
     """Rows of the output computed by one task."""
-    bc: int = Field(512, ge=1)
+    bc: int = Field(512, ge=1, le=MAX_SIZE)
     """Length of the reduction held in cache at a time."""
     bk: Literal[16, 32, 48, 64] = 64
     """Columns of the output in one packed panel."""
     loop_order: Literal["rows_outer", "columns_outer"] = "rows_outer"
     """Which output dimension a thread walks last."""
-    thread_columns: int = Field(1, ge=1)
+    thread_columns: int = Field(1, ge=1, le=MAX_THREADS)
     """Columns of the rows x columns thread grid; it divides the thread count."""
 
 
@@ -61,7 +66,7 @@ class InteractionKnobs(Frozen):
 
     kind: Literal["interaction"] = "interaction"
     implementation: Literal["fused", "bmm"] = "fused"
-    samples_per_task: int = Field(32, ge=1)
+    samples_per_task: int = Field(32, ge=1, le=MAX_SIZE)
 
 
 class FixedKnobs(Frozen):
@@ -78,7 +83,7 @@ Knobs = Annotated[
 class RunConfig(Frozen):
     """One choice for everything that can be chosen about a training step."""
 
-    threads: int = Field(ge=1)
+    threads: int = Field(ge=1, le=MAX_THREADS)
     """Threads of the one OpenMP team that runs every operator."""
     huge_pages: bool = True
     """Ask the kernel for 2 MiB pages under the embedding tables."""

@@ -21,7 +21,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from autotune.config.base import Frozen
+from autotune.config.base import MAX_SEED, Frozen
 from autotune.errors import InputError
 
 # 1: first version.
@@ -163,7 +163,7 @@ class Model(Frozen):
     """Samples per iteration (N)."""
     learning_rate: float = 0.01
     index_dtype: Literal["int32", "int64"] = "int64"
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=MAX_SEED)
     """Of the initial weights and of the generated data."""
     data: DataSpec = DataSpec()
     interaction: Literal["dot"] = "dot"
@@ -173,6 +173,13 @@ class Model(Frozen):
     """Layer sizes without the input, which the interaction gives; the last is 1. ReLU, at the end a sigmoid."""
     tables: tuple[Table, ...]
     model_config = Frozen.model_config | {"populate_by_name": True, "serialize_by_alias": True}
+
+    @field_validator("name")
+    @classmethod
+    def _printable(cls, value: str) -> str:
+        if not value.isprintable():
+            raise _error((), "a model's name must be printable, on one line", repr(value), "take out control characters and line breaks")
+        return value
 
     @field_validator("minibatch")
     @classmethod

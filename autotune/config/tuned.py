@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from autotune.config.base import Frozen
 from autotune.config.knobs import RunConfig
@@ -12,6 +14,13 @@ from autotune.config.profile import Fingerprint
 
 # 1: first version.
 TUNED_SCHEMA = 1
+
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
+
+
+def _error(at: tuple[str | int, ...], rule: str, got: object, step: str) -> PydanticCustomError:
+    """A violated rule, `at` the path below what is validated; see `config.files`."""
+    return PydanticCustomError("autotune", "{rule}, got {got}; {step}", {"rule": rule, "got": got, "step": step, "at": at})
 
 
 class Interval(Frozen):
@@ -48,6 +57,17 @@ class Launch(Frozen):
     """Logical CPUs the team is bound to, one a physical core."""
     environment: dict[str, str]
     """Environment variables that reproduce the run."""
+
+    @field_validator("environment")
+    @classmethod
+    def _environment(cls, variables: dict[str, str]) -> dict[str, str]:
+        # Names go into shell scripts as they are.
+        for name, value in variables.items():
+            if not _VARIABLE.fullmatch(name):
+                raise _error((name,), "an environment variable's name must be letters, digits and _", repr(name), "correct or drop it")
+            if "\0" in value:
+                raise _error((name,), "an environment variable must not hold a NUL", repr(value), "take it out")
+        return variables
 
 
 class Verdict(Frozen):
@@ -98,3 +118,14 @@ class TunedConfig(Frozen):
     fingerprint: Fingerprint
     provenance: Provenance
     model_config = Frozen.model_config | {"populate_by_name": True, "serialize_by_alias": True}
+
+    @model_validator(mode="after")
+    def _launch_fits(self) -> TunedConfig:
+        threads, cpus = self.config.threads, self.launch.cpus
+        if self.launch.threads != threads:
+            rule = f"launch and config must have the same threads ({threads})"
+            raise _error(("launch", "threads"), rule, self.launch.threads, "tune again")
+        if len(cpus) != threads or len(set(cpus)) != threads:
+            rule = f"launch must bind each of the {threads} threads to a CPU of its own"
+            raise _error(("launch", "cpus"), rule, list(cpus), "tune again")
+        return self

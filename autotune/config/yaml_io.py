@@ -149,7 +149,8 @@ def read_text(path: str | Path) -> str:
     except FileNotFoundError:
         raise InputError(f"file not found: {path}; check the path") from None
     except UnicodeDecodeError as error:
-        raise InputError(f"file must be UTF-8 text, got byte 0x{error.object[error.start]:02x} at offset {error.start} ({path})") from None
+        got = f"byte 0x{error.object[error.start]:02x} at offset {error.start}"
+        raise InputError(f"file must be UTF-8 text, got {got} ({path}); check the path") from None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise InputError(f"cannot read {path}: {reason}; check the path and its permissions") from None

@@ -6,6 +6,7 @@ import contextlib
 import os
 import pickle
 import secrets
+import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Mapping
@@ -83,11 +84,15 @@ def load_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
     try:
         with path.open("rb"):
             pass
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except OSError as error:
         raise InputError(f"a checkpoint must be a readable file, got {error.strerror or error} ({path}); correct the path") from error
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
-        reason = (str(error) or "an empty file").splitlines()[0][:200]
+        # What torch says about pickles names a switch that runs code from the file.
+        unsafe = isinstance(error, pickle.UnpicklingError)
+        reason = "other content" if unsafe else (str(error) or "an empty file").splitlines()[0].split(". ")[0][:200]
         raise InputError(f"a checkpoint must be a torch file of tensors and plain values, got {reason} ({path}); save it again") from error
     state = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else loaded
     if not isinstance(state, Mapping):
@@ -110,9 +115,9 @@ def check_state(model: Model, state: Mapping[str, torch.Tensor], place: str = "c
     """
     shapes = state_shapes(model)
     wrong = [
-        f"{name} is {state[name].dtype} {list(state[name].shape)} instead of a float tensor {list(shape)}"
+        f"{name} is {_kind(state[name])} {list(state[name].shape)} instead of a dense float tensor {list(shape)}"
         for name, shape in shapes.items()
-        if name in state and (tuple(state[name].shape) != shape or not state[name].is_floating_point())
+        if name in state and not _is_dense_float(state[name], shape)
     ]
     kinds = (
         ("missing", [name for name in shapes if name not in state]),
@@ -123,6 +128,14 @@ def check_state(model: Model, state: Mapping[str, torch.Tensor], place: str = "c
     if problems:
         rule = f"the tensors of a checkpoint must be those of model {model.name}"
         raise InputError(f"{rule}, got {'; '.join(problems)} ({place}); load it with the model it was saved from")
+
+
+def _kind(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype) if tensor.layout == torch.strided else f"{tensor.layout} {tensor.dtype}"
+
+
+def _is_dense_float(tensor: torch.Tensor, shape: tuple[int, ...]) -> bool:
+    return tuple(tensor.shape) == shape and tensor.is_floating_point() and tensor.layout == torch.strided
 
 
 def _listed(names: list[str]) -> str:

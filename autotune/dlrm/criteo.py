@@ -283,11 +283,12 @@ def _exact(values: npt.NDArray[np.object_], column: int, table: int, rows: int, 
     for i, text in enumerate(texts):
         row = int(np.argmax(codes == i))
         if not _INTEGER.fullmatch(text):
-            step = "correct or delete that line, or read the file with hashed=True"
+            step = "correct or delete that line, or have categories hashed (data.hashed: true)"
             flaws.append(_Flaw(row, column, "a category read as a row number must be a decimal integer", text, step))
         elif not 0 <= int(text) < rows:
             where = f", table {table}: limit {rows} rows"
-            step = f"give table {table} more rows, or read the file with hashed=True"
+            more = f"give table {table} more rows" if int(text) >= 0 else "correct or delete that line"
+            step = f"{more}, or have categories hashed (data.hashed: true)"
             flaws.append(_Flaw(row, column, f"an index must be at least 0 and below {rows}", text, step, where))
         else:
             targets[i] = int(text)

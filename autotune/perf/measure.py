@@ -19,6 +19,10 @@ from autotune.perf.table import OTHER, OperatorRow, OperatorTable
 
 _MAX_REPEATS = 8
 _MIN_ROUNDS = 3
+_TOO_FAST = 1.4
+"""A share of a ceiling above which the ceiling cannot be right. Data that come from a cache account for up to about 1.25."""
+_ADDS_UP = 0.05
+"""How far the sum of the rows may lie from the iteration, as a share of it."""
 
 
 def measure(
@@ -79,13 +83,23 @@ def measure(
         for key, value in (times | {OTHER: taken - sum(times.values())}).items():
             passes.setdefault(key, []).append(value)
         progress.advance(1)
-    notes = (f"{len(disturbed)} disturbed rounds were repeated: {disturbed[0]}",) if disturbed else ()
+    notes: tuple[str, ...] = (f"{len(disturbed)} disturbed rounds were repeated: {disturbed[0]}",) if disturbed else ()
     iteration = Samples(tuple(iterations)).to_interval()
     operators = {operator.key: operator for operator in dlrm.operators(source)}
     rows = [
         _row(operators.get(key), key, Samples(tuple(max(0.0, value) for value in values)), iteration.median, profile, dlrm.config.threads)
         for key, values in sorted(passes.items(), key=lambda item: item[0] == OTHER)
     ]
+    apart = sum(row.time_s.median for row in rows) / iteration.median - 1.0
+    if abs(apart) > _ADDS_UP:
+        notes += (f"the rows' medians add up to {1 + apart:.0%} of the iteration's: rounds differed too much; measure longer",)
+    highest = max(rows, key=lambda row: max(row.fractions.values(), default=0.0))
+    reached = max(highest.fractions.values(), default=0.0)
+    if reached > _TOO_FAST:
+        notes += (
+            f"{highest.key} reached {reached:.0%} of its ceiling: the machine was slower when it was probed ({profile.created}), so every "
+            "fraction is too high; run autotune probe --refresh when it is quiet",
+        )
     return OperatorTable(
         model=dlrm.model.name,
         data=source.description,

@@ -39,6 +39,9 @@ def load_or_probe(*, refresh: bool = False, progress: Progress = NO_PROGRESS, me
         if profile is not None:
             return profile
     profile = measure(progress=progress)
+    for note in profile.notes:
+        if BUSY in note:
+            progress.note(f"while the machine was probed, {note}; autotune probe --refresh does")
     if path is not None:
         _store(path, profile, progress)
     return profile

@@ -134,11 +134,11 @@ def core_binding(topology: Topology, threads: int, oversubscribe: bool = False) 
         MachineError: more threads than allowed physical cores.
     """
     if threads < 1:
-        raise InputError(f"threads must be at least 1, got {threads}")
+        raise InputError(f"threads must be at least 1, got {threads}; ask for 1 to {topology.physical_cores}")
     if threads > topology.physical_cores and not oversubscribe:
         raise MachineError(
             f"threads must not exceed the {topology.physical_cores} physical cores that this process may use, got {threads}; "
-            f"use {topology.physical_cores} or fewer, widen the cpuset, or allow oversubscription"
+            f"use {topology.physical_cores} or fewer, or widen the cpuset"
         )
     widest = max(len(core) for core in topology.core_cpus)
     order = [core[sibling] for sibling in range(widest) for core in topology.core_cpus if sibling < len(core)]

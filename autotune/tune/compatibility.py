@@ -5,7 +5,7 @@ from __future__ import annotations
 from autotune.config.model import Model
 from autotune.config.profile import Fingerprint
 from autotune.config.tuned import TunedConfig
-from autotune.errors import FingerprintError, MachineError
+from autotune.errors import FingerprintError, InputError, MachineError
 from autotune.probe.topology import fingerprint_differences, software_differences
 
 _HASH_DIGITS = 12
@@ -22,7 +22,8 @@ def check(config: TunedConfig, model: Model, fingerprint: Fingerprint, *, force:
         Notes: differences of the software, and of the hardware where `force` let them pass.
 
     Raises:
-        FingerprintError: it belongs to another model; or to other hardware, without `force`. Names every difference.
+        InputError: it is for more than one socket.
+        FingerprintError: it belongs to another model or minibatch; or to other hardware, without `force`. Names every difference.
         MachineError: it wants more threads than this process has cores.
     """
     here_hash = model.hash()
@@ -31,6 +32,13 @@ def check(config: TunedConfig, model: Model, fingerprint: Fingerprint, *, force:
             f"a tuned config belongs to one model: config {config.model} ({config.model_hash[:_HASH_DIGITS]}), "
             f"here {model.name} ({here_hash[:_HASH_DIGITS]}); tune {model.name} or give the model it was tuned for"
         )
+    if config.minibatch != model.minibatch:
+        raise FingerprintError(
+            f"a tuned config belongs to one minibatch: config {config.minibatch}, model {model.name} {model.minibatch}; "
+            "tune again with --minibatch, or set the config's back"
+        )
+    if config.sockets != 1:
+        raise InputError(f"this version runs on one socket, got {config.sockets} (tuned config for {config.model}); tune with --sockets 1")
     notes = []
     differences = fingerprint_differences(config.fingerprint, fingerprint)
     if differences:

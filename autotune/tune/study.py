@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import shlex
 from pathlib import Path
 
 from autotune import catalog
 from autotune.bench.noise import NoiseMonitor
 from autotune.bench.progress import NO_PROGRESS, Progress
+from autotune.config.base import MAX_SEARCH_SEED
 from autotune.config.files import check_writable, write_yaml
 from autotune.config.model import Model
 from autotune.config.profile import Fingerprint, Profile
@@ -75,12 +77,14 @@ def tune(
         name: Of the model in the config, where it was given as a path.
 
     Raises:
-        InputError: sockets or budget out of range, an output that cannot be written, a journal in use.
+        InputError: sockets, budget or seed out of range, an output that cannot be written, a journal in use.
         FingerprintError: the profile is of other hardware.
         MachineError: the model does not fit in memory.
         VerificationError: a default does not match its reference.
     """
     check_sockets(sockets)
+    if not 0 <= seed <= MAX_SEARCH_SEED:
+        raise InputError(f"the search's seed must be 0 to {MAX_SEARCH_SEED}, got {seed}; give for example 0")
     Deadline(budget_s)
     check_writable(output)
     topology = detect()
@@ -116,7 +120,8 @@ def tune(
             tuner.note(f"measured in a process started without {', '.join(missing)}; the config's launch sets them")
         outcome = tuner.run()
         chosen_name = model.name if name is None else name
-        command = f"autotune tune {chosen_name} --sockets {sockets} --budget {budget_s:g}s --seed {seed} -o {output}"
+        options = f"--sockets {sockets} --budget {budget_s:g}s --seed {seed} -o {shlex.quote(str(output))}"
+        command = f"autotune tune {shlex.quote(chosen_name)} {options}"
         config = assemble(
             model, outcome, here, name=chosen_name, sockets=sockets, command=command, seed=seed, budget_s=budget_s
         )

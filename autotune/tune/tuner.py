@@ -27,7 +27,7 @@ from autotune.tune.objective import Bench, Paired, Trainable, clearly_slower
 from autotune.tune.races import OperatorGroup, Racer, RaceResult, group_operators
 from autotune.tune.result import Outcome, race_gains
 from autotune.tune.space import Group, Space, changes, huge_page_choices, is_valid, thread_choices
-from autotune.units import format_bytes
+from autotune.units import format_bytes, format_time
 
 Measure = Callable[..., OperatorTable]
 
@@ -193,7 +193,7 @@ class Tuner:
             self.note(f"page sizes are not searched: a table that moves needs its {format_bytes(largest_bytes)} twice; free memory")
             pages = pages[:1]
         if len(pages) > 1 and _MOVES_PER_TRIAL * move_s > 0.3 * self.deadline.phase_s("iteration"):
-            self.note(f"page sizes are not searched: moving the tables takes about {move_s:.1f} s; give a larger budget")
+            self.note(f"page sizes are not searched: moving the tables takes about {format_time(move_s)}; give a larger budget")
             pages = pages[:1]
         self._store("huge_pages", list(pages))
         return pages

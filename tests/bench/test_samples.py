@@ -76,7 +76,8 @@ def test_a_gain_within_the_margin_is_not_significant() -> None:
 def test_few_samples_are_warned_of_with_advice() -> None:
     (warning,) = Samples((1.0, 1.0, 1.0)).warnings
     assert warning == FewSamples(3)
-    assert "more rounds" in warning.message
+    assert warning.message == "3 samples, a 95 % interval needs 6; measure longer"
+    assert FewSamples(1).message.startswith("1 sample, ")
 
 
 def test_a_wide_spread_is_warned_of_with_advice() -> None:

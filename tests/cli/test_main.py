@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 import subprocess
 import sys
@@ -128,7 +129,7 @@ def test_an_unwritable_output_is_refused_before_the_work(arguments: tuple[str, .
 def test_a_model_too_large_is_refused_with_the_nearest_that_fits(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("session", "tune"):
         monkeypatch.setattr(f"autotune.cli.{module}.available_memory_bytes", lambda _: 8 * GIB)
-    refused(invoke(command, "mlperf"), 3, "got 89.7 GiB for 8.00 GiB", "tables 89.5 GiB", "mlperf-1m")
+    refused(invoke(command, "mlperf"), 3, "got 89.9 GiB for 8.00 GiB", "tables 89.5 GiB", "mlperf-1m")
 
 
 def test_more_threads_than_cores_are_refused() -> None:
@@ -159,7 +160,7 @@ def test_a_config_of_another_model_is_refused(config_file: Path) -> None:
 @pytest.mark.parametrize("command", [("run", "tiny", "--config"), ("verify",)])
 def test_a_config_of_other_hardware_is_refused(command: tuple[str, ...], config_file: Path, tuned_config: TunedConfig) -> None:
     tiny = catalog.load_model_by_name("tiny")
-    write_yaml(config_file, tuned_config.model_copy(update={"model": "tiny", "model_hash": tiny.hash()}))
+    write_yaml(config_file, tuned_config.model_copy(update={"model": "tiny", "model_hash": tiny.hash(), "minibatch": tiny.minibatch}))
     refused(invoke(*command, config_file), 2, "belongs to the hardware", "Some CPU", "--force")
 
 
@@ -227,3 +228,31 @@ def test_the_module_runs_as_the_script_does() -> None:
     done = subprocess.run([sys.executable, "-m", "autotune", "run", "smal"], capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.startswith("error: unknown model")
+
+
+@pytest.mark.parametrize("command", [("run", "tiny", "--steps", "1"), ("tune", "tiny", "--budget", "1s")])
+def test_a_seed_out_of_range_is_refused(command: tuple[str, ...]) -> None:
+    result = invoke(*command, "--seed", str(2**64))
+    assert result.exit_code == 2
+    assert "--seed" in result.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_a_full_disk_behind_standard_output_is_one_line(options: list[str]) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-m", "autotune", "models", *options], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 3
+    assert done.stderr.startswith("error: ")
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_standard_output_may_be_closed(options: list[str]) -> None:
+    command = shlex.join([sys.executable, "-m", "autotune", "models", *options])
+    done = subprocess.run(["sh", "-c", f"{command} >&-"], stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_folder_is_no_model(tmp_path: Path) -> None:
+    refused(invoke("run", tmp_path), 2, "got the folder")

@@ -57,6 +57,8 @@ def test_top_input_counts_every_pair_once(tables: int, dim: int, hidden: list[in
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"name": "a\nb"}, "name must be printable, on one line"),
+        ({"seed": 2**64}, "less than or equal to 4398046511103"),
         ({"tables": ({"rows": 5, "dim": -4},)}, "embedding dim must be positive, got -4"),
         ({"tables": ({"rows": 0, "dim": 64},)}, "rows must be positive, got 0"),
         ({"tables": ({"rows": 5, "dim": 64, "pooling": -1},)}, "pooling factor must not be negative, got -1"),

@@ -125,6 +125,12 @@ def test_a_profile_comes_back_equal(tmp_path: Path) -> None:
         ("kind: layer", "kind: lair", "kind must be one of .*'layer', .*, got 'lair' .*mlp.0.forward.kind"),
         ("memory_limit_bytes", "memory_limit", "unknown key 'memory_limit' .*did you mean 'memory_limit_bytes'"),
         ("schema: 1", "schema: 9", "schema 9 is newer"),
+        ("bn: 32", "bn: 99999999999999999999", r"bn should be less than or equal to 65536, got 9"),
+        ("FLAG: ", "'A=B; false': ", r"name must be letters, digits and _, got 'A=B; false' \(.*:\d+: launch.environment.A=B; false\)"),
+        ("OMP_NUM_THREADS: '2'", 'OMP_NUM_THREADS: "2\\0"', r"must not hold a NUL, got '2\\x00' \(.*: launch.environment.OMP_NUM\w+\)"),
+        ("  threads: 2\n  cpus", "  threads: 1\n  cpus", r"must have the same threads \(2\), got 1 \(.*: launch.threads\)"),
+        ("cpus: [0, 1]", "cpus: []", r"each of the 2 threads to a CPU of its own, got \[\] \(.*: launch.cpus\)"),
+        ("cpus: [0, 1]", "cpus: [1, 1]", r"a CPU of its own, got \[1, 1\]"),
     ],
 )
 def test_a_bad_tuned_config_is_refused_by_place(tmp_path: Path, old: str, new: str, message: str) -> None:

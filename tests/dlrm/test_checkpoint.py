@@ -173,9 +173,23 @@ def test_a_state_of_another_model_is_refused_by_name() -> None:
     with pytest.raises(InputError) as caught:
         check_state(MODEL, state, "m.pt")
     text = str(caught.value)
-    wrong = "emb_l.1.weight is torch.float32 [4, 4] instead of a float tensor [3, 4]"
+    wrong = "emb_l.1.weight is torch.float32 [4, 4] instead of a dense float tensor [3, 4]"
     for part in ("model tiny", "missing: bot_l.0.bias", "unexpected: extra", wrong, "top_l.4.bias is torch.int64", "(m.pt)"):
         assert part in text
+
+
+def test_a_sparse_tensor_is_refused() -> None:
+    state = random_state()
+    state["emb_l.1.weight"] = state["emb_l.1.weight"].to_sparse()
+    with pytest.raises(InputError, match=r"emb_l\.1\.weight is torch\.sparse_coo torch\.float32 \[3, 4\] instead of a dense float tensor"):
+        check_state(MODEL, state)
+
+
+def test_a_file_with_other_objects_gets_no_advice_to_run_its_code(tmp_path: Path) -> None:
+    torch.save({"state_dict": {"a": Path("x")}}, tmp_path / "m.pt")
+    with pytest.raises(InputError, match="tensors and plain values, got other content") as caught:
+        load_checkpoint(tmp_path / "m.pt")
+    assert "weights_only" not in str(caught.value)
 
 
 def test_many_wrong_names_are_counted_not_listed() -> None:

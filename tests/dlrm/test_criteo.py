@@ -164,11 +164,14 @@ def test_row_numbers_are_taken_as_they_are(tmp_path: Path) -> None:
     assert indices.T.tolist() == [[int(value) for value in row[14:]] for row in rows]
 
 
-@pytest.mark.parametrize("value", ["100", "-1", "999999999999999999"])
-def test_a_row_number_outside_its_table_is_refused(tmp_path: Path, value: str) -> None:
+@pytest.mark.parametrize(
+    ("value", "step"),
+    [("100", "give table 2 more"), ("-1", "correct or delete that line"), ("999999999999999999", "give table 2 more")],
+)
+def test_a_row_number_outside_its_table_is_refused(tmp_path: Path, value: str, step: str) -> None:
     rows = random_rows(6, category=lambda rng: str(rng.randrange(100)))
     rows[4][16] = value
-    with pytest.raises(InputError, match=rf"below 100, got '{value}' .*d: line 5, column C3, table 2: limit 100 rows\); give table 2 more"):
+    with pytest.raises(InputError, match=rf"below 100, got '{value}' .*d: line 5, column C3, table 2: limit 100 rows\); {step}"):
         CriteoFile(write_tsv(tmp_path / "d", rows), [100] * 26, hashed=False).rows(0, 1)
 
 

@@ -124,3 +124,8 @@ def at(median: float) -> Interval:
 )
 def test_a_verdict_is_held_against_what_perturbation_shows(binder, gain, loss, resident, agrees) -> None:
     assert _judge("x", binder, at(gain), at(loss), 2.0, resident).agrees is agrees
+
+
+def test_rows_that_do_not_add_up_are_said_to(dlrm: DLRM, profile: Profile, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("autotune.perf.measure._ADDS_UP", -1.0)
+    assert any("of the iteration's" in note for note in measure(dlrm, make_source(MODEL), profile, rounds=1).notes)

@@ -6,13 +6,15 @@ from typing import Any
 import pytest
 
 from autotune.config.model import Model
-from autotune.errors import FingerprintError, MachineError
+from autotune.errors import FingerprintError, InputError, MachineError
 from autotune.tune.compatibility import check
 
 
 @pytest.fixture
 def config(fake: SimpleNamespace, tiny: Model) -> Any:
-    return SimpleNamespace(model="tiny", model_hash=tiny.hash(), fingerprint=fake.fingerprint(), config=fake.default_for())
+    return SimpleNamespace(
+        model="tiny", model_hash=tiny.hash(), minibatch=64, sockets=1, fingerprint=fake.fingerprint(), config=fake.default_for()
+    )
 
 
 def test_the_same_machine_and_model_pass_without_notes(config: Any, tiny: Model, fake: SimpleNamespace) -> None:
@@ -25,6 +27,18 @@ def test_another_model_is_refused_even_when_forced(config: Any, tiny: Model, fak
         check(config, other, fake.fingerprint(), force=True)
     assert tiny.hash()[:12] in str(error.value)
     assert f"here tiny[minibatch=32] ({other.hash()[:12]})" in str(error.value)
+
+
+def test_an_edited_minibatch_is_refused(config: Any, tiny: Model, fake: SimpleNamespace) -> None:
+    config.minibatch = 128
+    with pytest.raises(FingerprintError, match="config 128, model tiny 64"):
+        check(config, tiny, fake.fingerprint(), force=True)
+
+
+def test_more_than_one_socket_is_refused(config: Any, tiny: Model, fake: SimpleNamespace) -> None:
+    config.sockets = 2
+    with pytest.raises(InputError, match="runs on one socket, got 2"):
+        check(config, tiny, fake.fingerprint())
 
 
 def test_other_hardware_is_named_and_refused(config: Any, tiny: Model, fake: SimpleNamespace) -> None:
