@@ -3,7 +3,7 @@
 
 #include "../ceilings-inl.h"
 #include "../dispatch.h"
-#include "../embedding_bag-inl.h"
+#include "../embedding_update-inl.h"
 #include "../gemm-inl.h"
 #include "../interaction-inl.h"
 
@@ -15,7 +15,7 @@ static constexpr KernelTable table_of(const char* name) {
           Isa::kLanes,
           EmbeddingKernels<Isa>::validate_any,
           EmbeddingKernels<Isa>::forward,
-          EmbeddingKernels<Isa>::update,
+          EmbeddingUpdateKernels<Isa>::update,
           GemmKernels<Isa>::multiply,
           GemmKernels<Isa>::multiply_transposed,
           GemmKernels<Isa>::pack_weights,
