@@ -127,7 +127,9 @@ def test_profile_accounts_for_the_iteration(user: User) -> None:
     table = json.loads(user("autotune profile tiny --rounds 10 --json").stdout)
     rows = table["rows"]
     assert rows[-1]["key"] == "other"
-    assert sum(row["time_s"]["median"] for row in rows) == pytest.approx(table["iteration_s"]["median"], rel=0.1)
+    # Every round adds up exactly; medians of rounds that differ need not. Within 5 %, or the table says that they do not.
+    apart = sum(row["time_s"]["median"] for row in rows) / table["iteration_s"]["median"] - 1.0
+    assert (abs(apart) > 0.05) == any("add up to" in note for note in table["notes"])
     assert all(row["binder"] in ("memory", "compute", "network", "none") for row in rows)
 
 
