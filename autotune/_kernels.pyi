@@ -32,8 +32,8 @@ def lanes() -> int:
 def allocate(count: int, huge_pages: bool) -> numpy.typing.NDArray[numpy.float32]:
     """Zero floats [count] on pages of their own, aligned to 2 MiB. Raises MemoryError."""
 
-def fill_uniform(data: _Array, low: float, high: float, seed: int, threads: int) -> None:
-    """data [n]: uniform in low..high from (seed, position) alone, the same at any team size."""
+def fill_uniform(data: _Array, low: float, high: float, seed: int, threads: int, first: int = 0) -> None:
+    """data [n]: uniform in low..high from (seed, first + position) alone, the same at any team size."""
 
 def fill_zero(data: _Array, threads: int) -> None:
     """data [n] = 0, each page touched by the thread that owns its slice."""

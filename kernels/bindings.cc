@@ -27,11 +27,11 @@ nb::ndarray<nb::numpy, float, nb::ndim<1>> allocate(int64_t count, bool huge_pag
   return nb::ndarray<nb::numpy, float, nb::ndim<1>>(data, 1, shape, owner);
 }
 
-void uniform(const Floats<1>& data, float low, float high, uint64_t seed, int threads) {
+void uniform(const Floats<1>& data, float low, float high, uint64_t seed, int threads, uint64_t first) {
   require_contiguous("data", data);
   require_threads(threads);
   nb::gil_scoped_release release;
-  fill_uniform(data.data(), static_cast<int64_t>(data.shape(0)), low, high, seed, threads);
+  fill_uniform(data.data(), static_cast<int64_t>(data.shape(0)), low, high, seed, threads, first);
 }
 
 void zero(const Floats<1>& data, int threads) {
@@ -134,7 +134,7 @@ NB_MODULE(_kernels, m) {
   m.def("set_target", &set_target, "name"_a, "Use one target from now on. Raises ValueError when it does not run here.");
   m.def("lanes", &lanes, "Floats per vector of the target in use.");
   m.def("allocate", &allocate, "count"_a, "huge_pages"_a, "Zero floats on pages of their own, aligned to 2 MiB.");
-  m.def("fill_uniform", &uniform, "data"_a.noconvert(), "low"_a, "high"_a, "seed"_a, "threads"_a);
+  m.def("fill_uniform", &uniform, "data"_a.noconvert(), "low"_a, "high"_a, "seed"_a, "threads"_a, "first"_a = 0);
   m.def("fill_zero", &zero, "data"_a.noconvert(), "threads"_a);
   m.def("ceiling_fma", &ceiling_fma, "iterations"_a, "threads"_a, "Runs independent FMA chains; returns the flops done.");
   m.def("ceiling_stream", &ceiling_stream, "kind"_a, "a"_a.noconvert(), "b"_a.noconvert(), "c"_a.noconvert(), "threads"_a);

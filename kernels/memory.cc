@@ -65,8 +65,8 @@ void* map_pages(size_t bytes, bool huge) {
 
 void unmap_pages(void* pages, size_t bytes) { munmap(pages, mapped_size(bytes)); }
 
-void fill_uniform(float* data, int64_t count, float low, float high, uint64_t seed, int threads) {
-  const uint64_t base = mix(seed);
+void fill_uniform(float* data, int64_t count, float low, float high, uint64_t seed, int threads, uint64_t first) {
+  const uint64_t base = mix(seed) + first;
   const float step = (high - low) * (1.0f / 16777216.0f);
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (int64_t i = 0; i < count; ++i) data[i] = low + step * static_cast<float>(mix(base + static_cast<uint64_t>(i)) >> 40);

@@ -17,9 +17,9 @@ void* thread_scratch(ScratchSlot slot, size_t bytes);
 void* map_pages(size_t bytes, bool huge);
 void unmap_pages(void* pages, size_t bytes);
 
-// data[i] = low + (high - low) * u, u uniform in [0, 1) from (seed, i) alone: the same at any team size. Touches each page first by the
-// thread that owns its slice.
-void fill_uniform(float* data, int64_t count, float low, float high, uint64_t seed, int threads);
+// data[i] = low + (high - low) * u, u uniform in [0, 1) from (seed, first + i) alone: the same at any team size, and a part of an array
+// the same as in the whole. Touches each page first by the thread that owns its slice.
+void fill_uniform(float* data, int64_t count, float low, float high, uint64_t seed, int threads, uint64_t first = 0);
 void fill_zero(float* data, int64_t count, int threads);
 
 }  // namespace autotune

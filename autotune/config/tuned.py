@@ -10,6 +10,7 @@ from pydantic_core import PydanticCustomError
 
 from autotune.config.base import Frozen
 from autotune.config.knobs import RunConfig
+from autotune.config.partition import CommunicationKnobs, Partition
 from autotune.config.profile import Fingerprint
 
 # 1: first version.
@@ -107,6 +108,10 @@ class TunedConfig(Frozen):
     minibatch: int = Field(ge=1)
     config: RunConfig
     launch: Launch
+    partition: Partition | None = None
+    """Where the tables lie; None on one socket."""
+    communication: CommunicationKnobs | None = None
+    """How the ranks talk; None on one socket."""
     default_iteration_s: Interval
     tuned_iteration_s: Interval
     speedup: Interval

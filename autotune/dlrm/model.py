@@ -105,10 +105,7 @@ class DLRM:
         seed = model.seed if seed is None else seed
         self.config = complete(config, model, machine)
         torch.set_num_threads(self.config.threads)
-        rows = [table.rows for table in model.tables]
-        self.bags = embedding_bag.EmbeddingBags(
-            rows, model.embedding_dim, huge_pages=self.config.huge_pages, threads=self.config.threads, seed=seed
-        )
+        self._make_tables(seed)
         generator = torch.Generator().manual_seed(seed)
         self._layers: dict[str, Layer] = {}
         for name, inputs, outputs, activation in layer_shapes(model):
@@ -118,6 +115,24 @@ class DLRM:
         self._bottom = [layer for name, layer in self._layers.items() if name.startswith("bottom")]
         self._top = [layer for name, layer in self._layers.items() if name.startswith("top")]
         self._buffers = _Buffers(model, model.minibatch, self.config.threads)
+
+    def _make_tables(self, seed: int) -> None:
+        rows = [table.rows for table in self.model.tables]
+        self.bags = embedding_bag.EmbeddingBags(
+            rows, self.model.embedding_dim, huge_pages=self.config.huge_pages, threads=self.config.threads, seed=seed
+        )
+
+    def _move_tables(self) -> None:
+        self.bags.move(self.config.huge_pages, self.config.threads)
+
+    @property
+    def minibatch(self) -> int:
+        """Samples per iteration, over all ranks."""
+        return self.model.minibatch
+
+    def own_labels(self, batch: Batch) -> torch.Tensor:
+        """The labels that `probabilities` are about."""
+        return batch.labels
 
     def configure(self, config: RunConfig) -> None:
         """Use other knobs from now on, with the same weights. Changing `huge_pages` copies the tables; all else is cheap.
@@ -131,7 +146,7 @@ class DLRM:
         self.config = config
         torch.set_num_threads(config.threads)
         kernels.fork_join(1, config.threads)  # a team that grows starts threads: here, rather than in the next step
-        self.bags.move(config.huge_pages, config.threads)
+        self._move_tables()
         for name, layer in self._layers.items():
             forward = self._layer_knobs(f"{name}.forward")
             layer.configure(forward, self._layer_knobs(f"{name}.backward_data") if name != "bottom_mlp.0" else forward)
@@ -154,14 +169,9 @@ class DLRM:
                 layer.backward_data(buffers.d_top[i + 1], mask, buffers.d_top[i], self._layer_knobs(f"{name}.backward_data"), threads)
             with measure(f"{name}.backward_weights"):
                 layer.backward_weights(buffers.d_top[i + 1], buffers.top[i], rate, self._layer_knobs(f"{name}.backward_weights"), threads)
-        with measure(interaction.BACKWARD):
-            knobs = self.config.operators[interaction.BACKWARD]
-            assert isinstance(knobs, InteractionKnobs)
-            interaction.backward(buffers.features, buffers.d_top[0], buffers.d_features, knobs, threads)
+        self._backward_interaction(buffers)
         with measure(embedding_bag.UPDATE):
-            update = self.config.operators[embedding_bag.UPDATE]
-            assert isinstance(update, EmbeddingUpdateKnobs)
-            self.bags.update(_lookups(batch), buffers.d_features[:, 1:], rate, update, threads)
+            self.bags.update(_lookups(batch), buffers.d_features[:, 1:], rate, self._update_knobs(), threads)
         self._backward_bottom(batch, buffers)
         return value
 
@@ -196,7 +206,10 @@ class DLRM:
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """The live weights under the public DLRM's names: ``emb_l.<t>.weight``, ``bot_l.<2i>.weight``, ``top_l.<2i>.bias`` ..."""
-        state = {f"emb_l.{t}.weight": table for t, table in enumerate(self.bags.weights)}
+        return {f"emb_l.{t}.weight": table for t, table in enumerate(self.bags.weights)} | self._dense_state()
+
+    def _dense_state(self) -> dict[str, torch.Tensor]:
+        state = {}
         for side, layers in (("bot_l", self._bottom), ("top_l", self._top)):
             for i, layer in enumerate(layers):
                 state[f"{side}.{2 * i}.weight"], state[f"{side}.{2 * i}.bias"] = layer.weight, layer.bias
@@ -210,15 +223,23 @@ class DLRM:
             layer.pack(self.config.threads)
 
     def _forward(self, batch: Batch) -> _Buffers:
-        buffers, threads, measure = self._buffers_for(batch), self.config.threads, self.recorder.measure
+        buffers, threads = self._buffers_for(batch), self.config.threads
+        self._forward_bottom(batch.dense, buffers)
+        with self.recorder.measure(embedding_bag.FORWARD):
+            self.bags.forward(_lookups(batch), buffers.features[:, 1:], self._forward_knobs(), threads)
+        self._forward_top(buffers)
+        return buffers
+
+    def _forward_bottom(self, dense: torch.Tensor, buffers: _Buffers) -> None:
         for i, layer in enumerate(self._bottom):
             key = f"bottom_mlp.{i}.forward"
-            with measure(key):
-                layer.forward(batch.dense if i == 0 else buffers.bottom[i - 1], buffers.bottom[i], self._layer_knobs(key), threads)
-        with measure(embedding_bag.FORWARD):
-            knobs = self.config.operators[embedding_bag.FORWARD]
-            assert isinstance(knobs, EmbeddingForwardKnobs)
-            self.bags.forward(_lookups(batch), buffers.features[:, 1:], knobs, threads)
+            with self.recorder.measure(key):
+                below = dense if i == 0 else buffers.bottom[i - 1]
+                layer.forward(below, buffers.bottom[i], self._layer_knobs(key), self.config.threads)
+
+    def _forward_top(self, buffers: _Buffers) -> None:
+        """The interaction and all above it."""
+        threads, measure = self.config.threads, self.recorder.measure
         with measure(interaction.FORWARD):
             dots = self.config.operators[interaction.FORWARD]
             assert isinstance(dots, InteractionKnobs)
@@ -227,15 +248,16 @@ class DLRM:
             key = f"top_mlp.{i}.forward"
             with measure(key):
                 layer.forward(buffers.top[i], buffers.top[i + 1], self._layer_knobs(key), threads)
-        return buffers
+
+    def _backward_interaction(self, buffers: _Buffers) -> None:
+        with self.recorder.measure(interaction.BACKWARD):
+            knobs = self.config.operators[interaction.BACKWARD]
+            assert isinstance(knobs, InteractionKnobs)
+            interaction.backward(buffers.features, buffers.d_top[0], buffers.d_features, knobs, self.config.threads)
 
     def _backward_bottom(self, batch: Batch, buffers: _Buffers) -> None:
         rate, threads, measure = self.model.learning_rate, self.config.threads, self.recorder.measure
-        # The gradient that the interaction gives the dense vector is behind the last ReLU: mask it in place.
-        last = len(self._bottom) - 1
-        with measure(f"bottom_mlp.{last}.backward_weights"):
-            d_dense, dense = buffers.d_bottom[last], buffers.bottom[last]
-            torch.ops.aten.threshold_backward.grad_input(d_dense, dense, 0.0, grad_input=d_dense)
+        self._mask_dense(buffers)
         for i in reversed(range(len(self._bottom))):
             layer, name = self._bottom[i], f"bottom_mlp.{i}"
             below = buffers.bottom[i - 1] if i > 0 else batch.dense
@@ -245,6 +267,23 @@ class DLRM:
                     layer.backward_data(buffers.d_bottom[i], below, buffers.d_bottom[i - 1], knobs, threads)
             with measure(f"{name}.backward_weights"):
                 layer.backward_weights(buffers.d_bottom[i], below, rate, self._layer_knobs(f"{name}.backward_weights"), threads)
+
+    def _mask_dense(self, buffers: _Buffers) -> None:
+        """The gradient that the interaction gives the dense vector is behind the last ReLU: mask it in place."""
+        last = len(self._bottom) - 1
+        with self.recorder.measure(f"bottom_mlp.{last}.backward_weights"):
+            d_dense, dense = buffers.d_bottom[last], buffers.bottom[last]
+            torch.ops.aten.threshold_backward.grad_input(d_dense, dense, 0.0, grad_input=d_dense)
+
+    def _forward_knobs(self) -> EmbeddingForwardKnobs:
+        knobs = self.config.operators[embedding_bag.FORWARD]
+        assert isinstance(knobs, EmbeddingForwardKnobs)
+        return knobs
+
+    def _update_knobs(self) -> EmbeddingUpdateKnobs:
+        knobs = self.config.operators[embedding_bag.UPDATE]
+        assert isinstance(knobs, EmbeddingUpdateKnobs)
+        return knobs
 
     def _layer_knobs(self, key: str) -> LayerKnobs:
         knobs = self.config.operators[key]

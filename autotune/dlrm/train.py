@@ -65,7 +65,7 @@ def train(dlrm: DLRM, source: BatchSource, steps: int, on_step: Callable[[int, f
         times.append(time.perf_counter() - begin)
         if source.has_labels:
             scores.append(dlrm.probabilities().numpy())
-            labels.append(batch.labels.numpy())
+            labels.append(dlrm.own_labels(batch).numpy())
         if on_step is not None:
             on_step(step, losses[-1])
     notes = []
@@ -75,7 +75,7 @@ def train(dlrm: DLRM, source: BatchSource, steps: int, on_step: Callable[[int, f
     return Training(
         model=dlrm.model.name,
         data=source.description,
-        minibatch=dlrm.model.minibatch,
+        minibatch=dlrm.minibatch,
         config=dlrm.config,
         times_s=tuple(times[WARMUP_STEPS:] if steps > WARMUP_STEPS else times),
         losses=tuple(losses),

@@ -51,11 +51,19 @@ class EmbeddingBags:
     """
 
     def __init__(self, rows: Sequence[int], dim: int, *, huge_pages: bool = True, threads: int = 1, seed: int = 0) -> None:
+        parts = [initial_weights(count, dim, t, seed, huge_pages=huge_pages, threads=threads) for t, count in enumerate(rows)]
+        self._hold(parts, huge_pages)
+
+    @classmethod
+    def of(cls, weights: Sequence[torch.Tensor], *, huge_pages: bool = True) -> EmbeddingBags:
+        """Tables, or parts of tables, that exist: contiguous fp32 [rows, E] each, of one E. They are used as they are, not copied."""
+        self = cls.__new__(cls)
+        self._hold(weights, huge_pages)
+        return self
+
+    def _hold(self, weights: Sequence[torch.Tensor], huge_pages: bool) -> None:
         self.huge_pages = huge_pages
-        self.weights = [zeros(count, dim, huge_pages=huge_pages, threads=threads) for count in rows]
-        for t, table in enumerate(self.weights):
-            bound = math.sqrt(1.0 / table.shape[0])
-            kernels.fill_uniform(table.view(-1), -bound, bound, seed * 1_000_003 + t, threads)
+        self.weights = list(weights)
         self._handle = kernels.EmbeddingTables(self.weights)
 
     @property
@@ -120,6 +128,45 @@ class EmbeddingBags:
             lookups.indices, lookups.offsets, gradient, learning_rate, lookups.per_sample_weights, mean,
             knobs.strategy, knobs.prefetch_distance, threads,
         )  # fmt: skip
+
+
+_FILL_ROWS = 1 << 16
+"""Rows drawn at a time where only some columns are kept: 32 MiB at 128 columns."""
+
+
+def initial_weights(
+    rows: int,
+    dim: int,
+    table: int,
+    seed: int,
+    *,
+    row_range: tuple[int, int] | None = None,
+    column_range: tuple[int, int] | None = None,
+    huge_pages: bool = True,
+    threads: int = 1,
+) -> torch.Tensor:
+    """A table, or one part of it, with the values that it has in the whole: uniform in +-1/sqrt(rows), as in the public DLRM.
+
+    Args:
+        rows, dim: of the whole table.
+        table: its number in the model; each has a stream of its own.
+        row_range, column_range: the part, [begin, end); None takes all.
+
+    Returns:
+        fp32 [rows of the part, columns of the part], on pages of its own.
+    """
+    (low, high), (left, right) = row_range or (0, rows), column_range or (0, dim)
+    bound, stream = math.sqrt(1.0 / rows), seed * 1_000_003 + table
+    part = zeros(high - low, right - left, huge_pages=huge_pages, threads=threads)
+    if right - left == dim:
+        kernels.fill_uniform(part.view(-1), -bound, bound, stream, threads, low * dim)
+        return part
+    drawn = torch.empty(min(_FILL_ROWS, high - low), dim)
+    for first in range(low, high, len(drawn)):
+        some = drawn[: min(len(drawn), high - first)]
+        kernels.fill_uniform(some.view(-1), -bound, bound, stream, threads, first * dim)
+        part[first - low : first - low + len(some)] = some[:, left:right]
+    return part
 
 
 class _EmbeddingOperator(Operator):

@@ -104,15 +104,29 @@ class Layer:
     def backward_weights(self, dy: torch.Tensor, x: torch.Tensor, learning_rate: float, knobs: LayerKnobs, threads: int) -> None:
         """weight -= learning_rate * dy^T x, bias -= learning_rate * sum_n dy[n], then the packed copies follow."""
         if knobs.implementation == "torch":
-            torch.mm(dy.t(), x, out=self.d_weight)
-            torch.sum(dy, 0, out=self.d_bias)
-            self.weight.add_(self.d_weight, alpha=-learning_rate)
-            self.bias.add_(self.d_bias, alpha=-learning_rate)
+            self.gradients(dy, x, knobs, threads)
+            self.descend(learning_rate, threads)
         else:
             kernels.linear_backward_weights(
                 dy, x, self.d_weight, self.d_bias, self.weight, self.bias, learning_rate,
                 knobs.bn, knobs.bc, knobs.bk, *_grid(knobs, threads),
             )  # fmt: skip
+            self.pack(threads)
+
+    def gradients(self, dy: torch.Tensor, x: torch.Tensor, knobs: LayerKnobs, threads: int) -> None:
+        """d_weight = dy^T x and d_bias = sum_n dy[n], for a step that is taken later: where other ranks have gradients too."""
+        if knobs.implementation == "torch":
+            torch.mm(dy.t(), x, out=self.d_weight)
+            torch.sum(dy, 0, out=self.d_bias)
+        else:
+            kernels.linear_backward_weights(
+                dy, x, self.d_weight, self.d_bias, None, None, 0.0, knobs.bn, knobs.bc, knobs.bk, *_grid(knobs, threads)
+            )
+
+    def descend(self, learning_rate: float, threads: int) -> None:
+        """One SGD step along d_weight and d_bias; the packed copies follow."""
+        self.weight.add_(self.d_weight, alpha=-learning_rate)
+        self.bias.add_(self.d_bias, alpha=-learning_rate)
         self.pack(threads)
 
 

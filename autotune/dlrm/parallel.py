@@ -1,0 +1,299 @@
+"""The DLRM on several ranks: tables where a partition puts them, dense layers on every rank, an all-to-all between the two.
+
+Every rank reads the same global batch and works on its slice of the samples; the gradient is that of the mean loss over the global
+batch, so that a step equals the single-process step up to the order of additions. The training step is driven by hand, so the dense
+gradients are reduced in buckets of our own instead of by DistributedDataParallel, which hooks into an autograd that is not there.
+
+Overlap: pooled rows travel while the bottom MLP goes forward; their gradients travel while the weight gradients of the top MLP and the
+whole bottom MLP go backward; each bucket of dense gradients is reduced beside all that follows it.
+
+Source: arXiv 2005.04680, section IV; row-wise tables meet in partial sums as in arXiv 1909.04823.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from autotune.config.knobs import EmbeddingUpdateKnobs, RunConfig
+from autotune.config.model import Model
+from autotune.config.partition import CommunicationKnobs, Partition
+from autotune.config.profile import Topology
+from autotune.dlrm.data import Batch
+from autotune.dlrm.model import DLRM, _Buffers
+from autotune.dlrm.sharding import Part, Shard, check_partition, parts_of, replicated
+from autotune.errors import InputError
+from autotune.ops import all_reduce, all_to_all, embedding_bag, loss
+from autotune.ops.all_to_all import Exchange, sample_bounds
+from autotune.ops.embedding_bag import Lookups
+
+SELECT = "embedding_bag.select"
+_LOSS = "loss"
+
+
+@dataclass(frozen=True)
+class _Selected:
+    """The look-ups of one batch that this rank needs."""
+
+    owned: list[Lookups]
+    """Of the parts it owns, for all samples."""
+    all_sparse: list[Lookups]
+    """Of the replicated tables whose gradients travel sparsely, for all samples."""
+    own_sparse: list[Lookups]
+    """The same for its own samples."""
+    own_dense: list[Lookups]
+    """Of the replicated tables whose gradients are reduced densely, for its own samples."""
+
+
+def _gather_columns(d_features: torch.Tensor, parts: Sequence[Part], block: torch.Tensor) -> None:
+    """The gradients of `parts` side by side: d_features fp32 [n, F, E] -> block fp32 [n, width]."""
+    column = 0
+    for part in parts:
+        block[:, column : column + part.width].copy_(d_features[:, 1 + part.table, slice(*part.columns)])
+        column += part.width
+
+
+def _repeatable(knobs: EmbeddingUpdateKnobs) -> EmbeddingUpdateKnobs:
+    """Copies of a table stay equal only where additions have a fixed order."""
+    return knobs.model_copy(update={"strategy": "bucketed"}) if knobs.strategy == "atomic" else knobs
+
+
+class ParallelDLRM(DLRM):
+    """One rank's share of a model. torch.distributed must be initialised; every rank makes it with the same arguments.
+
+    Args:
+        model: with the global minibatch.
+        partition: where the tables lie.
+        config: knobs of this rank's operators; None takes the defaults for its share of the samples.
+        communication: how the ranks talk.
+        seed: of the initial weights; None takes the model's.
+        machine: this rank's cores.
+
+    Raises:
+        InputError: the partition is for other tables or another number of ranks, or there are fewer samples than ranks.
+        MachineError: the memory cannot be had.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        partition: Partition,
+        config: RunConfig | None = None,
+        communication: CommunicationKnobs | None = None,
+        seed: int | None = None,
+        *,
+        machine: Topology | None = None,
+    ) -> None:
+        self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
+        if partition.ranks != self.ranks:
+            raise InputError(f"the partition is for {partition.ranks} ranks, got {self.ranks}; plan for this number of sockets")
+        if model.minibatch < self.ranks:
+            raise InputError(f"every rank needs a sample, got a minibatch of {model.minibatch} for {self.ranks} ranks; raise --minibatch")
+        check_partition(model, partition)
+        self.global_model, self.partition = model, partition
+        self.communication = communication or CommunicationKnobs()
+        self._bounds = sample_bounds(model.minibatch, self.ranks)
+        self._own = (self._bounds[self.rank], self._bounds[self.rank + 1])
+        local = model.model_copy(update={"minibatch": self._own[1] - self._own[0]})
+        super().__init__(local, config, seed, machine=machine)
+        self._connect()
+
+    @property
+    def minibatch(self) -> int:
+        return self.global_model.minibatch
+
+    def own_labels(self, batch: Batch) -> torch.Tensor:
+        return batch.labels[self._own[0] : self._own[1]]
+
+    def _make_tables(self, seed: int) -> None:
+        model, huge_pages, threads = self.model, self.config.huge_pages, self.config.threads
+        self._parts = [parts_of(model, self.partition, rank) for rank in range(self.ranks)]
+        copies = [Part(t, (0, model.tables[t].rows), (0, model.embedding_dim)) for t in replicated(self.partition)]
+        # A dense gradient is reduced in 2*rows rows; the pooled gradients of all samples are as many rows as samples.
+        dense = [part for part in copies if 2 * part.rows[1] <= self.global_model.minibatch]
+        sparse = [part for part in copies if part not in dense]
+        self._shard = Shard(self._parts[self.rank], model, seed, huge_pages=huge_pages, threads=threads)
+        self._sparse = Shard(sparse, model, seed, huge_pages=huge_pages, threads=threads)
+        self._dense = Shard(dense, model, seed, huge_pages=huge_pages, threads=threads)
+
+    def _connect(self) -> None:
+        """Buffers of the exchanges and of the reduction."""
+        knobs, (low, high) = self.communication, self._own
+        owned = [[part.width for part in parts] for parts in self._parts]
+        extra = [part.width for part in self._sparse.parts]
+        self._out = Exchange("forward", self._bounds, owned, self.rank, knobs)
+        self._back = Exchange("backward", self._bounds, [[*widths, *extra] for widths in owned], self.rank, knobs)
+        self._pooled_sparse = torch.zeros(high - low, self._sparse.width)
+        self._pooled_dense = torch.zeros(high - low, self._dense.width)
+        dense_tables = [(f"table.{part.table}", (part.rows[1], part.width)) for part in self._dense.parts]
+        layers = [(name, layer) for name, layer in reversed(self._layers.items())]
+        layers.sort(key=lambda pair: pair[0].startswith("bottom"))
+        gradients = [(f"{name}.{kind}", tuple(of.shape)) for name, one in layers for kind, of in (("w", one.d_weight), ("b", one.d_bias))]
+        shapes: list[tuple[str, tuple[int, ...]]] = [(_LOSS, (1,)), *dense_tables, *gradients]
+        self._buckets = all_reduce.Buckets(shapes, knobs.bucket_bytes, overlap=knobs.overlap)
+        for name, layer in layers:
+            layer.d_weight, layer.d_bias = self._buckets.gradients[f"{name}.w"], self._buckets.gradients[f"{name}.b"]
+        tables = [self._buckets.gradients[name] for name, _ in dense_tables]
+        self._table_gradients = embedding_bag.EmbeddingBags.of(tables) if tables else None
+
+    def _move_tables(self) -> None:
+        for shard in (self._shard, self._sparse, self._dense):
+            shard.move(self.config.huge_pages, self.config.threads)
+
+    def step(self, batch: Batch) -> float:
+        """One training iteration on the global batch; returns its mean loss, the same on every rank.
+
+        Raises:
+            IndexError: an index outside its table.
+            ValueError: the batch does not fit the model.
+        """
+        own, of_all = self._own[1] - self._own[0], self.minibatch
+        if batch.dense.shape[0] != of_all:
+            raise ValueError(f"a batch must hold the global minibatch of {of_all} samples, got {batch.dense.shape[0]}")
+        buffers, threads, measure = self._buffers, self.config.threads, self.recorder.measure
+        rate = self.model.learning_rate
+        self._buckets.begin()
+        lookups = self._forward_parallel(batch, buffers)
+        with measure(loss.KEY):
+            mean = loss.binary_cross_entropy(buffers.top[-1], self.own_labels(batch), buffers.d_top[-1])
+            buffers.d_top[-1].mul_(own / of_all)
+            self._buckets.gradients[_LOSS].fill_(mean * own / of_all)
+        for i in reversed(range(len(self._top))):
+            with measure(f"top_mlp.{i}.backward_data"):
+                mask = buffers.top[i] if i > 0 else None
+                knobs = self._layer_knobs(f"top_mlp.{i}.backward_data")
+                self._top[i].backward_data(buffers.d_top[i + 1], mask, buffers.d_top[i], knobs, threads)
+        self._backward_interaction(buffers)
+        self._send_gradients(buffers, lookups)
+        for i in reversed(range(len(self._top))):
+            self._reduce_layer(f"top_mlp.{i}", buffers.d_top[i + 1], buffers.top[i])
+        self._backward_bottom_parallel(batch, buffers)
+        self._finish(lookups, rate)
+        return float(self._buckets.gradients[_LOSS])
+
+    def _forward_parallel(self, batch: Batch, buffers: _Buffers) -> _Selected:
+        threads, measure, knobs = self.config.threads, self.recorder.measure, self._forward_knobs()
+        with measure(SELECT):
+            lookups = _Selected(
+                owned=self._shard.select(batch),
+                all_sparse=self._sparse.select(batch),
+                own_sparse=self._sparse.select(batch, self._own),
+                own_dense=self._dense.select(batch, self._own),
+            )
+        with measure(embedding_bag.FORWARD):
+            self._shard.forward(lookups.owned, self._out.owned, knobs, threads)
+        with measure(all_to_all.FORWARD):
+            self._out.start()
+            if not self.communication.overlap:
+                self._out.wait()
+        self._forward_bottom(batch.dense[self._own[0] : self._own[1]], buffers)
+        with measure(embedding_bag.FORWARD):
+            self._sparse.forward(lookups.own_sparse, self._pooled_sparse, knobs, threads)
+            self._dense.forward(lookups.own_dense, self._pooled_dense, knobs, threads)
+        with measure(all_to_all.FORWARD):
+            if self.communication.overlap:
+                self._out.wait()
+            self._place(buffers.features)
+        self._forward_top(buffers)
+        return lookups
+
+    def _place(self, features: torch.Tensor) -> None:
+        """What came from the owners, and what this rank pooled itself, to where the interaction reads it; partial sums are added."""
+        begun = set()
+        sides = [*zip(self._parts, self._out.blocks, strict=True)]
+        sides += [(list(shard.parts), pooled) for shard, pooled in ((self._sparse, self._pooled_sparse), (self._dense, self._pooled_dense))]
+        for parts, block in sides:
+            column = 0
+            for part in parts:
+                to, source = features[:, 1 + part.table, slice(*part.columns)], block[:, column : column + part.width]
+                if part.sums and part.table in begun:
+                    to.add_(source)
+                else:
+                    to.copy_(source)
+                begun.add(part.table)
+                column += part.width
+
+    def _send_gradients(self, buffers: _Buffers, lookups: _Selected) -> None:
+        d_features, measure = buffers.d_features, self.recorder.measure
+        with measure(all_to_all.BACKWARD):
+            for parts, block in zip(self._parts, self._back.blocks, strict=True):
+                _gather_columns(d_features, (*parts, *self._sparse.parts), block)
+            self._back.start()
+            if not self.communication.overlap:
+                self._back.wait()
+        with measure(embedding_bag.UPDATE):
+            if self._table_gradients is not None:
+                _gather_columns(d_features, self._dense.parts, self._pooled_dense)
+                for gradient in self._table_gradients.weights:
+                    gradient.zero_()
+                count = len(self._dense.parts)
+                update = _repeatable(self._update_knobs())
+                # An update of zeros at learning rate -1 adds up the gradient.
+                view = self._pooled_dense.view(-1, count, self.model.embedding_dim)
+                self._table_gradients.update(lookups.own_dense[0], view, -1.0, update, self.config.threads)
+        with measure(all_reduce.KEY):
+            self._buckets.ready(_LOSS, *(f"table.{part.table}" for part in self._dense.parts))
+
+    def _reduce_layer(self, name: str, dy: torch.Tensor, x: torch.Tensor) -> None:
+        with self.recorder.measure(f"{name}.backward_weights"):
+            self._layers[name].gradients(dy, x, self._layer_knobs(f"{name}.backward_weights"), self.config.threads)
+        with self.recorder.measure(all_reduce.KEY):
+            self._buckets.ready(f"{name}.w", f"{name}.b")
+
+    def _backward_bottom_parallel(self, batch: Batch, buffers: _Buffers) -> None:
+        self._mask_dense(buffers)
+        dense = batch.dense[self._own[0] : self._own[1]]
+        for i in reversed(range(len(self._bottom))):
+            below = buffers.bottom[i - 1] if i > 0 else dense
+            if i > 0:
+                with self.recorder.measure(f"bottom_mlp.{i}.backward_data"):
+                    knobs = self._layer_knobs(f"bottom_mlp.{i}.backward_data")
+                    self._bottom[i].backward_data(buffers.d_bottom[i], below, buffers.d_bottom[i - 1], knobs, self.config.threads)
+            self._reduce_layer(f"bottom_mlp.{i}", buffers.d_bottom[i], below)
+
+    def _finish(self, lookups: _Selected, rate: float) -> None:
+        threads, measure, update = self.config.threads, self.recorder.measure, self._update_knobs()
+        with measure(all_to_all.BACKWARD):
+            if self.communication.overlap:
+                self._back.wait()
+        with measure(embedding_bag.UPDATE):
+            gradient, width = self._back.owned, self._shard.width
+            self._shard.update(lookups.owned, gradient[:, :width], rate, update, threads)
+            self._sparse.update(lookups.all_sparse, gradient[:, width:], rate, _repeatable(update), threads)
+        with measure(all_reduce.KEY):
+            self._buckets.wait()
+        with measure("optimizer"):
+            for layer in self._layers.values():
+                layer.descend(rate, threads)
+            for part, table in self._dense.weights:
+                table.add_(self._buckets.gradients[f"table.{part.table}"], alpha=-rate)
+
+    def parts(self) -> list[tuple[Part, torch.Tensor]]:
+        """What this rank holds of the tables, replicated ones included, with the live weights."""
+        return [*self._shard.weights, *self._sparse.weights, *self._dense.weights]
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """The whole model on rank 0, gathered table by table; the dense layers alone on every other rank. Every rank must call it."""
+        state = {}
+        for t, table in enumerate(self.model.tables):
+            mine = [(part, weight) for part, weight in self.parts() if part.table == t]
+            gathered: list[list[tuple[Part, torch.Tensor]]] | None = [[] for _ in range(self.ranks)] if self.rank == 0 else None
+            dist.gather_object(mine, gathered, dst=0)
+            if gathered is not None:
+                whole = torch.empty(table.rows, table.dim)
+                for part, weight in (pair for of_rank in gathered for pair in of_rank):
+                    whole[slice(*part.rows), slice(*part.columns)] = weight
+                state[f"emb_l.{t}.weight"] = whole
+        return state | self._dense_state()
+
+    def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Copy in this rank's share of a whole model's weights."""
+        for part, weight in self.parts():
+            weight.copy_(state[f"emb_l.{part.table}.weight"][slice(*part.rows), slice(*part.columns)])
+        for name, weight in self._dense_state().items():
+            weight.copy_(state[name])
+        for layer in self._layers.values():
+            layer.pack(self.config.threads)

@@ -1,0 +1,154 @@
+"""The tables, or parts of tables, that one rank holds, and the look-ups of a batch that are theirs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby, pairwise
+
+import torch
+
+from autotune.config.knobs import EmbeddingForwardKnobs, EmbeddingUpdateKnobs
+from autotune.config.model import Model
+from autotune.config.partition import Partition
+from autotune.dlrm.data import Batch
+from autotune.errors import InputError
+from autotune.ops.embedding_bag import EmbeddingBags, Lookups, initial_weights
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows and columns of one table, [begin, end) each."""
+
+    table: int
+    rows: tuple[int, int]
+    columns: tuple[int, int]
+    sums: bool = False
+    """Whether its pooled rows are partial sums, to be added to those of other ranks: a row-wise part."""
+
+    @property
+    def width(self) -> int:
+        return self.columns[1] - self.columns[0]
+
+
+def check_partition(model: Model, partition: Partition) -> None:
+    """Raises: InputError: the partition does not place exactly the model's tables, or splits one past its rows or columns."""
+    if len(partition.tables) != model.num_tables:
+        rule = f"a partition must place the {model.num_tables} tables of model {model.name}"
+        raise InputError(f"{rule}, got {len(partition.tables)}; plan for this model")
+    for t, (placement, table) in enumerate(zip(partition.tables, model.tables, strict=True)):
+        limit = {"row_wise": table.rows, "column_wise": table.dim}.get(placement.kind)
+        if limit is not None and placement.bounds[-1] != limit:
+            rule = f"the bounds of a {placement.kind} table must end at {limit}"
+            raise InputError(f"{rule}, got {placement.bounds[-1]} (partition: tables[{t}].bounds); plan for this model")
+
+
+def parts_of(model: Model, partition: Partition, rank: int) -> list[Part]:
+    """What a rank owns, replicated tables left out: equal widths side by side, in the order of the tables."""
+    found = []
+    for t, (placement, table) in enumerate(zip(partition.tables, model.tables, strict=True)):
+        if rank not in placement.ranks:
+            continue
+        rows, columns = (0, table.rows), (0, table.dim)
+        if placement.bounds:
+            bounds = list(pairwise(placement.bounds))[placement.ranks.index(rank)]
+            rows, columns = (bounds, columns) if placement.kind == "row_wise" else (rows, bounds)
+        found.append(Part(t, rows, columns, sums=placement.kind == "row_wise"))
+    return sorted(found, key=lambda part: (part.width, part.table))
+
+
+def replicated(partition: Partition) -> list[int]:
+    """Numbers of the tables that every rank holds whole."""
+    return [t for t, placement in enumerate(partition.tables) if placement.kind == "replicated"]
+
+
+class Shard:
+    """Parts in memory with the values that they have in the whole model.
+
+    Args:
+        parts: in the order of `parts_of`; pooled, they lie side by side in that order.
+        model: gives the shapes of the tables.
+        seed: of the initial weights.
+    """
+
+    def __init__(self, parts: Sequence[Part], model: Model, seed: int, *, huge_pages: bool, threads: int) -> None:
+        self.parts, self._model = tuple(parts), model
+        self._groups: list[tuple[int, tuple[Part, ...], EmbeddingBags]] = []
+        column = 0
+        for width, members in groupby(self.parts, key=lambda part: part.width):
+            group = tuple(members)
+            weights = [
+                initial_weights(
+                    model.tables[part.table].rows, model.embedding_dim, part.table, seed,
+                    row_range=part.rows, column_range=part.columns, huge_pages=huge_pages, threads=threads,
+                )
+                for part in group
+            ]  # fmt: skip
+            self._groups.append((column, group, EmbeddingBags.of(weights, huge_pages=huge_pages)))
+            column += width * len(group)
+        self.width = column
+        """Columns of all parts."""
+
+    @property
+    def weights(self) -> list[tuple[Part, torch.Tensor]]:
+        """Every part with its live weights, fp32 [rows, columns]."""
+        return [pair for _, group, bags in self._groups for pair in zip(group, bags.weights, strict=True)]
+
+    def move(self, huge_pages: bool, threads: int) -> None:
+        """Put the weights on pages of the other size."""
+        for _, _, bags in self._groups:
+            bags.move(huge_pages, threads)
+
+    def select(self, batch: Batch, samples: tuple[int, int] | None = None) -> list[Lookups]:
+        """The look-ups of these parts, for the samples [begin, end) of the batch, or all of them.
+
+        Raises:
+            IndexError: a look-up of a row-wise table lies outside the whole table.
+        """
+        return [_select(batch, self._model, group, samples) for _, group, _ in self._groups]
+
+    def forward(self, lookups: Sequence[Lookups], out: torch.Tensor, knobs: EmbeddingForwardKnobs, threads: int) -> None:
+        """Pool into out, fp32 [samples, width]. Raises as `EmbeddingBags.forward` does."""
+        for (column, group, bags), of_group in zip(self._groups, lookups, strict=True):
+            bags.forward(of_group, _columns(out, column, len(group), bags.dim), knobs, threads)
+
+    def update(
+        self, lookups: Sequence[Lookups], gradient: torch.Tensor, learning_rate: float, knobs: EmbeddingUpdateKnobs, threads: int
+    ) -> None:
+        """One SGD step from the gradient of what `forward` gave, fp32 [samples, width]. Raises as `EmbeddingBags.update` does."""
+        for (column, group, bags), of_group in zip(self._groups, lookups, strict=True):
+            bags.update(of_group, _columns(gradient, column, len(group), bags.dim), learning_rate, knobs, threads)
+
+
+def _columns(matrix: torch.Tensor, column: int, count: int, width: int) -> torch.Tensor:
+    """`count` vectors of `width` from a column on: [samples, count, width] without a copy."""
+    return matrix[:, column : column + count * width].view(-1, count, width)
+
+
+def _select(batch: Batch, model: Model, parts: Sequence[Part], samples: tuple[int, int] | None) -> Lookups:
+    total = batch.dense.shape[0]
+    low, high = samples or (0, total)
+    indices, offsets, filled = [], [], 0
+    for part in parts:
+        bounds = batch.offsets[part.table * total + low : part.table * total + high + 1]
+        first, last = int(bounds[0]), int(bounds[-1])
+        chosen, begins = batch.indices[first:last], bounds[:-1] - first
+        if part.sums:
+            chosen, begins = _own_rows(chosen, begins, part, model.tables[part.table].rows)
+        indices.append(chosen)
+        offsets.append(begins + filled)
+        filled += chosen.numel()
+    end = batch.offsets.new_tensor([filled])
+    return Lookups(torch.cat(indices), torch.cat([*offsets, end]))
+
+
+def _own_rows(indices: torch.Tensor, begins: torch.Tensor, part: Part, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Look-ups of a row-wise part, counted from its first row; bags keep their order and may become empty."""
+    outside = torch.nonzero((indices < 0) | (indices >= rows))
+    if len(outside):
+        bad = int(outside[0])
+        raise IndexError(f"index {int(indices[bad])} of table {part.table} (look-up {bad}) must be 0 to {rows - 1}")
+    low, high = part.rows
+    mine = (indices >= low) & (indices < high)
+    before = torch.cat([begins.new_zeros(1), mine.cumsum(0).to(begins.dtype)])
+    return indices[mine] - low, before[begins.long()]

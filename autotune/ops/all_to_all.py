@@ -1,0 +1,161 @@
+"""All-to-all between tables that are model-parallel and samples that are data-parallel.
+
+A rank that owns table parts has, for all N samples, one matrix [N, width] of the parts' pooled columns side by side. Its rows of rank
+d's samples are one contiguous block, so a block goes out as it lies. A rank that works on n samples meets one block [n, width of r] from
+every rank r. `Exchange` moves owners' matrices to blocks (forward), or blocks to owners' matrices (backward).
+
+Forms, after arXiv 2005.04680, section IV: one scatter for every table part, one fused scatter for every rank, one native all-to-all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+
+from autotune.config.partition import CommunicationKnobs
+from autotune.ops.base import Work
+
+FORWARD = "all_to_all.forward"
+BACKWARD = "all_to_all.backward"
+Direction = Literal["forward", "backward"]
+
+
+def sample_bounds(samples: int, ranks: int) -> tuple[int, ...]:
+    """Rank r works on samples ``bounds[r]`` up to ``bounds[r + 1]``: parts differ by one sample at most."""
+    return tuple(samples * r // ranks for r in range(ranks + 1))
+
+
+class Exchange:
+    """Buffers and transfers of one direction.
+
+    Args:
+        direction: forward sends `owned` and fills `blocks`; backward the other way.
+        bounds: see `sample_bounds`; every rank needs a sample.
+        slots: for every rank, the columns of each part it owns.
+        rank: this one.
+        knobs: form and wire dtype.
+    """
+
+    def __init__(
+        self, direction: Direction, bounds: Sequence[int], slots: Sequence[Sequence[int]], rank: int, knobs: CommunicationKnobs
+    ) -> None:
+        self._direction, self._bounds, self._slots, self._rank, self._knobs = direction, tuple(bounds), slots, rank, knobs
+        self._counts = [high - low for low, high in pairwise(bounds)]
+        self._widths = [sum(of_rank) for of_rank in slots]
+        samples, mine = bounds[-1], self._counts[rank]
+        self.owned = torch.zeros(samples, self._widths[rank])
+        """fp32 [N, own width]."""
+        self._flat = torch.zeros(mine * sum(self._widths))
+        self.blocks = self._blocks_of(self._flat)
+        """fp32 [n, width of r] of every rank r; views into one array."""
+        self._works: list[Any] = []
+        self._after: list[tuple[torch.Tensor, torch.Tensor]] = []
+        wire = knobs.wire_dtype == "bf16"
+        self._owned_wire = self.owned.to(torch.bfloat16) if wire else self.owned
+        self._flat_wire = self._flat.to(torch.bfloat16) if wire else self._flat
+
+    def start(self) -> None:
+        """Begin the transfer; neither side may be touched until `wait`."""
+        if self._knobs.wire_dtype == "bf16":
+            source, to = (self.owned, self._owned_wire) if self._direction == "forward" else (self._flat, self._flat_wire)
+            to.copy_(source)
+        if self._knobs.all_to_all == "native":
+            self._native()
+        else:
+            self._rooted()
+
+    def wait(self) -> None:
+        """Until this rank has what it is sent, and what it sends may be written again."""
+        for work in self._works:
+            work.wait()
+        for to, source in self._after:
+            to.copy_(source)
+        if self._knobs.wire_dtype == "bf16":
+            to, source = (self._flat, self._flat_wire) if self._direction == "forward" else (self.owned, self._owned_wire)
+            to.copy_(source)
+        self._works, self._after = [], []
+
+    def work(self) -> Work:
+        """Bytes that this rank sends to others, and messages of the native form or of the scatters."""
+        size = 2 if self._knobs.wire_dtype == "bf16" else 4
+        others = [r for r in range(len(self._slots)) if r != self._rank]
+        mine = self._counts[self._rank]
+        messages = [len(slots) if self._knobs.all_to_all == "scatter_list" else 1 for slots in self._slots]
+        if self._direction == "forward":
+            sent = (self._bounds[-1] - mine) * self._widths[self._rank] * size
+            count = messages[self._rank] * len(others) if self._widths[self._rank] else 0
+        else:
+            sent = mine * sum(self._widths[r] for r in others) * size
+            count = sum(messages[r] for r in others if self._widths[r])
+        read, written = (self.owned, self._flat) if self._direction == "forward" else (self._flat, self.owned)
+        return Work(
+            flops=0,
+            bytes_read=4 * read.numel(),
+            bytes_written=4 * written.numel(),
+            messages=count,
+            message_bytes=sent,
+            parallel_regions=0,
+        )
+
+    def _blocks_of(self, flat: torch.Tensor) -> list[torch.Tensor]:
+        mine = self._counts[self._rank]
+        ends = [0, *accumulate(mine * width for width in self._widths)]
+        return [flat[low:high].view(mine, width) for (low, high), width in zip(pairwise(ends), self._widths, strict=True)]
+
+    def _native(self) -> None:
+        mine, own_width = self._counts[self._rank], self._widths[self._rank]
+        # As bytes: backends differ in the dtypes they know.
+        owned, flat = _bytes(self._owned_wire), _bytes(self._flat_wire)
+        size = self._owned_wire.element_size()
+        of_owned = [count * own_width * size for count in self._counts]
+        of_flat = [mine * width * size for width in self._widths]
+        if self._direction == "forward":
+            self._works.append(dist.all_to_all_single(flat, owned, of_flat, of_owned, async_op=True))
+        else:
+            self._works.append(dist.all_to_all_single(owned, flat, of_owned, of_flat, async_op=True))
+
+    def _rooted(self) -> None:
+        """A scatter from, or a gather to, every owner in turn, of all its columns or part by part.
+
+        These take blocks of one size only: where samples do not divide, or columns do not lie side by side, they go through padded copies.
+        """
+        most, even = max(self._counts), len(set(self._counts)) == 1
+        blocks = self._blocks_of(self._flat_wire)
+        for root, slots in enumerate(self._slots):
+            ends = [0, *accumulate(slots)] if self._knobs.all_to_all == "scatter_list" else [0, self._widths[root]]
+            for left, right in pairwise(ends):
+                if left == right:
+                    continue
+                whole = even and right - left == self._widths[root]
+                block = blocks[root][:, left:right]
+                local = block if whole else block.new_zeros(most, right - left)
+                pieces = None
+                if root == self._rank:
+                    of_rank = [self._owned_wire[low:high, left:right] for low, high in pairwise(self._bounds)]
+                    pieces = of_rank if whole else [block.new_zeros(most, right - left) for _ in of_rank]
+                    if not whole:
+                        self._through_copies(pieces, of_rank, out=self._direction == "forward")
+                if not whole:
+                    self._through_copies([local], [block], out=self._direction == "backward")
+                as_bytes = None if pieces is None else [_bytes(piece) for piece in pieces]
+                if self._direction == "forward":
+                    self._works.append(dist.scatter(_bytes(local), as_bytes, src=root, async_op=True))
+                else:
+                    self._works.append(dist.gather(_bytes(local), as_bytes, dst=root, async_op=True))
+
+    def _through_copies(self, padded: Sequence[torch.Tensor], plain: Sequence[torch.Tensor], *, out: bool) -> None:
+        """Fill `padded` now where it goes out; else remember to empty it when the transfer is over."""
+        for wide, narrow in zip(padded, plain, strict=True):
+            rows = wide[: narrow.shape[0]]
+            if out:
+                rows.copy_(narrow)
+            else:
+                self._after.append((narrow, rows))
+
+
+def _bytes(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.view(-1).view(torch.uint8)

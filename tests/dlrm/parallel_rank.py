@@ -1,0 +1,42 @@
+"""One rank of `test_parallel`: trains each case that it is given and, on rank 0, writes losses and weights."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from autotune.config.knobs import EmbeddingUpdateKnobs, RunConfig
+from autotune.config.model import Model
+from autotune.config.partition import CommunicationKnobs, Partition
+from autotune.dlrm.data import make_source
+from autotune.dlrm.parallel import ParallelDLRM
+
+
+def main(cases_file: str, out: str, rank: int, ranks: int, store: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=ranks)
+    cases = json.loads(Path(cases_file).read_text())
+    for number, case in enumerate(cases):
+        model = Model.model_validate_json(json.dumps(case["model"]))
+        partition = Partition.model_validate_json(json.dumps(case["partition"]))
+        knobs = CommunicationKnobs.model_validate_json(json.dumps(case["communication"]))
+        config = RunConfig(threads=1, operators={"embedding_bag.update": EmbeddingUpdateKnobs(strategy=case["strategy"])})
+        dlrm = ParallelDLRM(model, partition, config, knobs)
+        source = make_source(model)
+        losses = [dlrm.step(source.batch(i)) for i in range(case["steps"])]
+        state = dlrm.state_dict()
+        copies = [weight for part, weight in dlrm.parts() if not partition.tables[part.table].ranks]
+        digests: list[list[float]] = [[] for _ in range(ranks)]
+        dist.all_gather_object(digests, [float(weight.double().sum()) for weight in copies])
+        all_losses: list[list[float]] = [[] for _ in range(ranks)]
+        dist.all_gather_object(all_losses, losses)
+        if rank == 0:
+            torch.save({"losses": all_losses, "state": state, "copies": digests}, f"{out}.{number}")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5])

@@ -1,0 +1,146 @@
+"""Several ranks compute what one process computes: for every partition kind, all-to-all form and update strategy."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from autotune.config.knobs import EmbeddingUpdateKnobs, RunConfig
+from autotune.config.model import DataSpec, Model, Table
+from autotune.config.partition import ALL_TO_ALL_FORMS, CommunicationKnobs, Kind, Partition, Placement
+from autotune.dlrm.data import make_source
+from autotune.dlrm.model import DLRM
+
+STEPS = 20
+STRATEGIES = ("race_free_range", "race_free_modulo", "bucketed", "atomic", "unfused")
+ROWS = (500, 7, 3, 120, 64)
+
+
+def small_model(minibatch: int) -> Model:
+    """Five tables, one row narrower than any split; bags of varying length, empty ones among them."""
+    return Model(
+        schema=1,
+        name="parallel-test",
+        source="test",
+        description="test",
+        minibatch=minibatch,
+        learning_rate=0.1,
+        data=DataSpec(pooling_kind="varying"),
+        bottom_mlp=(5, 24, 32),
+        top_mlp=(40, 1),
+        tables=tuple(Table(rows=rows, dim=32, pooling=pooling) for rows, pooling in zip(ROWS, (3.0, 1.0, 2.0, 4.0, 0.5), strict=True)),
+    )
+
+
+def place(kind: Kind, table: int, ranks: int) -> Placement:
+    if kind == "table_wise":
+        return Placement(kind=kind, ranks=(table % ranks,))
+    if kind == "replicated":
+        return Placement(kind=kind)
+    extent = ROWS[table] if kind == "row_wise" else 32
+    owners = tuple(reversed(range(min(ranks, extent))))
+    return Placement(kind=kind, ranks=owners, bounds=tuple(extent * i // len(owners) for i in range(len(owners) + 1)))
+
+
+def partition(kinds: tuple[Kind, ...], ranks: int) -> Partition:
+    return Partition(ranks=ranks, tables=tuple(place(kind, t, ranks) for t, kind in enumerate(islice(cycle(kinds), len(ROWS)))))
+
+
+KINDS: tuple[tuple[Kind, ...], ...] = (
+    ("table_wise",),
+    ("row_wise",),
+    ("column_wise",),
+    ("replicated",),
+    ("row_wise", "replicated", "table_wise", "column_wise"),
+)
+
+
+def cases(ranks: int) -> list[dict[str, Any]]:
+    """Every kind with every form, the strategies in turn; then every strategy on the mixture. The minibatch divides and does not."""
+    model, uneven = small_model(12 * ranks), small_model(12 * ranks + ranks - 1)
+    found = []
+    strategies = cycle(STRATEGIES)
+    for kinds in KINDS:
+        for form in ALL_TO_ALL_FORMS:
+            knobs = CommunicationKnobs(all_to_all=form, overlap=form != "fused_scatter", bucket_bytes=1024 if form == "native" else 1 << 20)
+            found.append(_case(model if form == "native" else uneven, partition(kinds, ranks), knobs, next(strategies)))
+    for strategy in STRATEGIES:
+        found.append(_case(model, partition(KINDS[-1], ranks), CommunicationKnobs(all_to_all="fused_scatter"), strategy))
+    return found
+
+
+def _case(model: Model, where: Partition, knobs: CommunicationKnobs, strategy: str) -> dict[str, Any]:
+    return {
+        "model": model.model_dump(mode="json", by_alias=True),
+        "partition": where.model_dump(mode="json"),
+        "communication": knobs.model_dump(mode="json"),
+        "strategy": strategy,
+        "steps": STEPS,
+    }
+
+
+def run_ranks(folder: Path, ranks: int, given: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The results of rank 0, after `ranks` processes have trained every case."""
+    (folder / "cases.json").write_text(json.dumps(given))
+    script = Path(__file__).with_name("parallel_rank.py")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, str(script), str(folder / "cases.json"), str(folder / "out")]
+    processes = [
+        subprocess.Popen([*command, str(rank), str(ranks), str(folder / "store")], env=environment, stderr=subprocess.PIPE, text=True)
+        for rank in range(ranks)
+    ]
+    try:
+        for process in processes:
+            _, errors = process.communicate(timeout=300)
+            assert process.returncode == 0, errors
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    return [torch.load(f"{folder}/out.{number}") for number in range(len(given))]
+
+
+def single(case: dict[str, Any]) -> tuple[list[float], dict[str, torch.Tensor]]:
+    """The same training in this process."""
+    model = Model.model_validate_json(json.dumps(case["model"]))
+    dlrm = DLRM(model, RunConfig(threads=1, operators={"embedding_bag.update": EmbeddingUpdateKnobs()}))
+    source = make_source(model)
+    losses = [dlrm.step(source.batch(i)) for i in range(case["steps"])]
+    return losses, dlrm.state_dict()
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 4])
+def test_ranks_train_as_one_process_does(tmp_path: Path, ranks: int) -> None:
+    given = cases(ranks)
+    wanted: dict[int, tuple[list[float], dict[str, torch.Tensor]]] = {}
+    for case, got in zip(given, run_ranks(tmp_path, ranks, given), strict=True):
+        minibatch = case["model"]["minibatch"]
+        if minibatch not in wanted:
+            wanted[minibatch] = single(case)
+        losses, state = wanted[minibatch]
+        assert len(set(map(tuple, got["losses"]))) == 1, "every rank returns the loss of the whole minibatch"
+        assert got["losses"][0] == pytest.approx(losses, rel=1e-5)
+        assert set(got["state"]) == set(state)
+        for name, weight in state.items():
+            scale = float(weight.abs().max())
+            worst = float((got["state"][name] - weight).abs().max())
+            assert worst <= 1e-5 * scale, f"{name}: off by {worst:.2e} of {scale:.2e} in {case['partition']}, {case['communication']}"
+        assert all(digest == got["copies"][0] for digest in got["copies"]), "copies of a replicated table stay equal"
+
+
+def test_bf16_on_the_wire_stays_near_fp32(tmp_path: Path) -> None:
+    model = small_model(24)
+    where = partition(KINDS[-1], 2)
+    given = [_case(model, where, CommunicationKnobs(all_to_all=form, wire_dtype="bf16"), "bucketed") for form in ALL_TO_ALL_FORMS]
+    losses, _ = single(given[0])
+    for got in run_ranks(tmp_path, 2, given):
+        assert got["losses"][0] == pytest.approx(losses, rel=1e-2)
+        assert got["losses"][0] != losses, "rounding to bf16 must show"
