@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 
 from autotune import __version__
 from autotune.cli import explain, export, interrupt, launch, models, probe, profile, run, tune, verify
+from autotune.dlrm.ranks import report_error
 from autotune.errors import AutotuneError, MachineError
 
 INTERRUPTED = 130
@@ -26,7 +27,8 @@ class _Commands(TyperGroup):
             result = super().invoke(ctx)
             sys.stdout.flush()
         except AutotuneError as error:
-            _line(f"error: {error}")
+            if not report_error(error):
+                _line(f"error: {error}")
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt:
             _line(interrupted(ctx.invoked_subcommand))

@@ -22,6 +22,10 @@ MaxRowsOption = Annotated[int | None, typer.Option("--max-rows", metavar="N", he
 MinibatchOption = Annotated[int | None, typer.Option("--minibatch", metavar="N", help="Samples per iteration, instead of the model's.")]
 ThreadsOption = Annotated[int | None, typer.Option("--threads", metavar="N", help="Threads; default one for each allowed core.")]
 SocketsOption = Annotated[int, typer.Option("--sockets", metavar="N", help="Sockets to use.")]
+RanksOption = Annotated[
+    int | None,
+    typer.Option("--sockets", min=1, metavar="N", help="Sockets, a rank on each; default: of the config or the launcher, else 1."),
+]
 SeedOption = Annotated[
     int | None, typer.Option("--seed", min=0, max=MAX_SEED, metavar="N", help="Of weights and data, instead of the model's.")
 ]
@@ -74,8 +78,8 @@ def _existing(file: str, text: str) -> str:
 
 
 def check_sockets(sockets: int) -> None:
-    """Raises: InputError: not a number of sockets that can be used."""
+    """Raises: InputError: not a number of sockets that this command can use."""
     if sockets < 1:
         raise InputError(f"sockets must be 1 or more, got {sockets} (--sockets); write --sockets 1")
     if sockets > 1:
-        raise InputError(f"this version runs on one socket, got {sockets} (--sockets); write --sockets 1")
+        raise InputError(f"this command works on one socket for now, got {sockets} (--sockets); run takes more")

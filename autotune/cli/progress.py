@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from autotune.bench.progress import NO_PROGRESS
 from autotune.bench.progress import Progress as ProgressProtocol
 
 
@@ -51,8 +52,11 @@ class _Lines:
 
 
 @contextmanager
-def reporting() -> Iterator[ProgressProtocol]:
-    """Progress of a long computation, on standard error. The bar is taken down whatever ends the computation."""
+def reporting(show: bool = True) -> Iterator[ProgressProtocol]:
+    """Progress of a long computation, on standard error, or nowhere. The bar is taken down whatever ends the computation."""
+    if not show:
+        yield NO_PROGRESS
+        return
     if not sys.stderr.isatty():
         yield _Lines()
         return

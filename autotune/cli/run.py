@@ -15,14 +15,14 @@ from autotune.cli.options import (
     MinibatchOption,
     ModelArgument,
     OutputOption,
+    RanksOption,
     SeedOption,
-    SocketsOption,
     ThreadsOption,
     TunedOption,
-    check_sockets,
 )
 from autotune.cli.output import check_outputs, show
 from autotune.cli.progress import reporting
+from autotune.cli.ranks import describe, open_rank, start_ranks, wanted_ranks
 from autotune.cli.session import open_session
 from autotune.report import text
 
@@ -42,7 +42,7 @@ def command(
     max_rows: MaxRowsOption = None,
     minibatch: MinibatchOption = None,
     threads: ThreadsOption = None,
-    sockets: SocketsOption = 1,
+    sockets: RanksOption = None,
     seed: SeedOption = None,
     checkpoint_in: CheckpointIn = None,
     checkpoint_out: CheckpointOut = None,
@@ -53,8 +53,12 @@ def command(
 
     Example: autotune run small --steps 100 --config small.tuned.yaml
     """
-    check_sockets(sockets)
     check_outputs(checkpoint_out, output)
+    count = wanted_ranks(sockets, config)
+    if count > 1:
+        start_ranks(count)
+        _run_rank(model, steps, config, force, data, max_rows, minibatch, threads, seed, checkpoint_in, checkpoint_out, as_json, output)
+        return
     session = open_session(model, max_rows=max_rows, minibatch=minibatch, threads=threads, data=data, config_file=config, force=force)
     from autotune.dlrm.checkpoint import check_state, load_checkpoint, save_checkpoint
     from autotune.dlrm.train import train
@@ -74,3 +78,49 @@ def command(
     if checkpoint_out is not None:
         save_checkpoint(checkpoint_out, dlrm.state_dict(), {"learning_rate": dlrm.model.learning_rate, "iter": steps})
     show(run_result(training, session.notes), text.run_result, as_json, output)
+
+
+def _run_rank(
+    name: str,
+    steps: int,
+    config: Path | None,
+    force: bool,
+    data: str | None,
+    max_rows: int | None,
+    minibatch: int | None,
+    threads: int | None,
+    seed: int | None,
+    checkpoint_in: Path | None,
+    checkpoint_out: Path | None,
+    as_json: bool,
+    output: Path | None,
+) -> None:
+    """The same on one of several ranks; rank 0 tells."""
+    session = open_rank(name, max_rows=max_rows, minibatch=minibatch, threads=threads, data=data, config_file=config, force=force)
+    from autotune.dlrm.checkpoint import check_state, load_checkpoint, save_checkpoint
+    from autotune.dlrm.data import make_source
+    from autotune.dlrm.parallel import ParallelDLRM
+    from autotune.dlrm.ranks import interface
+    from autotune.dlrm.train import train
+    from autotune.report.record import run_result
+
+    first = session.ranks.rank == 0
+    with reporting(show=first) as progress, session.joined():
+        progress.phase("building the model", None)
+        source = make_source(session.model, session.data, seed=seed)
+        dlrm = ParallelDLRM(session.model, session.partition, session.config, session.communication, seed, machine=session.topology)
+        if checkpoint_in is not None:
+            state = load_checkpoint(checkpoint_in)
+            check_state(session.model, state, str(checkpoint_in))
+            dlrm.load_state_dict(state)
+        progress.phase("training", steps)
+        training = train(dlrm, source, steps, lambda _, loss: progress.advance(1, f"loss {loss:.4f}"))
+        notes = describe(session, interface())
+        if training.auc is not None:
+            notes += ("AUC is of rank 0's samples",)
+        if checkpoint_out is not None:
+            weights = dlrm.state_dict()
+            if first:
+                save_checkpoint(checkpoint_out, weights, {"learning_rate": session.model.learning_rate, "iter": steps})
+    if first:
+        show(run_result(training, notes), text.run_result, as_json, output)

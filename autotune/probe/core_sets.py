@@ -1,0 +1,69 @@
+"""Which cores each rank has: real sockets where as many ranks are asked for, disjoint sets of cores on a smaller machine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from autotune.config.profile import Topology
+from autotune.errors import InputError, MachineError
+
+OVERSUBSCRIBE = "AUTOTUNE_OVERSUBSCRIBE"
+"""Set it to let ranks share cores: for tests of the logic alone, since times then say nothing."""
+
+
+def core_sets(topology: Topology, sockets: int, oversubscribe: bool = False) -> tuple[tuple[int, ...], ...]:
+    """For every rank its logical CPUs, one a physical core.
+
+    The machine's own sockets where their number is asked for; else the allowed cores in the order of their sockets, in parts that differ
+    by one core at most.
+
+    Args:
+        oversubscribe: More ranks than cores share them in turn.
+
+    Raises:
+        InputError: sockets below 1.
+        MachineError: more sockets than allowed physical cores.
+    """
+    if sockets < 1:
+        raise InputError(f"sockets must be 1 or more, got {sockets} (--sockets); write --sockets 1")
+    cores = [core[0] for core in topology.core_cpus]
+    if sockets > len(cores):
+        if oversubscribe:
+            return tuple((cores[rank % len(cores)],) for rank in range(sockets))
+        raise MachineError(
+            f"every rank needs a core of its own, got {sockets} ranks (--sockets) for {len(cores)} physical cores; "
+            f"ask for {len(cores)} or fewer, or widen the cpuset ({OVERSUBSCRIBE}=1 shares cores, for tests only)"
+        )
+    if sockets == topology.sockets:
+        of_core = zip(cores, topology.socket_of_core, strict=True)
+        pairs = list(of_core)
+        return tuple(tuple(cpu for cpu, socket in pairs if socket == wanted) for wanted in sorted(set(topology.socket_of_core)))
+    return tuple(tuple(cores[len(cores) * rank // sockets : len(cores) * (rank + 1) // sockets]) for rank in range(sockets))
+
+
+def bind(cpus: Sequence[int]) -> None:
+    """Keep this thread, and those it starts, on these logical CPUs; the memory it touches first is then local to them."""
+    os.sched_setaffinity(0, set(cpus))
+
+
+def topology_of(topology: Topology, cpus: Sequence[int]) -> Topology:
+    """The machine as a process bound to `cpus` sees it."""
+    kept = [i for i, core in enumerate(topology.core_cpus) if any(cpu in cpus for cpu in core)]
+    sockets = sorted({topology.socket_of_core[i] for i in kept})
+    return topology.model_copy(
+        update={
+            "sockets": len(sockets),
+            "physical_cores": len(kept),
+            "logical_cpus": len(cpus),
+            "allowed_cpus": tuple(sorted(cpus)),
+            "core_cpus": tuple(tuple(cpu for cpu in topology.core_cpus[i] if cpu in cpus) for i in kept),
+            "socket_of_core": tuple(sockets.index(topology.socket_of_core[i]) for i in kept),
+            "numa_nodes": {
+                node: tuple(cpu for cpu in of_node if cpu in cpus)
+                for node, of_node in topology.numa_nodes.items()
+                if any(cpu in cpus for cpu in of_node)
+            },
+            "l3_instances": max(1, min(topology.l3_instances, len(kept))) if topology.l3_instances else 0,
+        }
+    )

@@ -1,0 +1,150 @@
+"""Starts one process a rank on this machine, watches them, and ends them all together.
+
+The elastic agent of torchrun notices a rank that ends, but not one that hangs or is stopped; so the ranks here beat, and a supervisor of
+our own watches. Under torchrun, mpirun or srun the ranks join without it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from autotune.dlrm.ranks import FOLDER
+from autotune.errors import AutotuneError, InputError, MachineError, VerificationError
+
+SILENT_S = 12.0
+"""A rank that has beaten and then is silent for so long is taken for hung: 24 beats."""
+_START_S = 60.0
+_POLL_S = 0.05
+# A rank that ends takes the others with it through their connections; the first to be seen is not always the cause.
+_SETTLE_S = 0.7
+_END_S = 3.0
+_CLASSES: dict[int, type[AutotuneError]] = {1: VerificationError, 2: InputError, 3: MachineError}
+_PR_SET_PDEATHSIG = 1
+
+
+def launch(
+    ranks: int,
+    arguments: Sequence[str],
+    *,
+    command: Sequence[str] = (sys.executable, "-m", "autotune"),
+    environ: Mapping[str, str] | None = None,
+    silent_s: float = SILENT_S,
+) -> None:
+    """Run ``command arguments`` as every rank and wait for all. Rank 0 has this process's standard output and error.
+
+    Args:
+        environ: What the ranks inherit; default the environment of this process.
+        silent_s: Seconds without a beat that count as hung.
+
+    Raises:
+        AutotuneError: a rank ended with an error, died or hung; names rank and cause, and has the exit code of that rank's own error.
+            No process is left.
+        KeyboardInterrupt: passed on, once every rank has ended.
+    """
+    with tempfile.TemporaryDirectory(prefix="autotune-ranks-") as name:
+        folder = Path(name)
+        inherited = os.environ if environ is None else environ
+        processes = [_start(rank, ranks, [*command, *arguments], folder, inherited) for rank in range(ranks)]
+        try:
+            _watch(processes, folder, silent_s)
+        finally:
+            _end(processes)
+
+
+def _start(rank: int, ranks: int, line: list[str], folder: Path, environ: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
+    own = {name: str(number) for name, number in numbers.items()} | {FOLDER: str(folder)}
+    # Everything is on this machine; the address of another interface would be found by host name, or not at all.
+    own["GLOO_SOCKET_IFNAME"] = "lo"
+    with (folder / f"stderr.{rank}").open("wb") as errors:
+        return subprocess.Popen(
+            line,
+            env={**environ, **own},
+            stdin=subprocess.DEVNULL,
+            stdout=None if rank == 0 else subprocess.DEVNULL,
+            stderr=None if rank == 0 else errors,
+            preexec_fn=_end_with_parent,
+        )
+
+
+def _end_with_parent() -> None:
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _watch(processes: Sequence[subprocess.Popen[bytes]], folder: Path, silent_s: float) -> None:
+    begin_s = time.time()
+    while True:
+        codes = [process.poll() for process in processes]
+        if all(code == 0 for code in codes):
+            return
+        if any(code not in (None, 0) for code in codes):
+            time.sleep(_SETTLE_S)
+            _blame([process.poll() for process in processes], folder)
+        for rank, code in enumerate(codes):
+            silent, limit_s = _silence_s(folder / f"beat.{rank}", begin_s), silent_s
+            if silent is None:
+                silent, limit_s = time.time() - begin_s, _START_S
+            if code is None and silent > limit_s:
+                raise MachineError(
+                    f"every rank must answer within {limit_s:g} s, got no sign of rank {rank} (process {processes[rank].pid}): "
+                    "it is stopped or hangs; all ranks were ended, look at that process's core and start again"
+                )
+        time.sleep(_POLL_S)
+
+
+def _silence_s(file: Path, begin_s: float) -> float | None:
+    try:
+        return time.time() - max(file.stat().st_mtime, begin_s)
+    except FileNotFoundError:
+        return None
+
+
+def _blame(codes: Sequence[int | None], folder: Path) -> None:
+    """Raise the error of the rank that caused the end: one killed, else one with an error of its own, else any that failed."""
+    for rank, code in enumerate(codes):
+        if code is not None and code < 0:
+            raise MachineError(
+                f"every rank must run to the end, got rank {rank} killed by {signal.Signals(-code).name}; all ranks were ended: "
+                "look for the reason in the system's log (out of memory?), and start again"
+            )
+    failed = [rank for rank, code in enumerate(codes) if code not in (None, 0)]
+    told = {rank: _error_of(rank, folder) for rank in failed}
+    own = [rank for rank in failed if not (told[rank] or "").startswith("PeerLostError ")]
+    # An error that was told goes before a silent end.
+    cause = min(own or failed, key=lambda rank: told[rank] is None)
+    code, message = codes[cause], told[cause]
+    if message is not None:
+        raise _CLASSES.get(code or 0, MachineError)(f"rank {cause}: {message.partition(' ')[2]}")
+    raise MachineError(f"every rank must run to the end, got exit code {code} of rank {cause}{_last_words(cause, folder)}; start again")
+
+
+def _error_of(rank: int, folder: Path) -> str | None:
+    file = folder / f"error.{rank}"
+    return file.read_text(encoding="utf-8") if file.exists() else None
+
+
+def _last_words(rank: int, folder: Path) -> str:
+    lines = (folder / f"stderr.{rank}").read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return f" ({lines[-1]})" if lines else ""
+
+
+def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Ask, then kill; a stopped process cannot answer, and is killed."""
+    for process in processes:
+        if process.poll() is None:
+            process.terminate()
+    deadline = time.monotonic() + _END_S
+    for process in processes:
+        try:
+            process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()

@@ -1,0 +1,80 @@
+"""A rank that dies, hangs or disagrees ends the whole run with one error that names it, and leaves no process."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from autotune.errors import InputError, MachineError
+from autotune.tune.agent import launch
+
+# What each rank does, by `sys.argv[1]` on rank 1; rank 0 waits for it in a collective, as in training.
+_RANK = """
+import os, signal, sys, time
+from pathlib import Path
+from autotune.dlrm.ranks import FOLDER, agree, beat, from_environment, joined, report_error
+from autotune.errors import AutotuneError, InputError
+ranks = from_environment()
+beat(Path(os.environ[FOLDER]), ranks.rank)
+Path(sys.argv[2], f"pid.{ranks.rank}").write_text(str(os.getpid()))
+what = sys.argv[1] if ranks.rank == 1 else ""
+try:
+    import torch.distributed as dist
+    with joined(ranks):
+        agree("config", "b" if what == "disagree" else "a")
+        if what == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if what == "stop":
+            os.kill(os.getpid(), signal.SIGSTOP)
+        if what == "refuse":
+            raise InputError("a value must be right, got a wrong one; correct it")
+        if what == "crash":
+            sys.exit("something broke")
+        dist.barrier()
+except AutotuneError as error:
+    report_error(error)
+    sys.exit(error.exit_code)
+"""
+
+
+def run(folder: Path, what: str, silent_s: float = 12.0, ranks: int = 3) -> None:
+    root = str(Path(__file__).parents[2])
+    environ = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
+    launch(ranks, [what, str(folder)], command=(sys.executable, "-c", _RANK), environ=environ, silent_s=silent_s)
+
+
+def left_over(folder: Path) -> list[int]:
+    """Ranks that still run."""
+    pids = [int(file.read_text()) for file in folder.glob("pid.*")]
+    assert pids, "the ranks have started"
+    return [pid for pid in pids if psutil.pid_exists(pid) and psutil.Process(pid).ppid() == os.getpid()]
+
+
+def test_ranks_that_end_well_raise_nothing(tmp_path: Path) -> None:
+    run(tmp_path, "")
+    assert left_over(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("what", "error", "says"),
+    [
+        ("die", MachineError, "rank 1 killed by SIGKILL"),
+        ("refuse", InputError, "rank 1: a value must be right"),
+        ("crash", MachineError, r"exit code 1 of rank 1 \(something broke\)"),
+        ("disagree", InputError, "same config, got b on rank 1 and a on the others"),
+    ],
+)
+def test_a_rank_that_fails_is_named(tmp_path: Path, what: str, error: type[Exception], says: str) -> None:
+    with pytest.raises(error, match=says):
+        run(tmp_path, what)
+    assert left_over(tmp_path) == []
+
+
+def test_a_rank_that_is_stopped_is_named_and_ended(tmp_path: Path) -> None:
+    with pytest.raises(MachineError, match="no sign of rank 1"):
+        run(tmp_path, "stop", silent_s=6.0)
+    assert left_over(tmp_path) == []
