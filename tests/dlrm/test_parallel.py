@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+import autotune
 from autotune.config.knobs import EmbeddingUpdateKnobs, RunConfig
 from autotune.config.model import DataSpec, Model, Table
 from autotune.config.partition import ALL_TO_ALL_FORMS, CommunicationKnobs, Kind, Partition, Placement
@@ -91,7 +92,7 @@ def run_ranks(folder: Path, ranks: int, given: list[dict[str, Any]]) -> list[dic
     """The results of rank 0, after `ranks` processes have trained every case."""
     (folder / "cases.json").write_text(json.dumps(given))
     script = Path(__file__).with_name("parallel_rank.py")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(Path(autotune.__file__).parents[1])}
     command = [sys.executable, str(script), str(folder / "cases.json"), str(folder / "out")]
     processes = [
         subprocess.Popen([*command, str(rank), str(ranks), str(folder / "store")], env=environment, stderr=subprocess.PIPE, text=True)

@@ -13,7 +13,7 @@ from autotune.errors import InputError
     [
         ({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}, Ranks(3, 4, 1, 2, "torchrun")),
         (
-            {"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_RANK": "0", "OMPI_COMM_WORLD_LOCAL_SIZE": "1"},
+            {f"OMPI_COMM_WORLD_{name}": value for name, value in (("RANK", "1"), ("SIZE", "2"), ("LOCAL_RANK", "0"), ("LOCAL_SIZE", "1"))},
             Ranks(1, 2, 0, 1, "Open MPI"),
         ),
         ({"PMI_RANK": "0", "PMI_SIZE": "2"}, Ranks(0, 2, 0, 2, "MPICH")),

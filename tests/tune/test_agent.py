@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+import autotune
 from autotune.errors import InputError, MachineError
 from autotune.tune.agent import launch
 
@@ -42,7 +43,7 @@ except AutotuneError as error:
 
 
 def run(folder: Path, what: str, silent_s: float = 12.0, ranks: int = 3) -> None:
-    root = str(Path(__file__).parents[2])
+    root = str(Path(autotune.__file__).parents[1])
     environ = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
     launch(ranks, [what, str(folder)], command=(sys.executable, "-c", _RANK), environ=environ, silent_s=silent_s)
 

@@ -1,0 +1,108 @@
+"""`run --sockets N` as a user types it: ranks in processes of their own, bound to their cores, equal to one process."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+import autotune
+
+_TIMEOUT_S = 120
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> dict[str, str]:
+    """What a user's shell gives a command; ranks may share cores, so that one core is enough."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_", "MALLOC_", "AUTOTUNE_"))}
+    root = str(Path(autotune.__file__).parents[1])
+    cache = str(tmp_path / "cache")
+    return kept | {"PYTHONPATH": root, "AUTOTUNE_CACHE": cache, "COLUMNS": "100", "AUTOTUNE_OVERSUBSCRIBE": "1"}
+
+
+def autotune_command(*words: str) -> list[str]:
+    return [sys.executable, "-m", "autotune", *words]
+
+
+def run(shell: dict[str, str], *words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(autotune_command(*words), env=shell, capture_output=True, text=True, timeout=_TIMEOUT_S)
+    assert done.returncode == code, done.stderr
+    return done
+
+
+@pytest.mark.parametrize("sockets", [2, 3])
+def test_several_sockets_train_as_one_does(shell: dict[str, str], sockets: int) -> None:
+    one = json.loads(run(shell, "run", "tiny", "--steps", "5", "--json").stdout)
+    several = json.loads(run(shell, "run", "tiny", "--steps", "5", "--json", "--sockets", str(sockets)).stdout)
+    assert several["losses"] == pytest.approx(one["losses"], rel=1e-5)
+    assert several["minibatch"] == one["minibatch"]
+    assert any(f"{sockets} ranks" in note for note in several["notes"])
+
+
+def test_a_checkpoint_of_several_sockets_goes_on_in_one_process(shell: dict[str, str], tmp_path: Path) -> None:
+    weights = str(tmp_path / "weights.pt")
+    run(shell, "run", "tiny", "--steps", "4", "--sockets", "2", "--checkpoint-out", weights)
+    alone = json.loads(run(shell, "run", "tiny", "--steps", "3", "--checkpoint-in", weights, "--json").stdout)
+    together = json.loads(run(shell, "run", "tiny", "--steps", "3", "--checkpoint-in", weights, "--json", "--sockets", "2").stdout)
+    assert together["losses"] == pytest.approx(alone["losses"], rel=1e-5)
+
+
+def test_it_joins_the_ranks_of_torchrun(shell: dict[str, str]) -> None:
+    words = ["--standalone", "--nproc-per-node=2", "-m", "autotune", "run", "tiny", "--steps", "3", "--json"]
+    line = [sys.executable, "-m", "torch.distributed.run", *words]
+    done = subprocess.run(line, env=shell | {"GLOO_SOCKET_IFNAME": "lo"}, capture_output=True, text=True, timeout=_TIMEOUT_S)
+    assert done.returncode == 0, done.stderr
+    assert any("2 ranks" in note for note in json.loads(done.stdout)["notes"])
+
+
+def wait_for_training(parent: subprocess.Popen[str], ranks: int) -> list[psutil.Process]:
+    """The processes of the ranks, once they have torch's and gloo's threads."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        children = psutil.Process(parent.pid).children()
+        if len(children) == ranks and all(child.num_threads() >= 4 for child in children):
+            return children
+        time.sleep(0.1)
+    raise AssertionError("the ranks did not start")
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="two cores are needed to see two ranks on different cores")
+def test_ranks_are_bound_to_different_cores(shell: dict[str, str]) -> None:
+    del shell["AUTOTUNE_OVERSUBSCRIBE"]
+    line = autotune_command("run", "tiny", "--steps", "1000000", "--sockets", "2")
+    with subprocess.Popen(line, env=shell, stderr=subprocess.PIPE, text=True) as parent:
+        try:
+            first, second = (set(child.cpu_affinity()) for child in wait_for_training(parent, 2))
+            assert len(first) == len(second) == 1
+            assert first != second
+        finally:
+            parent.send_signal(signal.SIGINT)
+            parent.wait(timeout=30)
+    assert parent.returncode == 130
+
+
+def test_a_killed_rank_ends_the_run_with_one_error(shell: dict[str, str]) -> None:
+    line = autotune_command("run", "tiny", "--steps", "1000000", "--sockets", "2")
+    with subprocess.Popen(line, env=shell, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:
+        children = wait_for_training(parent, 2)
+        children[1].kill()
+        _, errors = parent.communicate(timeout=30)
+    assert parent.returncode == 3
+    assert errors.count("error:") == 1
+    assert "killed by SIGKILL" in errors
+    assert not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children)
+
+
+def test_numbers_of_sockets_that_cannot_be(shell: dict[str, str]) -> None:
+    del shell["AUTOTUNE_OVERSUBSCRIBE"]
+    assert "every rank needs a core of its own" in run(shell, "run", "tiny", "--sockets", "100000", code=3).stderr
+    run(shell, "run", "tiny", "--sockets", "0", code=2)
+    launched = shell | {"RANK": "0", "WORLD_SIZE": "2"}
+    assert "the number of sockets must be one" in run(launched, "run", "tiny", "--sockets", "3", code=2).stderr
