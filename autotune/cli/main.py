@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from autotune import __version__
-from autotune.cli import explain, export, interrupt, launch, models, probe, profile, run, tune, verify
+from autotune.cli import explain, export, interrupt, launch, models, plan, probe, profile, run, tune, verify
 from autotune.dlrm.ranks import report_error
 from autotune.errors import AutotuneError, MachineError
 
@@ -56,6 +56,7 @@ for name, module in (
     ("profile", profile),
     ("tune", tune),
     ("explain", explain),
+    ("plan", plan),
     ("verify", verify),
     ("export", export),
 ):

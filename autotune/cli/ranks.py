@@ -24,7 +24,7 @@ from autotune.config.profile import Topology
 from autotune.config.tuned import TunedConfig
 from autotune.dlrm.ranks import FOLDER, Ranks, beat, from_environment
 from autotune.errors import InputError
-from autotune.plan.even import even_partition
+from autotune.plan.planner import plan
 from autotune.probe.core_sets import OVERSUBSCRIBE, bind, core_sets, topology_of
 from autotune.probe.topology import available_memory_bytes, detect
 from autotune.tune.launch import launch_of
@@ -135,7 +135,7 @@ def open_rank(
     config = _config(tuned, model, ranks, topology, threads)
     ensure_environment(launch_of(config, topology))
     bind(compute)
-    partition = (tuned.partition if tuned else None) or even_partition(model, ranks.world)
+    partition = (tuned.partition if tuned else None) or plan(model, ranks.world).partition
     return RankSession(ranks, model, partition, communication, config, topology, talk, spec, notes)
 
 

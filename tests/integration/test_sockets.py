@@ -100,6 +100,15 @@ def test_a_killed_rank_ends_the_run_with_one_error(shell: dict[str, str]) -> Non
     assert not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children)
 
 
+def test_a_plan_of_a_model_that_fits_no_single_socket(shell: dict[str, str]) -> None:
+    found = json.loads(run(shell, "plan", "mlperf", "--sockets", "8", "--memory-per-socket", "32GB", "--json").stdout)
+    assert len(found["partition"]["tables"]) == 26
+    assert max(rank["memory_bytes"] for rank in found["ranks"]) <= 32e9
+    assert "rank" in run(shell, "plan", "mlperf", "--sockets", "8").stdout
+    refused = run(shell, "plan", "mlperf", "--sockets", "2", "--memory-per-socket", "32GB", code=3).stderr
+    assert "short" in refused
+
+
 def test_numbers_of_sockets_that_cannot_be(shell: dict[str, str]) -> None:
     del shell["AUTOTUNE_OVERSUBSCRIBE"]
     assert "every rank needs a core of its own" in run(shell, "run", "tiny", "--sockets", "100000", code=3).stderr
