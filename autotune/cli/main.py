@@ -27,8 +27,11 @@ class _Commands(TyperGroup):
             result = super().invoke(ctx)
             sys.stdout.flush()
         except AutotuneError as error:
-            if not report_error(error):
-                _line(f"error: {error}")
+            if report_error(error):
+                sys.stdout.flush()
+                # Not through torch's destructors: with a collective under way they may wait, or abort.
+                os._exit(error.exit_code)
+            _line(f"error: {error}")
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt:
             _line(interrupted(ctx.invoked_subcommand))

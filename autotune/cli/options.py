@@ -24,7 +24,7 @@ ThreadsOption = Annotated[int | None, typer.Option("--threads", metavar="N", hel
 SocketsOption = Annotated[int, typer.Option("--sockets", metavar="N", help="Sockets to use.")]
 RanksOption = Annotated[
     int | None,
-    typer.Option("--sockets", min=1, metavar="N", help="Sockets, a rank on each; default: of the config or the launcher, else 1."),
+    typer.Option("--sockets", metavar="N", help="Sockets, a rank on each; default: of the config or the launcher, else 1."),
 ]
 SeedOption = Annotated[
     int | None, typer.Option("--seed", min=0, max=MAX_SEED, metavar="N", help="Of weights and data, instead of the model's.")
@@ -82,4 +82,4 @@ def check_sockets(sockets: int) -> None:
     if sockets < 1:
         raise InputError(f"sockets must be 1 or more, got {sockets} (--sockets); write --sockets 1")
     if sockets > 1:
-        raise InputError(f"this command works on one socket for now, got {sockets} (--sockets); run takes more")
+        raise InputError(f"this command works on one socket for now, got {sockets} (--sockets); write --sockets 1")

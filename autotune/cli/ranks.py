@@ -70,8 +70,10 @@ def wanted_ranks(sockets: int | None, config_file: Path | None) -> int:
     """How many ranks a command asks for: those of the launcher, of the option, or of the config.
 
     Raises:
-        InputError: two of them differ.
+        InputError: two of them differ, or the option is below 1.
     """
+    if sockets is not None and sockets < 1:
+        raise InputError(f"sockets must be 1 or more, got {sockets} (--sockets); write --sockets 1")
     ranks = from_environment()
     tuned = None if config_file is None else load_tuned(config_file)
     asked = {

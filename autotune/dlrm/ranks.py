@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
-from autotune.errors import InputError, MachineError
+from autotune.errors import AutotuneError, InputError, MachineError
 
 FOLDER = "AUTOTUNE_RANKS_FOLDER"
 """Set by our own supervisor: where ranks meet, beat, and leave their errors."""
@@ -159,5 +159,6 @@ def report_error(error: BaseException, environ: Mapping[str, str] = os.environ) 
     folder, rank = environ.get(FOLDER), environ.get("RANK")
     if folder is None or rank is None or not Path(folder).is_dir():
         return False
-    (Path(folder) / f"error.{rank}").write_text(f"{type(error).__name__} {error}", encoding="utf-8")
+    code = error.exit_code if isinstance(error, AutotuneError) else MachineError.exit_code
+    (Path(folder) / f"error.{rank}").write_text(f"{code} {type(error).__name__} {error}", encoding="utf-8")
     return True

@@ -16,7 +16,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from autotune.dlrm.ranks import FOLDER
+from autotune.dlrm.ranks import FOLDER, PeerLostError
 from autotune.errors import AutotuneError, InputError, MachineError, VerificationError
 
 SILENT_S = 12.0
@@ -108,27 +108,41 @@ def _silence_s(file: Path, begin_s: float) -> float | None:
 
 
 def _blame(codes: Sequence[int | None], folder: Path) -> None:
-    """Raise the error of the rank that caused the end: one killed, else one with an error of its own, else any that failed."""
-    for rank, code in enumerate(codes):
-        if code is not None and code < 0:
-            raise MachineError(
-                f"every rank must run to the end, got rank {rank} killed by {signal.Signals(-code).name}; all ranks were ended: "
-                "look for the reason in the system's log (out of memory?), and start again"
-            )
+    """Raise the error of the rank that caused the end: one killed without a word, else one with an error of its own, else any that failed.
+
+    An error that was told counts for more than how its process ended: torch may abort a process that leaves in the middle of a collective.
+    """
     failed = [rank for rank, code in enumerate(codes) if code not in (None, 0)]
-    told = {rank: _error_of(rank, folder) for rank in failed}
-    own = [rank for rank in failed if not (told[rank] or "").startswith("PeerLostError ")]
-    # An error that was told goes before a silent end.
-    cause = min(own or failed, key=lambda rank: told[rank] is None)
-    code, message = codes[cause], told[cause]
-    if message is not None:
-        raise _CLASSES.get(code or 0, MachineError)(f"rank {cause}: {message.partition(' ')[2]}")
-    raise MachineError(f"every rank must run to the end, got exit code {code} of rank {cause}{_last_words(cause, folder)}; start again")
+    told = {rank: _told(rank, folder) for rank in failed}
+    # An abort may be the answer to a peer that was killed, so it is the last to be the cause.
+    ends = [(rank, codes[rank] or 0) for rank in failed if told[rank] is None]
+    silent = [(code == -signal.SIGABRT, rank, code) for rank, code in ends if code < 0]
+    if silent:
+        _, rank, code = min(silent)
+        raise MachineError(
+            f"every rank must run to the end, got rank {rank} killed by {signal.Signals(-code).name}; all ranks were ended: "
+            "look for the reason in the system's log (out of memory?), and start again"
+        )
+    own = {rank: error for rank, error in told.items() if error is not None and error[1] != PeerLostError.__name__}
+    if own:
+        rank, (code, _, message) = next(iter(own.items()))
+        raise _CLASSES.get(code, MachineError)(f"rank {rank}: {message}")
+    # Who lost a peer is never the cause.
+    rank = min(failed, key=lambda rank: told[rank] is not None)
+    error = told[rank]
+    if error is not None:
+        raise MachineError(f"rank {rank}: {error[2]}")
+    words = _last_words(rank, folder)
+    raise MachineError(f"every rank must run to the end, got exit code {codes[rank]} of rank {rank}{words}; start again")
 
 
-def _error_of(rank: int, folder: Path) -> str | None:
-    file = folder / f"error.{rank}"
-    return file.read_text(encoding="utf-8") if file.exists() else None
+def _told(rank: int, folder: Path) -> tuple[int, str, str] | None:
+    """Exit code, class and message of the error that a rank left."""
+    try:
+        code, name, message = (folder / f"error.{rank}").read_text(encoding="utf-8").split(" ", 2)
+    except FileNotFoundError:
+        return None
+    return int(code), name, message
 
 
 def _last_words(rank: int, folder: Path) -> str:

@@ -50,11 +50,12 @@ def check(model: Model, found: Plan, limit: float | None = None) -> None:
 def test_every_row_is_placed_within_memory_or_the_shortfall_is_said(tables: list[tuple[int, int]], ranks: int, room: float) -> None:
     model = model_of(tables)
     check(model, plan(model, ranks))
-    limit = room * sum(table.size_bytes for table in model.tables) / ranks
+    row_bytes = model.embedding_dim * 4
+    limit = room * sum(table.size_bytes for table in model.tables) / ranks + row_bytes
     try:
         found = plan(model, ranks, memory_per_rank_bytes=limit)
     except MachineError:
-        assert room < 2.0, "twice the memory always has room for parts of tables"
+        assert room < 2.0, "twice the memory and a row always has room for parts of tables"
     else:
         check(model, found, limit)
 

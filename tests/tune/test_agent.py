@@ -38,7 +38,7 @@ try:
         dist.barrier()
 except AutotuneError as error:
     report_error(error)
-    sys.exit(error.exit_code)
+    os._exit(error.exit_code)
 """
 
 
