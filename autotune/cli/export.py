@@ -12,12 +12,14 @@ from autotune.cli.options import ConfigArgument
 from autotune.config.files import load_tuned, write_text_atomic
 from autotune.export.targets import TARGETS, check_target, export
 
-To = Annotated[str, typer.Option("--to", metavar="|".join(TARGETS), help="Shell lines, a torchrun script, or JSON.")]
+To = Annotated[str, typer.Option("--to", metavar="|".join(TARGETS), help="Shell lines, JSON, or a script for one or several hosts.")]
 Output = Annotated[Path | None, typer.Option("-o", "--output", metavar="FILE", help="Write to FILE instead of standard output.")]
 
 
 def command(config: ConfigArgument, to: To, output: Output = None) -> None:
     """Write a tuned config in the form another launcher reads.
+
+    A script starts one host until the lines marked `edit` at its top name more.
 
     Example: eval "$(autotune export small.tuned.yaml --to env)"
     """

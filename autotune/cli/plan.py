@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 
@@ -11,7 +13,9 @@ from autotune.cli.options import JsonOption, MaxRowsOption, MinibatchOption, Mod
 from autotune.cli.output import check_outputs, show
 from autotune.cli.session import select_model
 from autotune.config.files import load_profile
+from autotune.config.partition import KINDS, Kind
 from autotune.errors import InputError
+from autotune.plan.constraints import Constraints
 from autotune.plan.planner import plan
 from autotune.report.plan import plan as render
 from autotune.units import parse_bytes
@@ -19,6 +23,15 @@ from autotune.units import parse_bytes
 Sockets = Annotated[int, typer.Option("--sockets", min=1, metavar="N", help="Sockets to place the tables on.")]
 Memory = Annotated[str | None, typer.Option("--memory-per-socket", metavar="SIZE", help="For tables: 96GB, 64GiB.")]
 ProfileFile = Annotated[Path | None, typer.Option("--profile", metavar="FILE", help="A socket's profile, as written by probe -o.")]
+Pin = Annotated[list[str] | None, typer.Option("--pin", metavar="T=R", help="Table T whole on rank R. Repeatable.")]
+Forbid = Annotated[list[str] | None, typer.Option("--forbid", metavar="T=R[,R2]", help="No part of table T on these ranks. Repeatable.")]
+Together = Annotated[list[str] | None, typer.Option("--together", metavar="T,T2", help="Tables whole on one rank. Repeatable.")]
+Kinds = Annotated[str | None, typer.Option("--kinds", metavar="KIND[,KIND]", help=f"Only these: {', '.join(KINDS)}.")]
+SplitAbove = Annotated[str | None, typer.Option("--split-above", metavar="SIZE", help="Tables up to SIZE are never split: 1GB.")]
+
+# Nine digits are above any number of tables or ranks.
+_PAIR = re.compile(r"\s*(\d{1,9})\s*=\s*(\d{1,9}(?:\s*,\s*\d{1,9})*)\s*", re.ASCII)
+_LIST = re.compile(r"\s*\d{1,9}(?:\s*,\s*\d{1,9})*\s*", re.ASCII)
 
 
 def command(
@@ -26,6 +39,11 @@ def command(
     sockets: Sockets,
     profile: ProfileFile = None,
     memory_per_socket: Memory = None,
+    pin: Pin = None,
+    forbid: Forbid = None,
+    together: Together = None,
+    kinds: Kinds = None,
+    split_above: SplitAbove = None,
     max_rows: MaxRowsOption = None,
     minibatch: MinibatchOption = None,
     as_json: JsonOption = False,
@@ -33,9 +51,10 @@ def command(
 ) -> None:
     """Place embedding tables on sockets: per rank its tables, memory and predicted time. Runs nothing.
 
-    Example: autotune plan mlperf --sockets 8 --memory-per-socket 64GB
+    Example: autotune plan mlperf --sockets 8 --memory-per-socket 64GB --pin 0=3 --kinds table_wise,row_wise
     """
     check_outputs(output)
+    constraints = _constraints(pin or (), forbid or (), together or (), kinds, split_above)
     workload = select_model(model, max_rows, minibatch)
     limit = None if memory_per_socket is None else parse_bytes(memory_per_socket)
     if limit == 0:
@@ -47,5 +66,44 @@ def command(
         ceilings=machine.ceilings if machine else None,
         threads=max(1, machine.fingerprint.topology.physical_cores // machine.fingerprint.topology.sockets) if machine else 1,
         memory_per_rank_bytes=limit,
+        constraints=constraints,
     )
     show(result, render, as_json, output)
+
+
+def _constraints(
+    pin: Sequence[str], forbid: Sequence[str], together: Sequence[str], kinds: str | None, split_above: str | None
+) -> Constraints:
+    """What the options demand. Raises: InputError: one cannot be read, or a table is pinned to two ranks."""
+    pins: dict[int, int] = {}
+    for text in pin:
+        t, ranks = _pair(text, "a pin is TABLE=RANK", "--pin 3=0")
+        if len(ranks) > 1 or pins.get(t, ranks[0]) != ranks[0]:
+            got = ", ".join(map(str, dict.fromkeys((*([pins[t]] if t in pins else ()), *ranks))))
+            raise InputError(f"a table is pinned to one rank, got {got} for table {t} (--pin {text}); keep one of them")
+        pins[t] = ranks[0]
+    forbidden: dict[int, tuple[int, ...]] = {}
+    for text in forbid:
+        t, ranks = _pair(text, "forbidden ranks are TABLE=RANK[,RANK]", "--forbid 3=0,1")
+        forbidden[t] = tuple(sorted({*forbidden.get(t, ()), *ranks}))
+    for text in together:
+        if not _LIST.fullmatch(text):
+            raise InputError(f"tables that lie together are TABLE,TABLE, got {text!r} (--together); write for example --together 3,4")
+    return Constraints(
+        pin=pins,
+        forbid=forbidden,
+        together=tuple(_numbers(text) for text in together),
+        kinds=KINDS if kinds is None else cast(tuple[Kind, ...], tuple(kind.strip() for kind in kinds.split(","))),
+        split_above_bytes=0 if split_above is None else parse_bytes(split_above),
+    )
+
+
+def _pair(text: str, rule: str, example: str) -> tuple[int, tuple[int, ...]]:
+    match = _PAIR.fullmatch(text)
+    if match is None:
+        raise InputError(f"{rule}, got {text!r} ({example.split()[0]}); write for example {example}")
+    return int(match[1]), _numbers(match[2])
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in text.split(","))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -15,13 +16,16 @@ from autotune.cli.options import (
     MinibatchOption,
     ModelArgument,
     OutputOption,
+    RanksOption,
     SeedOption,
     ThreadsOption,
     TunedOption,
 )
 from autotune.cli.output import check_outputs, show
 from autotune.cli.progress import reporting
+from autotune.cli.ranks import describe, open_rank, start_ranks, wanted_ranks
 from autotune.cli.session import open_session
+from autotune.errors import InputError
 from autotune.report import text
 
 Prove = Annotated[bool, typer.Option("--prove", help="Test every verdict: data resident in cache, and half the threads.")]
@@ -36,6 +40,7 @@ def command(
     max_rows: MaxRowsOption = None,
     minibatch: MinibatchOption = None,
     threads: ThreadsOption = None,
+    sockets: RanksOption = None,
     seed: SeedOption = None,
     rounds: Rounds = 20,
     prove: Prove = False,
@@ -47,6 +52,13 @@ def command(
     Example: autotune profile mlperf-1m --threads 2 --prove
     """
     check_outputs(output)
+    count = wanted_ranks(sockets, config)
+    if count > 1:
+        if prove:
+            raise InputError("passes are perturbed on one socket only, got --prove with several; leave out one of them")
+        start_ranks(count)
+        _profile_rank(model, config, force, data, max_rows, minibatch, threads, seed, rounds, as_json, output)
+        return
     session = open_session(
         model, max_rows=max_rows, minibatch=minibatch, threads=threads, data=data, config_file=config, force=force, all_cores=True
     )
@@ -65,3 +77,41 @@ def command(
             found = perturb(dlrm, source, table, cache_bytes=cache_bytes, progress=progress)
             table = replace(table, perturbations=tuple(found))
     show(replace(table, notes=table.notes + session.notes), text.operator_table, as_json, output)
+
+
+def _profile_rank(
+    name: str,
+    config: Path | None,
+    force: bool,
+    data: str | None,
+    max_rows: int | None,
+    minibatch: int | None,
+    threads: int | None,
+    seed: int | None,
+    rounds: int,
+    as_json: bool,
+    output: Path | None,
+) -> None:
+    """The same on one of several ranks; rank 0 measures, and tells."""
+    session = open_rank(name, max_rows=max_rows, minibatch=minibatch, threads=threads, data=data, config_file=config, force=force)
+    from autotune.bench.noise import NoiseMonitor
+    from autotune.cli.lockstep import in_lockstep
+    from autotune.dlrm.ranks import interface
+    from autotune.perf.ranks import measure_ranks
+    from autotune.probe.ranks import load_or_probe_ranks
+
+    with reporting(show=session.first) as progress, session.joined() as network:
+        communication = session.config.communication
+        backend = communication.backend if communication else "gloo"
+        machine = load_or_probe_ranks(session.whole, backend=backend, progress=progress)
+        planned = session.planned(machine)
+        progress.phase("building the model", None)
+        with in_lockstep(session, planned, network, seed) as lockstep:
+            if lockstep is not None:
+                monitor = NoiseMonitor(cpus=session.topology.allowed_cpus)
+                table = measure_ranks(
+                    lockstep, machine, ranks_on_host=session.ranks.local_world, monitor=monitor, rounds=rounds, progress=progress
+                )
+        notes = describe(session, planned, interface())
+    if session.first:
+        show(replace(table, notes=table.notes + notes), text.operator_table, as_json, output)

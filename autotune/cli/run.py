@@ -104,18 +104,19 @@ def _run_rank(
     from autotune.dlrm.train import train
     from autotune.report.record import run_result
 
-    first = session.ranks.rank == 0
-    with reporting(show=first) as progress, session.joined():
+    first = session.first
+    with reporting(show=first) as progress, session.joined() as network:
         progress.phase("building the model", None)
         source = make_source(session.model, session.data, seed=seed)
-        dlrm = ParallelDLRM(session.model, session.partition, session.config, session.communication, seed, machine=session.topology)
+        planned = session.planned()
+        dlrm = ParallelDLRM(session.model, planned, seed, machine=session.topology, place_network=network.place)
         if checkpoint_in is not None:
             state = load_checkpoint(checkpoint_in)
             check_state(session.model, state, str(checkpoint_in))
             dlrm.load_state_dict(state)
         progress.phase("training", steps)
         training = train(dlrm, source, steps, lambda _, loss: progress.advance(1, f"loss {loss:.4f}"))
-        notes = describe(session, interface())
+        notes = describe(session, planned, interface())
         if training.auc is not None:
             notes += ("AUC is of rank 0's samples",)
         if checkpoint_out is not None:

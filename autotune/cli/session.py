@@ -120,14 +120,17 @@ def open_session(
     return Session(model, topology, tuned.config, tuned.config.threads, launch, spec, notes, tuned, force)
 
 
-def check_tuned(tuned: TunedConfig, model: Model, topology: Topology, force: bool = False) -> tuple[str, ...]:
+def check_tuned(
+    tuned: TunedConfig, model: Model, topology: Topology, force: bool = False, *, ranks: int = 1, ranks_on_host: int = 1
+) -> tuple[str, ...]:
     """Whether a config may be used here, as far as that is known before torch is loaded; returns what differs.
 
     Raises:
         FingerprintError: it belongs to another model, or to other hardware without `force`.
         MachineError: not enough cores.
     """
-    return tuple(check(tuned, model, fingerprint(topology, tuned.fingerprint.target), force=force))
+    here = fingerprint(topology, tuned.fingerprint.target)
+    return tuple(check(tuned, model, here, force=force, ranks=ranks, ranks_on_host=ranks_on_host))
 
 
 def start_tuned(tuned: TunedConfig, topology: Topology, force: bool = False) -> Launch:

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from autotune.config.base import Frozen
+from autotune.config.partition import CommunicationKnobs, Partition
 
 MAX_SIZE = 2**30
 """Far above any useful block or task, and within what the kernels count in."""
@@ -89,3 +90,7 @@ class RunConfig(Frozen):
     """Ask the kernel for 2 MiB pages under the embedding tables."""
     operators: dict[str, Knobs] = Field(default_factory=dict)
     """Knobs by operator pass; a pass that is not named takes its default."""
+    partition: Partition | None = None
+    """Where the tables lie, a rank a socket; None on one socket."""
+    communication: CommunicationKnobs | None = None
+    """How the ranks talk; None on one socket."""

@@ -58,6 +58,12 @@ class Partition(Frozen):
     tables: tuple[Placement, ...]
     """In the order of the model's tables."""
 
+    @property
+    def summary(self) -> str:
+        """``20 table-wise, 6 replicated``."""
+        kinds = [placement.kind for placement in self.tables]
+        return ", ".join(f"{kinds.count(kind)} {kind.replace('_', '-')}" for kind in dict.fromkeys(kinds))
+
     @model_validator(mode="after")
     def _inside(self) -> Partition:
         for t, table in enumerate(self.tables):

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from autotune.config.base import Frozen
+from autotune.config.network import Network
 
 # 1: first version.
 PROFILE_SCHEMA = 1
@@ -117,6 +118,8 @@ class Profile(Frozen):
     """ISO 8601, UTC."""
     fingerprint: Fingerprint
     ceilings: Ceilings
+    network: Network | None = None
+    """Between ranks; None where it was not measured."""
     notes: tuple[str, ...] = ()
     """What disturbed the measurement, if anything did."""
     model_config = Frozen.model_config | {"populate_by_name": True, "serialize_by_alias": True}

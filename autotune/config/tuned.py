@@ -10,7 +10,6 @@ from pydantic_core import PydanticCustomError
 
 from autotune.config.base import Frozen
 from autotune.config.knobs import RunConfig
-from autotune.config.partition import CommunicationKnobs, Partition
 from autotune.config.profile import Fingerprint
 
 # 1: first version.
@@ -108,10 +107,6 @@ class TunedConfig(Frozen):
     minibatch: int = Field(ge=1)
     config: RunConfig
     launch: Launch
-    partition: Partition | None = None
-    """Where the tables lie; None on one socket."""
-    communication: CommunicationKnobs | None = None
-    """How the ranks talk; None on one socket."""
     default_iteration_s: Interval
     tuned_iteration_s: Interval
     speedup: Interval
@@ -130,6 +125,10 @@ class TunedConfig(Frozen):
         if self.launch.threads != threads:
             rule = f"launch and config must have the same threads ({threads})"
             raise _error(("launch", "threads"), rule, self.launch.threads, "tune again")
+        ranks = self.config.partition.ranks if self.config.partition else 1
+        if ranks != self.sockets:
+            rule = f"a config for {self.sockets} sockets must place the tables on as many ranks"
+            raise _error(("config", "partition"), rule, ranks, "tune again")
         if len(cpus) != threads or len(set(cpus)) != threads:
             rule = f"launch must bind each of the {threads} threads to a CPU of its own"
             raise _error(("launch", "cpus"), rule, list(cpus), "tune again")

@@ -8,7 +8,8 @@ the bottom MLP and the bags write the feature buffer [N, T+1, E] that the intera
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -83,6 +84,16 @@ class _Buffers:
         self.d_bottom = [empty_rows(samples, k, threads) for k in model.bottom_mlp[1:-1]] + [self.d_features[:, 0]]
         self.top = [empty_rows(samples, k, threads) for k in model.top_sizes]
         self.d_top = [empty_rows(samples, k, threads) for k in model.top_sizes]
+
+
+@dataclass(frozen=True)
+class _DenseOperators:
+    """Passes between which the embedding bags run, in order."""
+
+    bottom_forward: Sequence[Operator]
+    top: Sequence[Operator]
+    """From the interaction's forward pass to its backward pass."""
+    bottom_backward: Sequence[Operator]
 
 
 class DLRM:
@@ -186,23 +197,31 @@ class DLRM:
 
     def operators(self, source: BatchSource) -> list[Operator]:
         """Every pass in the order it runs, on the live tables; an embedding pass is timed on batches of `source`."""
-        samples, model = self.model.minibatch, self.model
+        samples = self.model.minibatch
         batches = [_lookups(source.batch(i)) for i in range(_ROTATE_BATCHES)]
-        layers = {layer.key: layer for layer in _passes(model)}
-        forward = [layer for key, layer in layers.items() if key.endswith(".forward")]
-        backward = [layer for key, layer in reversed(layers.items()) if not key.endswith(".forward")]
-        bottom, top = (lambda op: op.key.startswith("bottom")), (lambda op: op.key.startswith("top"))
+        dense = self._dense_operators()
         return [
-            *filter(bottom, forward),
+            *dense.bottom_forward,
             embedding_bag.EmbeddingForward(self.bags, batches, samples),
-            interaction.Interaction("forward", samples, model.num_features, model.embedding_dim),
-            *filter(top, forward),
-            loss.Loss(samples),
-            *filter(top, backward),
-            interaction.Interaction("backward", samples, model.num_features, model.embedding_dim),
+            *dense.top,
             embedding_bag.EmbeddingUpdate(self.bags, batches, samples),
-            *filter(bottom, backward),
+            *dense.bottom_backward,
         ]
+
+    def _dense_operators(self) -> _DenseOperators:
+        samples, model = self.model.minibatch, self.model
+        layers = list(_passes(model))
+        forward = [layer for layer in layers if layer.key.endswith(".forward")]
+        backward = [layer for layer in reversed(layers) if not layer.key.endswith(".forward")]
+        top = [
+            interaction.Interaction("forward", samples, model.num_features, model.embedding_dim),
+            *(layer for layer in forward if layer.key.startswith("top")),
+            loss.Loss(samples),
+            *(layer for layer in backward if layer.key.startswith("top")),
+            interaction.Interaction("backward", samples, model.num_features, model.embedding_dim),
+        ]
+        of_bottom = [[layer for layer in side if layer.key.startswith("bottom")] for side in (forward, backward)]
+        return _DenseOperators(of_bottom[0], top, of_bottom[1])
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """The live weights under the public DLRM's names: ``emb_l.<t>.weight``, ``bot_l.<2i>.weight``, ``top_l.<2i>.bias`` ..."""

@@ -12,7 +12,8 @@ Source: arXiv 2005.04680, section IV; row-wise tables meet in partial sums as in
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -20,18 +21,26 @@ import torch.distributed as dist
 
 from autotune.config.knobs import EmbeddingUpdateKnobs, RunConfig
 from autotune.config.model import Model
-from autotune.config.partition import CommunicationKnobs, Partition
+from autotune.config.partition import CommunicationKnobs
 from autotune.config.profile import Topology
-from autotune.dlrm.data import Batch
-from autotune.dlrm.model import DLRM, _Buffers
+from autotune.dlrm.connection import LOSS, Connection
+from autotune.dlrm.data import Batch, BatchSource
+from autotune.dlrm.model import _ROTATE_BATCHES, DLRM, _Buffers
+from autotune.dlrm.parallel_operators import Fixed, shard_passes
+from autotune.dlrm.ranks import busy
 from autotune.dlrm.sharding import Part, Shard, check_partition, parts_of, replicated
 from autotune.errors import InputError
 from autotune.ops import all_reduce, all_to_all, embedding_bag, loss
-from autotune.ops.all_to_all import Exchange, sample_bounds
+from autotune.ops.all_to_all import sample_bounds
+from autotune.ops.base import Operator, Work
 from autotune.ops.embedding_bag import Lookups
 
 SELECT = "embedding_bag.select"
-_LOSS = "loss"
+OPTIMIZER = "optimizer"
+TALKS = (all_to_all.FORWARD, all_to_all.BACKWARD, all_reduce.KEY)
+"""Passes that wait for other ranks."""
+_KEPT_CONNECTIONS = 3
+"""Two that are compared, and one to go back to."""
 
 
 @dataclass(frozen=True)
@@ -66,37 +75,38 @@ class ParallelDLRM(DLRM):
 
     Args:
         model: with the global minibatch.
-        partition: where the tables lie.
-        config: knobs of this rank's operators; None takes the defaults for its share of the samples.
-        communication: how the ranks talk.
+        config: knobs of this rank's operators, with the partition; passes it does not name take the defaults for its share of the samples.
         seed: of the initial weights; None takes the model's.
         machine: this rank's cores.
+        place_network: called with the number of cores that are left to the network's threads.
 
     Raises:
-        InputError: the partition is for other tables or another number of ranks, or there are fewer samples than ranks.
+        InputError: the partition is missing, for other tables or another number of ranks, or there are fewer samples than ranks.
         MachineError: the memory cannot be had.
     """
 
     def __init__(
         self,
         model: Model,
-        partition: Partition,
-        config: RunConfig | None = None,
-        communication: CommunicationKnobs | None = None,
+        config: RunConfig,
         seed: int | None = None,
         *,
         machine: Topology | None = None,
+        place_network: Callable[[int], object] = lambda cores: None,
     ) -> None:
         self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
-        if partition.ranks != self.ranks:
-            raise InputError(f"the partition is for {partition.ranks} ranks, got {self.ranks}; plan for this number of sockets")
+        if config.partition is None:
+            raise InputError("several ranks need a partition, got none (config: partition); plan or tune for this number of sockets")
+        if config.partition.ranks != self.ranks:
+            raise InputError(f"the partition is for {config.partition.ranks} ranks, got {self.ranks}; plan for this number of sockets")
         if model.minibatch < self.ranks:
             raise InputError(f"every rank needs a sample, got a minibatch of {model.minibatch} for {self.ranks} ranks; raise --minibatch")
-        check_partition(model, partition)
-        self.global_model, self.partition = model, partition
-        self.communication = communication or CommunicationKnobs()
+        check_partition(model, config.partition)
+        self.global_model, self.partition = model, config.partition
+        self._place_network = place_network
         self._bounds = sample_bounds(model.minibatch, self.ranks)
         self._own = (self._bounds[self.rank], self._bounds[self.rank + 1])
+        self._connections: dict[tuple[object, ...], Connection] = {}
         local = model.model_copy(update={"minibatch": self._own[1] - self._own[0]})
         super().__init__(local, config, seed, machine=machine)
         self._connect()
@@ -119,29 +129,43 @@ class ParallelDLRM(DLRM):
         self._sparse = Shard(sparse, model, seed, huge_pages=huge_pages, threads=threads)
         self._dense = Shard(dense, model, seed, huge_pages=huge_pages, threads=threads)
 
+    def configure(self, config: RunConfig) -> None:
+        """As `DLRM.configure`; the partition must stay. Every rank must call it. Connections of the last few choices are kept.
+
+        Raises:
+            InputError: as there, or another partition.
+        """
+        if config.partition != self.partition:
+            raise InputError("a model in memory keeps its partition; make another one for another partition")
+        super().configure(config)
+        self._connect()
+
     def _connect(self) -> None:
-        """Buffers of the exchanges and of the reduction."""
-        knobs, (low, high) = self.communication, self._own
-        owned = [[part.width for part in parts] for parts in self._parts]
-        extra = [part.width for part in self._sparse.parts]
-        self._out = Exchange("forward", self._bounds, owned, self.rank, knobs)
-        self._back = Exchange("backward", self._bounds, [[*widths, *extra] for widths in owned], self.rank, knobs)
-        self._pooled_sparse = torch.zeros(high - low, self._sparse.width)
-        self._pooled_dense = torch.zeros(high - low, self._dense.width)
-        dense_tables = [(f"table.{part.table}", (part.rows[1], part.width)) for part in self._dense.parts]
-        layers = [(name, layer) for name, layer in reversed(self._layers.items())]
-        layers.sort(key=lambda pair: pair[0].startswith("bottom"))
-        gradients = [(f"{name}.{kind}", tuple(of.shape)) for name, one in layers for kind, of in (("w", one.d_weight), ("b", one.d_bias))]
-        shapes: list[tuple[str, tuple[int, ...]]] = [(_LOSS, (1,)), *dense_tables, *gradients]
-        self._buckets = all_reduce.Buckets(shapes, knobs.bucket_bytes, overlap=knobs.overlap)
-        for name, layer in layers:
-            layer.d_weight, layer.d_bias = self._buckets.gradients[f"{name}.w"], self._buckets.gradients[f"{name}.b"]
-        tables = [self._buckets.gradients[name] for name, _ in dense_tables]
-        self._table_gradients = embedding_bag.EmbeddingBags.of(tables) if tables else None
+        """Buffers of the exchanges and of the reduction under the communication knobs in force."""
+        knobs = self.communication
+        key = (knobs.all_to_all, knobs.wire_dtype, knobs.overlap, knobs.bucket_bytes)
+        connection = self._connections.pop(key, None)
+        if connection is None:
+            connection = Connection(self._parts, self._sparse, self._dense, self._layers, self._bounds, self.rank, knobs)
+        self._connections[key] = connection
+        while len(self._connections) > _KEPT_CONNECTIONS:
+            self._connections.pop(next(iter(self._connections)))
+        self._link = connection
+        connection.attach(self._layers)
+        self._place_network(knobs.communication_cores)
+
+    @property
+    def communication(self) -> CommunicationKnobs:
+        return self.config.communication or CommunicationKnobs()
 
     def _move_tables(self) -> None:
         for shard in (self._shard, self._sparse, self._dense):
             shard.move(self.config.huge_pages, self.config.threads)
+
+    @contextmanager
+    def _talking(self, key: str) -> Iterator[None]:
+        with self.recorder.measure(key), busy(key, waits=True, limited=True):
+            yield
 
     def step(self, batch: Batch) -> float:
         """One training iteration on the global batch; returns its mean loss, the same on every rank.
@@ -150,17 +174,21 @@ class ParallelDLRM(DLRM):
             IndexError: an index outside its table.
             ValueError: the batch does not fit the model.
         """
+        if batch.dense.shape[0] != self.minibatch:
+            raise ValueError(f"a batch must hold the global minibatch of {self.minibatch} samples, got {batch.dense.shape[0]}")
+        with busy("step", limited=True):
+            return self._step(batch)
+
+    def _step(self, batch: Batch) -> float:
         own, of_all = self._own[1] - self._own[0], self.minibatch
-        if batch.dense.shape[0] != of_all:
-            raise ValueError(f"a batch must hold the global minibatch of {of_all} samples, got {batch.dense.shape[0]}")
         buffers, threads, measure = self._buffers, self.config.threads, self.recorder.measure
         rate = self.model.learning_rate
-        self._buckets.begin()
+        self._link.buckets.begin()
         lookups = self._forward_parallel(batch, buffers)
         with measure(loss.KEY):
             mean = loss.binary_cross_entropy(buffers.top[-1], self.own_labels(batch), buffers.d_top[-1])
             buffers.d_top[-1].mul_(own / of_all)
-            self._buckets.gradients[_LOSS].fill_(mean * own / of_all)
+            self._link.buckets.gradients[LOSS].fill_(mean * own / of_all)
         for i in reversed(range(len(self._top))):
             with measure(f"top_mlp.{i}.backward_data"):
                 mask = buffers.top[i] if i > 0 else None
@@ -172,7 +200,7 @@ class ParallelDLRM(DLRM):
             self._reduce_layer(f"top_mlp.{i}", buffers.d_top[i + 1], buffers.top[i])
         self._backward_bottom_parallel(batch, buffers)
         self._finish(lookups, rate)
-        return float(self._buckets.gradients[_LOSS])
+        return float(self._link.buckets.gradients[LOSS])
 
     def _forward_parallel(self, batch: Batch, buffers: _Buffers) -> _Selected:
         threads, measure, knobs = self.config.threads, self.recorder.measure, self._forward_knobs()
@@ -184,18 +212,18 @@ class ParallelDLRM(DLRM):
                 own_dense=self._dense.select(batch, self._own),
             )
         with measure(embedding_bag.FORWARD):
-            self._shard.forward(lookups.owned, self._out.owned, knobs, threads)
-        with measure(all_to_all.FORWARD):
-            self._out.start()
+            self._shard.forward(lookups.owned, self._link.out.owned, knobs, threads)
+        with self._talking(all_to_all.FORWARD):
+            self._link.out.start()
             if not self.communication.overlap:
-                self._out.wait()
+                self._link.out.wait()
         self._forward_bottom(batch.dense[self._own[0] : self._own[1]], buffers)
         with measure(embedding_bag.FORWARD):
-            self._sparse.forward(lookups.own_sparse, self._pooled_sparse, knobs, threads)
-            self._dense.forward(lookups.own_dense, self._pooled_dense, knobs, threads)
-        with measure(all_to_all.FORWARD):
+            self._sparse.forward(lookups.own_sparse, self._link.pooled_sparse, knobs, threads)
+            self._dense.forward(lookups.own_dense, self._link.pooled_dense, knobs, threads)
+        with self._talking(all_to_all.FORWARD):
             if self.communication.overlap:
-                self._out.wait()
+                self._link.out.wait()
             self._place(buffers.features)
         self._forward_top(buffers)
         return lookups
@@ -203,8 +231,9 @@ class ParallelDLRM(DLRM):
     def _place(self, features: torch.Tensor) -> None:
         """What came from the owners, and what this rank pooled itself, to where the interaction reads it; partial sums are added."""
         begun = set()
-        sides = [*zip(self._parts, self._out.blocks, strict=True)]
-        sides += [(list(shard.parts), pooled) for shard, pooled in ((self._sparse, self._pooled_sparse), (self._dense, self._pooled_dense))]
+        sides = [*zip(self._parts, self._link.out.blocks, strict=True)]
+        copies = ((self._sparse, self._link.pooled_sparse), (self._dense, self._link.pooled_dense))
+        sides += [(list(shard.parts), pooled) for shard, pooled in copies]
         for parts, block in sides:
             column = 0
             for part in parts:
@@ -218,30 +247,30 @@ class ParallelDLRM(DLRM):
 
     def _send_gradients(self, buffers: _Buffers, lookups: _Selected) -> None:
         d_features, measure = buffers.d_features, self.recorder.measure
-        with measure(all_to_all.BACKWARD):
-            for parts, block in zip(self._parts, self._back.blocks, strict=True):
+        with self._talking(all_to_all.BACKWARD):
+            for parts, block in zip(self._parts, self._link.back.blocks, strict=True):
                 _gather_columns(d_features, (*parts, *self._sparse.parts), block)
-            self._back.start()
+            self._link.back.start()
             if not self.communication.overlap:
-                self._back.wait()
+                self._link.back.wait()
         with measure(embedding_bag.UPDATE):
-            if self._table_gradients is not None:
-                _gather_columns(d_features, self._dense.parts, self._pooled_dense)
-                for gradient in self._table_gradients.weights:
+            if self._link.table_gradients is not None:
+                _gather_columns(d_features, self._dense.parts, self._link.pooled_dense)
+                for gradient in self._link.table_gradients.weights:
                     gradient.zero_()
                 count = len(self._dense.parts)
                 update = _repeatable(self._update_knobs())
                 # An update of zeros at learning rate -1 adds up the gradient.
-                view = self._pooled_dense.view(-1, count, self.model.embedding_dim)
-                self._table_gradients.update(lookups.own_dense[0], view, -1.0, update, self.config.threads)
-        with measure(all_reduce.KEY):
-            self._buckets.ready(_LOSS, *(f"table.{part.table}" for part in self._dense.parts))
+                view = self._link.pooled_dense.view(-1, count, self.model.embedding_dim)
+                self._link.table_gradients.update(lookups.own_dense[0], view, -1.0, update, self.config.threads)
+        with self._talking(all_reduce.KEY):
+            self._link.buckets.ready(LOSS, *(f"table.{part.table}" for part in self._dense.parts))
 
     def _reduce_layer(self, name: str, dy: torch.Tensor, x: torch.Tensor) -> None:
         with self.recorder.measure(f"{name}.backward_weights"):
             self._layers[name].gradients(dy, x, self._layer_knobs(f"{name}.backward_weights"), self.config.threads)
-        with self.recorder.measure(all_reduce.KEY):
-            self._buckets.ready(f"{name}.w", f"{name}.b")
+        with self._talking(all_reduce.KEY):
+            self._link.buckets.ready(f"{name}.w", f"{name}.b")
 
     def _backward_bottom_parallel(self, batch: Batch, buffers: _Buffers) -> None:
         self._mask_dense(buffers)
@@ -256,20 +285,56 @@ class ParallelDLRM(DLRM):
 
     def _finish(self, lookups: _Selected, rate: float) -> None:
         threads, measure, update = self.config.threads, self.recorder.measure, self._update_knobs()
-        with measure(all_to_all.BACKWARD):
+        with self._talking(all_to_all.BACKWARD):
             if self.communication.overlap:
-                self._back.wait()
+                self._link.back.wait()
         with measure(embedding_bag.UPDATE):
-            gradient, width = self._back.owned, self._shard.width
+            gradient, width = self._link.back.owned, self._shard.width
             self._shard.update(lookups.owned, gradient[:, :width], rate, update, threads)
             self._sparse.update(lookups.all_sparse, gradient[:, width:], rate, _repeatable(update), threads)
-        with measure(all_reduce.KEY):
-            self._buckets.wait()
-        with measure("optimizer"):
+        with self._talking(all_reduce.KEY):
+            self._link.buckets.wait()
+        with measure(OPTIMIZER):
             for layer in self._layers.values():
                 layer.descend(rate, threads)
             for part, table in self._dense.weights:
-                table.add_(self._buckets.gradients[f"table.{part.table}"], alpha=-rate)
+                table.add_(self._link.buckets.gradients[f"table.{part.table}"], alpha=-rate)
+
+    def operators(self, source: BatchSource) -> list[Operator]:
+        """This rank's passes in the order they run, those that talk included; see `DLRM.operators`."""
+        batches = [source.batch(i) for i in range(_ROTATE_BATCHES)]
+        shards = (self._shard, self._sparse, self._dense)
+        of_all, of_own = self.minibatch, self._own[1] - self._own[0]
+        whole = [[shard.select(batch) for batch in batches] for shard in shards]
+        own = [[shard.select(batch, self._own) for batch in batches] for shard in shards]
+        forward = zip(shards, [whole[0], own[1], own[2]], [of_all, of_own, of_own], strict=True)
+        update = zip(shards, [whole[0], whole[1], own[2]], [of_all, of_all, of_own], strict=True)
+        selected = 8 * sum(lookups.indices.numel() for of_shard in whole for lookups in of_shard[0])
+        weights = 4 * sum(layer.weight.numel() + layer.bias.numel() for layer in self._layers.values())
+        dense, link = self._dense_operators(), self._link
+        return [
+            Fixed(SELECT, Work(flops=0, bytes_read=selected, bytes_written=selected)),
+            *shard_passes(embedding_bag.FORWARD, list(forward)),
+            Fixed(all_to_all.FORWARD, link.out.work()),
+            *dense.bottom_forward,
+            *dense.top,
+            Fixed(all_to_all.BACKWARD, link.back.work()),
+            *dense.bottom_backward,
+            *shard_passes(embedding_bag.UPDATE, list(update)),
+            Fixed(all_reduce.KEY, link.buckets.work(self.ranks)),
+            Fixed(OPTIMIZER, Work(flops=weights // 2, bytes_read=2 * weights, bytes_written=weights)),
+        ]
+
+    def talk(self, key: str) -> None:
+        """One transfer of a step alone, with nothing beside it: `all_to_all.forward`, `all_to_all.backward` or `all_reduce`."""
+        if key == all_reduce.KEY:
+            self._link.buckets.begin()
+            self._link.buckets.ready(*self._link.buckets.gradients)
+            self._link.buckets.wait()
+        else:
+            exchange = self._link.out if key == all_to_all.FORWARD else self._link.back
+            exchange.start()
+            exchange.wait()
 
     def parts(self) -> list[tuple[Part, torch.Tensor]]:
         """What this rank holds of the tables, replicated ones included, with the live weights."""

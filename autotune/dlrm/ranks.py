@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 
@@ -141,14 +141,48 @@ def agree(what: str, value: str) -> None:
         )
 
 
+@dataclass
+class _Activity:
+    """What the main thread of this rank is at, and since when; the beat tells it to the supervisor."""
+
+    what: str = "starting"
+    waits: bool = False
+    limited: bool = False
+    since_s: float = field(default_factory=time.monotonic)
+
+
+_activity = _Activity()
+
+
+@contextmanager
+def busy(what: str, *, waits: bool = False, limited: bool = False) -> Iterator[None]:
+    """Tell what the main thread is at.
+
+    Args:
+        waits: It only waits for other ranks.
+        limited: It never takes long: where it does, the supervisor ends the run (`tune.agent.HANG_S`).
+    """
+    global _activity
+    before = _activity
+    _activity = _Activity(what, waits, limited)
+    try:
+        yield
+    finally:
+        _activity = _Activity(before.what, before.waits, before.limited)
+
+
 def beat(folder: Path, rank: int) -> None:
-    """Start a thread that touches a file twice a second, for as long as this process lives and is not stopped."""
+    """Start a thread that writes twice a second what this rank is at and for how long, while this process lives and is not stopped."""
 
     def run() -> None:
         # The folder goes when the supervisor has ended.
         with suppress(OSError):
             while True:
-                (folder / f"beat.{rank}").touch()
+                now = _activity
+                told = f"{int(now.waits)} {int(now.limited)} {time.monotonic() - now.since_s:.1f} {now.what}"
+                temporary = folder / f"beating.{rank}"
+                temporary.write_text(told, encoding="utf-8")
+                temporary.replace(folder / f"beat.{rank}")
                 time.sleep(BEAT_S)
 
     threading.Thread(target=run, daemon=True, name="autotune-beat").start()

@@ -90,6 +90,11 @@ class Shard:
         """Columns of all parts."""
 
     @property
+    def groups(self) -> list[EmbeddingBags]:
+        """The parts of each width."""
+        return [bags for _, _, bags in self._groups]
+
+    @property
     def weights(self) -> list[tuple[Part, torch.Tensor]]:
         """Every part with its live weights, fp32 [rows, columns]."""
         return [pair for _, group, bags in self._groups for pair in zip(group, bags.weights, strict=True)]

@@ -11,12 +11,16 @@ from autotune.config.tuned import TunedConfig
 from autotune.errors import InputError
 from autotune.export.env import to_env
 from autotune.export.json_config import to_json_config
+from autotune.export.mpirun import to_mpirun
+from autotune.export.slurm import to_slurm
 from autotune.export.torchrun import to_torchrun
 
 TARGETS: dict[str, Callable[[TunedConfig, Path], str]] = {
     "env": lambda config, _: to_env(config),
     "torchrun": to_torchrun,
     "json": lambda config, _: to_json_config(config),
+    "slurm": to_slurm,
+    "mpirun": to_mpirun,
 }
 
 
@@ -32,7 +36,7 @@ def export(config: TunedConfig, to: str, config_file: str | Path | None = None) 
     """The text of `config` for the target `to`: the same input gives the same text.
 
     Args:
-        to: One of `TARGETS`: ``env`` (shell lines), ``torchrun`` (a bash script), ``json`` (the config itself).
+        to: One of `TARGETS`: ``env`` (shell lines), ``json`` (the config itself), or a bash script for ``torchrun``, ``slurm``, ``mpirun``.
         config_file: Where the config lies, for targets that refer to it; default ``<model>.tuned.yaml`` in the working folder.
 
     Raises:

@@ -84,6 +84,7 @@ class Buckets:
             flops=size // 4,
             bytes_read=size,
             bytes_written=size,
+            operation="all_reduce",
             messages=2 * (ranks - 1) * len(self._buckets),
             message_bytes=2 * (ranks - 1) * size // ranks,
             parallel_regions=0,

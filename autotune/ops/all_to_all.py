@@ -38,11 +38,19 @@ class Exchange:
         slots: for every rank, the columns of each part it owns.
         rank: this one.
         knobs: form and wire dtype.
+        group: of torch.distributed, in which ranks are counted as in the whole; None takes the whole.
     """
 
     def __init__(
-        self, direction: Direction, bounds: Sequence[int], slots: Sequence[Sequence[int]], rank: int, knobs: CommunicationKnobs
+        self,
+        direction: Direction,
+        bounds: Sequence[int],
+        slots: Sequence[Sequence[int]],
+        rank: int,
+        knobs: CommunicationKnobs,
+        group: Any = None,
     ) -> None:
+        self._group = group
         self._direction, self._bounds, self._slots, self._rank, self._knobs = direction, tuple(bounds), slots, rank, knobs
         self._counts = [high - low for low, high in pairwise(bounds)]
         self._widths = [sum(of_rank) for of_rank in slots]
@@ -96,6 +104,8 @@ class Exchange:
             flops=0,
             bytes_read=4 * read.numel(),
             bytes_written=4 * written.numel(),
+            operation="all_to_all",
+            form=self._knobs.all_to_all,
             messages=count,
             message_bytes=sent,
             parallel_regions=0,
@@ -114,9 +124,9 @@ class Exchange:
         of_owned = [count * own_width * size for count in self._counts]
         of_flat = [mine * width * size for width in self._widths]
         if self._direction == "forward":
-            self._works.append(dist.all_to_all_single(flat, owned, of_flat, of_owned, async_op=True))
+            self._works.append(dist.all_to_all_single(flat, owned, of_flat, of_owned, group=self._group, async_op=True))
         else:
-            self._works.append(dist.all_to_all_single(owned, flat, of_owned, of_flat, async_op=True))
+            self._works.append(dist.all_to_all_single(owned, flat, of_owned, of_flat, group=self._group, async_op=True))
 
     def _rooted(self) -> None:
         """A scatter from, or a gather to, every owner in turn, of all its columns or part by part.
@@ -143,9 +153,9 @@ class Exchange:
                     self._through_copies([local], [block], out=self._direction == "backward")
                 as_bytes = None if pieces is None else [_bytes(piece) for piece in pieces]
                 if self._direction == "forward":
-                    self._works.append(dist.scatter(_bytes(local), as_bytes, src=root, async_op=True))
+                    self._works.append(dist.scatter(_bytes(local), as_bytes, src=root, group=self._group, async_op=True))
                 else:
-                    self._works.append(dist.gather(_bytes(local), as_bytes, dst=root, async_op=True))
+                    self._works.append(dist.gather(_bytes(local), as_bytes, dst=root, group=self._group, async_op=True))
 
     def _through_copies(self, padded: Sequence[torch.Tensor], plain: Sequence[torch.Tensor], *, out: bool) -> None:
         """Fill `padded` now where it goes out; else remember to empty it when the transfer is over."""

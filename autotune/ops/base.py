@@ -40,6 +40,10 @@ class Work:
     """The pattern that rules the traffic, and so the ceiling it is held against."""
     rows: tuple[RowAccess, ...] = ()
     """For gather and scatter: the tables, in the order in which they are walked."""
+    operation: str = ""
+    """On the network: all_to_all, all_reduce; empty where nothing is sent."""
+    form: str = ""
+    """Of the all-to-all."""
     messages: int = 0
     """Messages sent by one rank."""
     message_bytes: int = 0

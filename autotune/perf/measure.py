@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import time
-from itertools import count
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 from autotune.bench.noise import NoiseMonitor
 from autotune.bench.progress import NO_PROGRESS, Progress
 from autotune.bench.samples import Samples
-from autotune.config.profile import Profile
-from autotune.dlrm.data import BatchSource
+from autotune.config.profile import Ceilings, Profile
+from autotune.config.tuned import Interval
+from autotune.dlrm.data import Batch, BatchSource
 from autotune.dlrm.model import DLRM
 from autotune.dlrm.train import WARMUP_STEPS
 from autotune.errors import InputError
-from autotune.ops.base import Operator
+from autotune.ops.base import Work
+from autotune.ops.timing import Recorder
 from autotune.perf.roofline import verdict
 from autotune.perf.table import OTHER, OperatorRow, OperatorTable
 
@@ -24,6 +28,83 @@ _TOO_FAST = 1.4
 in a quarter of cases, which accounts for 4/3."""
 _ADDS_UP = 0.05
 """How far the sum of the rows may lie from the iteration, as a share of it."""
+
+
+class Steps(Protocol):
+    """What is timed: a `DLRM`, or ranks in lockstep."""
+
+    @property
+    def recorder(self) -> Recorder: ...
+
+    def step(self, batch: Batch) -> float: ...
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """Timed iterations."""
+
+    iterations_s: tuple[float, ...]
+    """Of the steps that count."""
+    passes_s: tuple[dict[str, float], ...]
+    """Seconds by pass of every step, those that do not count included."""
+    counted: tuple[int, ...]
+    """Which entries of `passes_s` count."""
+    notes: tuple[str, ...]
+
+
+def timed_rounds(
+    dlrm: Steps, source: BatchSource, monitor: NoiseMonitor, *, rounds: int, budget_s: float | None = None, progress: Progress = NO_PROGRESS
+) -> Rounds:
+    """Train for some iterations, each on a batch of its own; making the batch is outside the times.
+
+    A round that other programs disturbed is repeated, at most 8 times in all.
+
+    Raises:
+        InputError: rounds below 1, or a batch with an index outside its table.
+    """
+    if rounds < 1:
+        raise InputError(f"rounds must be at least 1, got {rounds}; ask for one or more")
+    begin = time.monotonic()
+    iterations: list[float] = []
+    passes: list[dict[str, float]] = []
+    counted: list[int] = []
+    disturbed: list[str] = []
+    progress.phase("measuring operators", rounds)
+    dlrm.recorder.take()
+    while len(counted) < rounds:
+        late = budget_s is not None and time.monotonic() - begin > budget_s
+        if late and len(counted) >= _MIN_ROUNDS:
+            break
+        number = len(passes)
+        batch = source.batch(number)
+        monitor.start()
+        started = time.perf_counter()
+        try:
+            dlrm.step(batch)
+        except IndexError as error:
+            raise InputError(f"{error} ({source.description}: batch {number})") from error
+        taken = time.perf_counter() - started
+        noise = monitor.stop()
+        passes.append(dlrm.recorder.take())
+        if number < WARMUP_STEPS:
+            continue
+        if noise.disturbed and len(disturbed) < _MAX_REPEATS and not late:
+            disturbed.append(noise.reason)
+            continue
+        iterations.append(taken)
+        counted.append(number)
+        progress.advance(1)
+    notes: tuple[str, ...] = (f"{len(disturbed)} disturbed rounds were repeated: {disturbed[0]}",) if disturbed else ()
+    return Rounds(tuple(iterations), tuple(passes), tuple(counted), notes)
+
+
+def samples_by_pass(iterations_s: Sequence[float], passes_s: Sequence[dict[str, float]]) -> dict[str, Samples]:
+    """Times of every pass, and of what is left of each iteration, which comes last."""
+    found: dict[str, list[float]] = {}
+    for taken, times in zip(iterations_s, passes_s, strict=True):
+        for key, value in (times | {OTHER: taken - sum(times.values())}).items():
+            found.setdefault(key, []).append(max(0.0, value))
+    return {key: Samples(tuple(values)) for key, values in sorted(found.items(), key=lambda item: item[0] == OTHER)}
 
 
 def measure(
@@ -37,9 +118,6 @@ def measure(
 ) -> OperatorTable:
     """Train for some iterations and tell where their time went.
 
-    Each round is one iteration on a batch of its own; making the batch is outside the times. A round that other programs disturbed is
-    repeated, at most 8 times in all.
-
     Args:
         dlrm: trained in place.
         source: of the batches.
@@ -48,49 +126,30 @@ def measure(
         budget_s: wall seconds; ends the rounds and their repetition earlier, but not before three.
 
     Raises:
-        InputError: rounds below 1, or a batch with an index outside its table.
+        InputError: as `timed_rounds`.
     """
-    if rounds < 1:
-        raise InputError(f"rounds must be at least 1, got {rounds}; ask for one or more")
     monitor = NoiseMonitor(cpus=profile.fingerprint.topology.allowed_cpus)
-    begin = time.monotonic()
-    iterations: list[float] = []
-    passes: dict[str, list[float]] = {}
-    disturbed: list[str] = []
-    progress.phase("measuring operators", rounds)
-    numbers = count()
-    while len(iterations) < rounds:
-        late = budget_s is not None and time.monotonic() - begin > budget_s
-        if late and len(iterations) >= _MIN_ROUNDS:
-            break
-        number = next(numbers)
-        batch = source.batch(number)
-        dlrm.recorder.take()
-        monitor.start()
-        started = time.perf_counter()
-        try:
-            dlrm.step(batch)
-        except IndexError as error:
-            raise InputError(f"{error} ({source.description}: batch {number})") from error
-        taken = time.perf_counter() - started
-        noise = monitor.stop()
-        if number < WARMUP_STEPS:
-            continue
-        if noise.disturbed and len(disturbed) < _MAX_REPEATS and not late:
-            disturbed.append(noise.reason)
-            continue
-        iterations.append(taken)
-        times = dlrm.recorder.take()
-        for key, value in (times | {OTHER: taken - sum(times.values())}).items():
-            passes.setdefault(key, []).append(value)
-        progress.advance(1)
-    notes: tuple[str, ...] = (f"{len(disturbed)} disturbed rounds were repeated: {disturbed[0]}",) if disturbed else ()
-    iteration = Samples(tuple(iterations)).to_interval()
-    operators = {operator.key: operator for operator in dlrm.operators(source)}
+    timed = timed_rounds(dlrm, source, monitor, rounds=rounds, budget_s=budget_s, progress=progress)
+    iteration = Samples(timed.iterations_s).to_interval()
+    works = {operator.key: operator.work() for operator in dlrm.operators(source)}
     rows = [
-        _row(operators.get(key), key, Samples(tuple(max(0.0, value) for value in values)), iteration.median, profile, dlrm.config.threads)
-        for key, values in sorted(passes.items(), key=lambda item: item[0] == OTHER)
+        operator_row(works.get(key), key, samples.to_interval(), iteration.median, profile.ceilings, dlrm.config.threads)
+        for key, samples in samples_by_pass(timed.iterations_s, [timed.passes_s[i] for i in timed.counted]).items()
     ]
+    return OperatorTable(
+        model=dlrm.model.name,
+        data=source.description,
+        minibatch=dlrm.model.minibatch,
+        threads=dlrm.config.threads,
+        iteration_s=iteration,
+        rows=tuple(rows),
+        notes=timed.notes + doubts(rows, iteration, profile),
+    )
+
+
+def doubts(rows: Sequence[OperatorRow], iteration: Interval, profile: Profile) -> tuple[str, ...]:
+    """What a reader should know about rows that do not fit each other, or the profile."""
+    notes: tuple[str, ...] = ()
     apart = sum(row.time_s.median for row in rows) / iteration.median - 1.0
     if abs(apart) > _ADDS_UP:
         notes += (f"the rows' medians add up to {1 + apart:.0%} of the iteration's: rounds differed too much; measure longer",)
@@ -101,25 +160,16 @@ def measure(
             f"{highest.key} reached {reached:.0%} of its ceiling: the machine was slower when it was probed ({profile.created}), or much "
             "of the data came from a cache; if other rows pass 100 % too, run autotune probe --refresh when it is quiet",
         )
-    return OperatorTable(
-        model=dlrm.model.name,
-        data=source.description,
-        minibatch=dlrm.model.minibatch,
-        threads=dlrm.config.threads,
-        iteration_s=iteration,
-        rows=tuple(rows),
-        notes=notes,
-    )
+    return notes
 
 
-def _row(operator: Operator | None, key: str, samples: Samples, iteration_s: float, profile: Profile, threads: int) -> OperatorRow:
-    time_s = samples.to_interval()
-    if operator is None:
+def operator_row(work: Work | None, key: str, time_s: Interval, iteration_s: float, ceilings: Ceilings, threads: int) -> OperatorRow:
+    """One pass against its ceilings; without a `work` there is nothing to hold it against."""
+    if work is None:
         detail = "outside every operator: Python between the passes"
         return OperatorRow(key, time_s, time_s.median / iteration_s, 0, 0, None, None, None, {}, "none", detail)
-    work = operator.work()
     # Within a step an operator reads what the one before has just written.
-    found = verdict(work, time_s.median, profile.ceilings, threads, warm=True)
+    found = verdict(work, time_s.median, ceilings, threads, warm=True)
     return OperatorRow(
         key=key,
         time_s=time_s,

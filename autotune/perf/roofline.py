@@ -16,9 +16,11 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Literal
 
+from autotune.config.network import Network, Operation
 from autotune.config.profile import Ceilings, RowPoint
 from autotune.errors import InputError
 from autotune.ops.base import Work
+from autotune.perf.network import transfer_s
 from autotune.units import format_bytes, format_time
 
 Binder = Literal["memory", "compute", "network", "none"]
@@ -49,7 +51,7 @@ class Limits:
     """Flops over the best GEMM rate."""
     memory_s: float
     network_s: float
-    """0: network ceilings are not part of a profile yet."""
+    """0 where nothing is sent, or the network was not measured."""
     peak_s: float
     """Flops over the peak of independent multiply-adds, which nothing passes; below `compute_s`."""
     notes: tuple[str, ...] = ()
@@ -142,7 +144,7 @@ def fork_join_s(ceilings: Ceilings, threads: int) -> float:
     return _clamped(_by_threads((p.threads, p.time_s) for p in ceilings.fork_join) or {threads: 0.0}, threads, "fork_join")
 
 
-def limits(work: Work, ceilings: Ceilings, threads: int, *, warm: bool = False) -> Limits:
+def limits(work: Work, ceilings: Ceilings, threads: int, *, warm: bool = False, network: Network | None = None) -> Limits:
     """The least time each resource allows for `work`.
 
     Compute: flops over the best GEMM rate, for every operator: what a well-blocked loop reaches here. The hard peak is `peak_s`.
@@ -156,6 +158,7 @@ def limits(work: Work, ceilings: Ceilings, threads: int, *, warm: bool = False) 
         threads: Of the team.
         warm: What streams was written a moment ago and may lie in a cache: a stream is then held against the better of the stream
             ceilings and those of the widest rows in a working set of its bytes.
+        network: Between the ranks; None leaves messages out.
 
     Raises:
         InputError: the profile lacks a ceiling that the work needs.
@@ -163,7 +166,8 @@ def limits(work: Work, ceilings: Ceilings, threads: int, *, warm: bool = False) 
     compute_s = work.flops / compute_ceiling(ceilings, threads) if work.flops else 0.0
     peak_s = work.flops / peak_ceiling(ceilings, threads) if work.flops else 0.0
     if work.access == "stream":
-        return Limits(compute_s, _stream_s(work.bytes_read, work.bytes_written, ceilings, threads, warm), 0.0, peak_s)
+        memory_s = _stream_s(work.bytes_read, work.bytes_written, ceilings, threads, warm)
+        return Limits(compute_s, memory_s, _network_s(work, network), peak_s)
     ways = 2 if work.access == "scatter" else 1  # a scattered row is read and written
     rows_s, row_bytes, outside = 0.0, 0, []
     for rows in work.rows:
@@ -183,19 +187,28 @@ def limits(work: Work, ceilings: Ceilings, threads: int, *, warm: bool = False) 
     return Limits(compute_s, rows_s + rest_s, 0.0, peak_s, notes)
 
 
-def verdict(work: Work, time_s: float, ceilings: Ceilings, threads: int, *, warm: bool = False) -> Boundedness:
+def _network_s(work: Work, network: Network | None) -> float:
+    if network is None or work.operation not in ("all_to_all", "all_reduce"):
+        return 0.0
+    operation: Operation = "all_to_all" if work.operation == "all_to_all" else "all_reduce"
+    return transfer_s(network, operation, work.messages, work.message_bytes, work.form)
+
+
+def verdict(
+    work: Work, time_s: float, ceilings: Ceilings, threads: int, *, warm: bool = False, network: Network | None = None
+) -> Boundedness:
     """What binds an operator that did `work` in `time_s`.
 
     Args:
         time_s: Measured, seconds.
-        warm: As in `limits`.
+        warm, network: As in `limits`.
 
     Raises:
         InputError: `time_s` is not positive, or the profile lacks a ceiling.
     """
     if not (time_s > 0 and math.isfinite(time_s)):
         raise InputError(f"time_s must be positive and finite, got {time_s}; measure the operator first")
-    least = limits(work, ceilings, threads, warm=warm)
+    least = limits(work, ceilings, threads, warm=warm, network=network)
     fractions = {name: limit_s / time_s for name, limit_s in least.by_resource.items()}
     ranked = sorted(fractions.items(), key=lambda item: -item[1])
     (first, share), (second, second_share) = ranked[0], ranked[1]

@@ -38,6 +38,29 @@ class OperatorRow:
     """memory, compute, network, or none."""
     detail: str
     """The evidence in words."""
+    bytes_sent: int = 0
+    """Over the network, by one rank per iteration."""
+    hidden_s: float | None = None
+    """Of a transfer: how much of it ran behind other passes; `time_s` is what was exposed. None where nothing is sent."""
+    imbalance: float | None = None
+    """Slowest rank over the mean of all; None on one socket."""
+
+
+@dataclass(frozen=True)
+class RankRow:
+    """One rank's iteration."""
+
+    rank: int
+    compute_s: float
+    """Median seconds in passes that do not wait for others."""
+    waiting_s: float
+    """Median seconds in transfers: the network, and slower ranks."""
+    tables: int
+    """Whole tables and parts of tables, copies left out."""
+    memory_bytes: int
+    """Of tables, copies included."""
+    lookups: int
+    """Of its tables, per iteration."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +95,8 @@ class OperatorTable:
     """What disturbed the measurement, if anything did."""
     perturbations: tuple[Perturbation, ...] = ()
     """The verdicts put to the test, where that was asked for."""
+    ranks: tuple[RankRow, ...] = ()
+    """Every rank, on several sockets; the rows are those of the slowest."""
 
     @property
     def accounted(self) -> float:

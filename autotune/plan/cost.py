@@ -1,33 +1,61 @@
 """What a part of a table costs the rank that holds it, in one iteration on the global minibatch: time and memory.
 
-Forward: every look-up of the part is one row at the gather bandwidth of that row width and part size. Update: every distinct row is read
-and written once at the scatter bandwidth. Exchange: pooled columns of all samples leave, and their gradients come, less the rank's own.
+Forward and update walk the look-ups as `perf.roofline.limits` counts them: distinct rows once at the bandwidth of that row width and part
+size, rows met before at that of the distinct rows, which a cache may hold; the update reads and writes. Exchange: pooled columns of all
+samples leave, and their gradients come, less the rank's own.
+
+A row-wise part has its share of the look-ups and exchanges whole pooled rows; a column-wise part has every look-up, at its narrower row,
+and exchanges its own columns only.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
 
 from autotune.config.model import FLOAT_BYTES, Model, Table
 from autotune.config.profile import Ceilings
 from autotune.perf.roofline import row_ceiling
 
-# Where there is no profile: the ratio of row bandwidth to network bandwidth is what matters, and it is assumed.
+# Where there is no profile: the ratio of row bandwidth to network bandwidth is what matters, and it is assumed. A row costs one cache line
+# beside its own: rows of one line reach half the bandwidth of long ones. Rows of a working set that a last-level cache holds come faster.
 _ROW_BYTES_PER_S = 2e10
+_ROW_START_BYTES = 64
+_CACHE_BYTES = 32 << 20
+_CACHE_GAIN = 3.0
 _NETWORK_BYTES_PER_S = 5e9
+
+# Zipf: the hottest ranks one by one, the rest as an integral over bins of equal ratio. Against the sum over all ranks it differs by
+# less than 1e-6 of it (1e5 rows, alpha 0.2 to 3).
+_HOT_RANKS = 1024
+_TAIL_BINS = 128
+_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(4)
 
 
 @dataclass(frozen=True)
 class Item:
-    """A whole table or one row-wise part of it."""
+    """What is placed as one: a whole table, a row- or column-wise part of it, or whole tables that stay together."""
 
     table: int
+    """The first one, of tables that stay together."""
     rows: tuple[int, int]
     """[begin, end)."""
     time_s: float
     """Per iteration on the rank that holds it."""
     memory_bytes: int
+    columns: tuple[int, int] | None = None
+    """[begin, end); None: all."""
+    beside: tuple[int, ...] = ()
+    """Further whole tables on the same rank; time and memory are of all."""
+    ranks: frozenset[int] | None = None
+    """Where it may lie; None: anywhere."""
+
+    def may_use(self, rank: int) -> bool:
+        return self.ranks is None or rank in self.ranks
 
 
 def distinct(rows: float, lookups: float) -> float:
@@ -35,16 +63,40 @@ def distinct(rows: float, lookups: float) -> float:
     return rows if rows <= 1 else -rows * math.expm1(lookups * math.log1p(-1.0 / rows))
 
 
+@lru_cache(maxsize=65536)
+def distinct_zipf(rows: int, lookups: float, alpha: float) -> float:
+    """Expected distinct rows of look-ups that draw rank k with p_k = k^-alpha / sum_j j^-alpha: sum_k (1 - (1 - p_k)^L).
+
+    Time does not depend on `rows`: ranks past the hottest are integrated over log-spaced bins, by the midpoint rule from
+    K + 1/2 to R + 1/2.
+    """
+    if rows <= 1 or lookups <= 0:
+        return float(rows if lookups > 0 else 0)
+    hot = np.arange(1.0, min(rows, _HOT_RANKS) + 1)
+    weights = np.ones_like(hot)
+    if rows > _HOT_RANKS:
+        edges = np.linspace(math.log(_HOT_RANKS + 0.5), math.log(rows + 0.5), _TAIL_BINS + 1)
+        half = (edges[1] - edges[0]) / 2
+        tail = np.exp(((edges[:-1] + half)[:, None] + half * _NODES).ravel())
+        hot, weights = np.concatenate([hot, tail]), np.concatenate([weights, np.tile(half * _WEIGHTS, _TAIL_BINS) * tail])
+    share = np.exp(-alpha * np.log(hot))
+    share /= np.sum(weights * share)
+    with np.errstate(divide="ignore"):
+        met = -np.expm1(lookups * np.log1p(-np.minimum(share, 1.0)))
+    return min(float(np.sum(weights * met)), float(rows), max(lookups, 1.0))
+
+
 @dataclass(frozen=True)
 class Costs:
     """Rates of one kind of machine.
 
     Args:
-        model: with the global minibatch.
+        model: with the global minibatch; its data tell how look-ups spread.
         ranks: among which samples are shared.
         ceilings: of one socket; None assumes rates, so that times compare with each other only.
         threads: of a rank.
         network_bytes_per_s: what one rank sends per second; None assumes a rate.
+        state_bytes_per_row: what an optimizer keeps for a whole row, in memory only.
     """
 
     model: Model
@@ -52,34 +104,79 @@ class Costs:
     ceilings: Ceilings | None = None
     threads: int = 1
     network_bytes_per_s: float | None = None
+    state_bytes_per_row: int = 0
+    _rates: dict[tuple[str, int, float], float] = field(default_factory=dict, init=False, repr=False, compare=False)
 
-    def item(self, t: int, rows: tuple[int, int]) -> Item:
-        """A part of table `t`; row-wise parts have their share of the look-ups, and whole pooled rows to exchange."""
+    def item(self, t: int, rows: tuple[int, int], columns: tuple[int, int] | None = None) -> Item:
+        """A part of table `t`.
+
+        Zipf data scatter their hot rows over a table (`dlrm.distributions.Scatter`), so that every row-wise part expects its share of
+        look-ups and of distinct rows alike; which part meets the hottest row is not known here.
+        """
         table, size = self.model.tables[t], rows[1] - rows[0]
-        lookups = self.model.minibatch * table.pooling * size / table.rows
-        away = 1.0 - 1.0 / self.ranks
-        exchange_s = 2 * self.model.minibatch * table.dim * FLOAT_BYTES * away / self._network()
-        memory = size * table.dim * FLOAT_BYTES
-        return Item(t, rows, self._rows_s(table, size, lookups, 2 * distinct(size, lookups)) + exchange_s, memory)
+        dim = table.dim if columns is None else columns[1] - columns[0]
+        share = size / table.rows
+        lookups = self.model.minibatch * table.pooling
+        touched, unique = lookups * share, self.distinct(table, lookups) * share
+        rows_s = sum(self._rows_s(access, dim, size, touched, unique) for access in ("gather", "scatter"))
+        exchange_s = 2 * self.model.minibatch * dim * FLOAT_BYTES * self._away() / self._network()
+        return Item(t, rows, rows_s + exchange_s, self.memory_bytes(table, size, dim), columns)
+
+    def memory_bytes(self, table: Table, rows: int, dim: int) -> int:
+        """Weights and optimizer state. State is split with the columns, but every part keeps a float of it at least: one value a row."""
+        state = min(self.state_bytes_per_row, max(FLOAT_BYTES, -(-self.state_bytes_per_row * dim // table.dim)))
+        return rows * (dim * FLOAT_BYTES + state)
 
     def replicated_s(self, t: int) -> float:
         """On every rank: its samples' look-ups, and the cheaper gradient: dense rows reduced, or all samples' pooled gradients gathered."""
         table, samples = self.model.tables[t], self.model.minibatch
-        away = 1.0 - 1.0 / self.ranks
         dense = 2 * table.rows <= samples
         moved_rows = 2 * table.rows if dense else samples
-        updated = 2.0 * table.rows if dense else 2 * distinct(table.rows, samples * table.pooling)
-        lookups = samples * table.pooling / self.ranks
-        return self._rows_s(table, table.rows, lookups, updated) + moved_rows * table.dim * FLOAT_BYTES * away / self._network()
+        lookups = samples * table.pooling
+        own = lookups / self.ranks
+        own_unique = self.distinct(table, own)
+        time_s = self._rows_s("gather", table.dim, table.rows, own, own_unique)
+        if dense:
+            time_s += self._rows_s("scatter", table.dim, table.rows, own, own_unique)
+            time_s += self._rows_s("scatter", table.dim, table.rows, table.rows, table.rows)
+        else:
+            time_s += self._rows_s("scatter", table.dim, table.rows, lookups, self.distinct(table, lookups))
+        return time_s + moved_rows * table.dim * FLOAT_BYTES * self._away() / self._network()
 
-    def _rows_s(self, table: Table, rows: int, gathered: float, scattered: float) -> float:
-        """Rows gathered, and rows moved by the update: a row read and written counts two."""
-        width = table.dim * FLOAT_BYTES
-        gather = scatter = _ROW_BYTES_PER_S
-        if self.ceilings is not None:
-            gather = row_ceiling(self.ceilings, "gather", width, rows * width, self.threads).bandwidth_bytes_per_s
-            scatter = row_ceiling(self.ceilings, "scatter", width, rows * width, self.threads).bandwidth_bytes_per_s
-        return width * (gathered / gather + scattered / scatter)
+    def distinct(self, table: Table, lookups: float) -> float:
+        """Expected distinct rows of a whole table; what is known only from a file counts as uniform."""
+        data = self.model.data
+        if data.distribution == "zipf" and data.alpha is not None:
+            return distinct_zipf(table.rows, lookups, data.alpha)
+        return distinct(table.rows, lookups)
+
+    def _rows_s(self, access: Literal["gather", "scatter"], dim: int, rows: int, touched: float, unique: float) -> float:
+        """Rows touched, `unique` of them for the first time; a scattered row is read and written."""
+        if touched <= 0:
+            return 0.0
+        width, unique = dim * FLOAT_BYTES, min(unique, touched)
+        first = self._rate(access, width, rows * width)
+        again = max(first, self._rate(access, width, unique * width))
+        return (2 if access == "scatter" else 1) * width * (unique / first + (touched - unique) / again)
+
+    def _rate(self, access: Literal["gather", "scatter"], width: int, working_set_bytes: float) -> float:
+        key = (access, width, working_set_bytes)
+        if key not in self._rates:
+            self._rates[key] = self._fresh_rate(*key)
+        return self._rates[key]
+
+    def _fresh_rate(self, access: Literal["gather", "scatter"], width: int, working_set_bytes: float) -> float:
+        if self.ceilings is None:
+            cached = _CACHE_GAIN if working_set_bytes <= _CACHE_BYTES else 1.0
+            return cached * _ROW_BYTES_PER_S * width / (width + _ROW_START_BYTES)
+        # Rows narrower than any measured take the time of the narrowest: a column-wise part must not look cheaper than it is known to be.
+        points = self.ceilings.gather if access == "gather" else self.ceilings.scatter
+        known = max(width, min((point.row_bytes for point in points), default=width))
+        return row_ceiling(self.ceilings, access, known, working_set_bytes, self.threads).bandwidth_bytes_per_s * width / known
+
+    def _away(self) -> float:
+        """Share of the samples that other ranks work on."""
+        return 1.0 - 1.0 / self.ranks
 
     def _network(self) -> float:
         return self.network_bytes_per_s or _NETWORK_BYTES_PER_S

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from autotune.config.model import Model
-from autotune.config.partition import Partition, Placement
+from autotune.config.partition import Kind, Partition, Placement
 from autotune.config.profile import Ceilings
 from autotune.errors import InputError, MachineError
+from autotune.plan.constraints import SPLIT_COLUMNS, Constraints, Freedom, resolve
 from autotune.plan.cost import Costs, Item
 from autotune.plan.search import assign
 from autotune.units import format_bytes
 
-# A table heavier than what a rank does on average is split, or it would rule the iteration; but every part sends whole pooled rows. Parts
-# that together cost more than this against the whole table would slow the other ranks for little.
+# A table heavier than what a rank does on average is split, or it would rule the iteration; but row-wise parts send whole pooled rows, and
+# column-wise parts repeat the look-ups. Parts that cost more together than this against the whole would slow the other ranks for little.
 _SPLIT_COST = 1.5
 # Copies of replicated tables may take this share of a rank's memory.
 _COPIES_SHARE = 0.1
+_SPLITS: tuple[Kind, ...] = ("row_wise", "column_wise")
+# Options named in one message.
+_NAMED_OPTIONS = 3
 
 
 @dataclass(frozen=True)
@@ -28,7 +34,7 @@ class RankLoad:
     tables: tuple[int, ...]
     """Whole tables and parts, replicated ones left out."""
     memory_bytes: int
-    """Of tables and copies."""
+    """Of tables, copies, and their optimizer state."""
     time_s: float
 
 
@@ -44,6 +50,8 @@ class Plan:
     memory_per_rank_bytes: float | None
     """The limit that was kept."""
     notes: tuple[str, ...]
+    constraints: Constraints = field(default_factory=Constraints)
+    """What was demanded, and is kept."""
 
     @property
     def slowest_s(self) -> float:
@@ -56,6 +64,45 @@ class Plan:
         return self.slowest_s / mean if mean else 1.0
 
 
+class _Division(NamedTuple):
+    """How a table is placed: whole as one part."""
+
+    kind: Kind
+    parts: int
+
+
+class _Parts:
+    """Tables as the items of a division, each priced once."""
+
+    def __init__(self, costs: Costs) -> None:
+        self.costs = costs
+        self._known: dict[tuple[int, _Division], list[Item]] = {}
+
+    def of(self, freedom: Freedom, division: _Division) -> list[Item]:
+        """Equal parts; whole tables that stay together are one item."""
+        key = (freedom.tables[0], division)
+        if key not in self._known:
+            self._known[key] = [replace(item, ranks=freedom.ranks) for item in self._priced(freedom, *division)]
+        return self._known[key]
+
+    def _priced(self, freedom: Freedom, kind: Kind, count: int) -> list[Item]:
+        (t, *beside), item = freedom.tables, self.costs.item
+        rows, dim = self.costs.model.tables[t].rows, self.costs.model.tables[t].dim
+        if kind == "row_wise":
+            return [item(t, (rows * i // count, rows * (i + 1) // count)) for i in range(count)]
+        if kind == "column_wise":
+            units = dim // SPLIT_COLUMNS
+            bounds = [SPLIT_COLUMNS * (units * i // count) for i in range(count)] + [dim]
+            return [item(t, (0, rows), (bounds[i], bounds[i + 1])) for i in range(count)]
+        first = item(t, (0, rows))
+        others = [item(other, (0, self.costs.model.tables[other].rows)) for other in beside]
+        time_s, memory = (first.time_s + sum(one.time_s for one in others), first.memory_bytes + sum(one.memory_bytes for one in others))
+        return [replace(first, time_s=time_s, memory_bytes=memory, beside=tuple(beside))]
+
+    def whole(self, freedom: Freedom) -> Item:
+        return self.of(freedom, _Division("table_wise", 1))[0]
+
+
 def plan(
     model: Model,
     ranks: int,
@@ -64,11 +111,13 @@ def plan(
     threads: int = 1,
     memory_per_rank_bytes: float | None = None,
     network_bytes_per_s: float | None = None,
+    optimizer_state_bytes_per_row: int = 0,
+    constraints: Constraints | None = None,
 ) -> Plan:
     """Place every table.
 
-    Replicated where that costs all ranks together less than one owner; split by rows where a table exceeds a rank's memory or its fair
-    share of the time; whole otherwise.
+    Replicated where that costs all ranks together less than one owner; split by rows or by columns, whichever leaves the slowest rank
+    faster, where a table exceeds a rank's memory or its fair share of the time; whole otherwise.
 
     Args:
         model: with the global minibatch.
@@ -77,111 +126,210 @@ def plan(
         threads: of a rank.
         memory_per_rank_bytes: for tables; None sets no limit.
         network_bytes_per_s: that one rank sends; None assumes one.
+        optimizer_state_bytes_per_row: kept beside every row of a table; plain SGD keeps none.
+        constraints: what the plan must keep; None demands nothing.
 
     Raises:
-        InputError: ranks below 1.
+        InputError: ranks below 1; constraints that contradict each other or that the memory cannot keep.
         MachineError: the tables do not fit; says by how much.
     """
     if ranks < 1:
         raise InputError(f"sockets must be 1 or more, got {ranks}; write --sockets 1")
-    costs = Costs(model, ranks, ceilings, threads, network_bytes_per_s)
+    if optimizer_state_bytes_per_row < 0:
+        raise InputError(f"optimizer state per row must not be negative, got {optimizer_state_bytes_per_row}; give bytes, 0 for SGD")
+    constraints = constraints or Constraints()
+    freedoms = resolve(constraints, model, ranks)
+    parts = _Parts(Costs(model, ranks, ceilings, threads, network_bytes_per_s, optimizer_state_bytes_per_row))
     limit = math.inf if memory_per_rank_bytes is None else memory_per_rank_bytes
-    _check_total(model, ranks, limit)
-    whole = [costs.item(t, (0, table.rows)) for t, table in enumerate(model.tables)]
-    copies = _copies(costs, whole, ranks, limit)
-    copied_bytes = sum(whole[t].memory_bytes for t in copies)
-    free = [limit - copied_bytes] * ranks
-    placed = [item for item in whole if item.table not in copies]
-    fair_s = sum(item.time_s for item in placed) / ranks
-    parts = {item.table: _parts(costs, item, fair_s, free[0]) for item in placed}
-    while True:
-        items = [part for t, count in parts.items() for part in _split(costs, t, count)]
-        chosen = assign(items, free)
-        if chosen is not None:
-            break
-        # Smaller parts find room: the largest part left is halved.
-        splittable = [item for item in items if parts[item.table] < min(ranks, model.tables[item.table].rows)]
-        if not splittable:
-            raise _no_room(model, ranks, limit, copied_bytes, sum(item.memory_bytes for item in items))
-        largest = max(splittable, key=lambda item: item.memory_bytes)
-        parts[largest.table] = min(ranks, model.tables[largest.table].rows, 2 * parts[largest.table])
-    return _result(costs, items, chosen, copies, memory_per_rank_bytes)
+    needed = sum(parts.whole(freedom).memory_bytes for freedom in freedoms)
+    if needed > ranks * limit:
+        raise _no_room(model, ranks, limit, needed, constraints)
+    forced = {freedom.tables[0] for freedom in freedoms if freedom.kinds == ("replicated",)}
+    _check_constrained(parts, freedoms, forced, limit, constraints)
+    for copies in (_copies(parts, freedoms, forced, limit), forced):
+        copied = sum(parts.whole(freedom).memory_bytes for freedom in freedoms if freedom.tables[0] in copies)
+        placed = _place(parts, [freedom for freedom in freedoms if freedom.tables[0] not in copies], limit - copied)
+        if placed is not None:
+            return _result(parts, placed, copies, copied, memory_per_rank_bytes, constraints)
+    copied = sum(model.tables[t].size_bytes for t in forced)
+    raise _no_room(model, ranks, limit, needed + (ranks - 1) * copied, constraints)
 
 
-def _check_total(model: Model, ranks: int, limit: float) -> None:
-    total = sum(table.size_bytes for table in model.tables)
-    if total > ranks * limit:
-        raise _no_room(model, ranks, limit, 0, total)
-
-
-def _no_room(model: Model, ranks: int, limit: float, copied_bytes: int, needed: int) -> MachineError:
-    room = ranks * (limit - copied_bytes)
-    shortfall = max(needed - room, 0)
+def _no_room(model: Model, ranks: int, limit: float, needed: int, constraints: Constraints) -> MachineError:
+    shortfall = max(needed - ranks * limit, 0)
     missing = f"{format_bytes(shortfall)} short" if shortfall else "no order of the parts fits"
-    least = math.ceil(sum(table.size_bytes for table in model.tables) / limit)
+    under = f" with {', '.join(constraints.words)}" if constraints.words and not shortfall else ""
+    least = math.ceil(needed / limit) if limit else 0
     return MachineError(
         f"the tables of model {model.name} must fit the sockets' memory, got {format_bytes(needed)} for {ranks} x {format_bytes(limit)}: "
-        f"{missing}; take {max(least, ranks + 1)} sockets or more, or raise --memory-per-socket"
+        f"{missing}{under}; take {max(least, ranks + 1)} sockets or more, or raise --memory-per-socket{', or demand less' if under else ''}"
     )
 
 
-def _copies(costs: Costs, whole: list[Item], ranks: int, limit: float) -> set[int]:
-    """Tables that are cheaper in copies, the smallest first, while they take little memory."""
-    chosen: set[int] = set()
-    used = 0
-    for item in sorted(whole, key=lambda item: item.memory_bytes):
+def _check_constrained(parts: _Parts, freedoms: Sequence[Freedom], forced: set[int], limit: float, constraints: Constraints) -> None:
+    """Raises: InputError: copies, pinned tables or a table that may not be split ask for more than a rank has."""
+    copied = sum(parts.whole(freedom).memory_bytes for freedom in freedoms if freedom.tables[0] in forced)
+    room = limit - copied
+    if room < 0:
+        rule = "tables that may only be replicated must fit every socket's memory"
+        got = f"{format_bytes(copied)} for {format_bytes(limit)} (--kinds {','.join(constraints.kinds)})"
+        raise InputError(f"{rule}, got {got}; add table_wise to --kinds, or raise --memory-per-socket")
+    bound: dict[int, list[Freedom]] = {}
+    for freedom in freedoms:
+        if freedom.tables[0] in forced:
+            continue
+        size = parts.whole(freedom).memory_bytes
+        if freedom.whole_by and size > room:
+            got = f"{format_bytes(size)} for {format_bytes(room)} ({freedom.name}: {freedom.whole_by})"
+            rule = "tables that must stay whole must fit a socket's memory"
+            raise InputError(f"{rule}, got {got}; let them be split, or raise --memory-per-socket")
+        if freedom.ranks is not None and len(freedom.ranks) == 1:
+            bound.setdefault(min(freedom.ranks), []).append(freedom)
+    for rank, held in bound.items():
+        size = sum(parts.whole(freedom).memory_bytes for freedom in held)
+        if size > room:
+            told = [freedom.place for freedom in held]
+            place = ", ".join([*told[:_NAMED_OPTIONS], *(["..."] if len(told) > _NAMED_OPTIONS else [])])
+            got = f"{format_bytes(size)} on rank {rank} for {format_bytes(room)} ({place})"
+            raise InputError(f"tables bound to one rank must fit its memory, got {got}; bind fewer to it, or raise --memory-per-socket")
+
+
+def _copies(parts: _Parts, freedoms: Sequence[Freedom], forced: set[int], limit: float) -> set[int]:
+    """Tables that are cheaper in copies, the smallest first, while they take little memory; with those that can be nothing else."""
+    costs, chosen = parts.costs, set(forced)
+    whole = [(freedom, parts.whole(freedom)) for freedom in freedoms]
+    used = sum(item.memory_bytes for _, item in whole if item.table in forced)
+    able = [item for freedom, item in whole if "replicated" in freedom.kinds and item.table not in forced]
+    for item in sorted(able, key=lambda item: item.memory_bytes):
         if used + item.memory_bytes > _COPIES_SHARE * limit:
             break
-        if ranks > 1 and costs.replicated_s(item.table) * ranks < item.time_s:
+        if costs.ranks > 1 and costs.replicated_s(item.table) * costs.ranks < item.time_s:
             chosen.add(item.table)
             used += item.memory_bytes
-    total = sum(item.memory_bytes for item in whole if item.table not in chosen)
-    return chosen if total <= ranks * (limit - used) else set()
+    total = sum(item.memory_bytes for _, item in whole if item.table not in chosen)
+    return chosen if total <= costs.ranks * (limit - used) else forced
 
 
-def _parts(costs: Costs, item: Item, fair_s: float, free_bytes: float) -> int:
-    """As many as memory asks for; more for the time, as long as what all parts exchange does not eat up the gain."""
-    most = min(costs.ranks, item.rows[1])
-    by_memory = math.ceil(item.memory_bytes / free_bytes) if math.isfinite(free_bytes) and free_bytes > 0 else 1
-    by_time = min(most, math.ceil(item.time_s / fair_s)) if fair_s else 1
-    while by_time > 1 and sum(part.time_s for part in _split(costs, item.table, by_time)) > _SPLIT_COST * item.time_s:
-        by_time //= 2
-    return max(1, min(most, max(by_time, by_memory)))
+def _place(parts: _Parts, freedoms: Sequence[Freedom], room: float) -> list[tuple[_Division, Item, int]] | None:
+    """Items with how their table is divided and their rank; None where they do not fit."""
+    ranks = parts.costs.ranks
+    total_s = sum(parts.whole(freedom).time_s for freedom in freedoms)
+    free_of = {freedom.tables[0]: freedom for freedom in freedoms}
+    divisions = {t: _divide(parts, freedom, total_s, room) for t, freedom in free_of.items()}
+    while True:
+        items = [item for t, division in divisions.items() for item in parts.of(free_of[t], division)]
+        chosen = assign(items, [room] * ranks)
+        if chosen is not None:
+            return [(divisions[item.table], item, rank) for item, rank in zip(items, chosen, strict=True)]
+        # Smaller parts find room: the largest part that can be is halved.
+        for t in sorted(divisions, key=lambda t: -_largest(parts.of(free_of[t], divisions[t]))):
+            finer = _finer(parts, free_of[t], divisions[t])
+            if finer is not None:
+                divisions[t] = finer
+                break
+        else:
+            return None
 
 
-def _split(costs: Costs, t: int, count: int) -> list[Item]:
-    rows = costs.model.tables[t].rows
-    return [costs.item(t, (rows * i // count, rows * (i + 1) // count)) for i in range(count)]
+def _largest(items: Iterable[Item]) -> int:
+    return max(item.memory_bytes for item in items)
 
 
-def _result(costs: Costs, items: list[Item], chosen: list[int], copies: set[int], memory: float | None) -> Plan:
-    model, ranks = costs.model, costs.ranks
-    owners: dict[int, list[tuple[Item, int]]] = {}
-    for item, rank in zip(items, chosen, strict=True):
-        owners.setdefault(item.table, []).append((item, rank))
-    placements = []
-    for t in range(model.num_tables):
-        if t in copies:
-            placements.append(Placement(kind="replicated"))
+def _divide(parts: _Parts, freedom: Freedom, total_s: float, room: float) -> _Division:
+    """What leaves the slowest rank fastest: ruled by the largest part, or by the mean with all that a split adds.
+
+    A split is into as many parts as the fair share of the time asks for, or half of them and so on, or as memory asks for.
+    """
+    whole, ranks = parts.whole(freedom), parts.costs.ranks
+    may_be_whole = "table_wise" in freedom.kinds
+    options = [_Division("table_wise", 1)] if may_be_whole else []
+    for kind in _SPLITS:
+        if kind not in freedom.kinds:
             continue
-        held = sorted(owners[t], key=lambda pair: pair[0].rows)
-        of_rank = tuple(rank for _, rank in held)
-        bounds = (0, *(item.rows[1] for item, _ in held)) if len(held) > 1 else ()
-        placements.append(Placement(kind="row_wise" if bounds else "table_wise", ranks=of_rank, bounds=bounds))
+        most = freedom.most[kind]
+        count = min(most, math.ceil(whole.time_s * ranks / total_s)) if total_s else 1
+        while count > 1:
+            division = _Division(kind, count)
+            if sum(part.time_s for part in parts.of(freedom, division)) <= _SPLIT_COST * whole.time_s:
+                options.append(division)
+            count //= 2
+        if whole.memory_bytes > room:
+            options.append(_Division(kind, _count_for(parts, freedom, kind, room)))
+        elif not may_be_whole:
+            options.append(_Division(kind, 2))
+
+    def rank_of(division: _Division) -> tuple[bool, float, float]:
+        items = parts.of(freedom, division)
+        sum_s = sum(item.time_s for item in items)
+        slowest_s = max(max(item.time_s for item in items), (total_s - whole.time_s + sum_s) / ranks)
+        return _largest(items) > room, slowest_s, sum_s
+
+    return min(options, key=rank_of)
+
+
+def _count_for(parts: _Parts, freedom: Freedom, kind: Kind, room: float) -> int:
+    """The fewest parts, two at least, that fit a rank each; the most there can be where none do."""
+    most = freedom.most[kind]
+    if room <= 0:
+        return most
+    counts = range(min(most, max(2, math.floor(parts.whole(freedom).memory_bytes / room))), most)
+    return next((count for count in counts if _largest(parts.of(freedom, _Division(kind, count))) <= room), most)
+
+
+def _finer(parts: _Parts, freedom: Freedom, division: _Division) -> _Division | None:
+    """Half the parts' size by the cheaper kind, or as near to it as can be; None where parts cannot be smaller."""
+    now = _largest(parts.of(freedom, division))
+    options = [_Division(kind, min(freedom.most[kind], 2 * division.parts)) for kind in _SPLITS if kind in freedom.kinds]
+    smaller = [option for option in options if option.parts > 1 and _largest(parts.of(freedom, option)) < now]
+    return min(smaller, key=lambda option: sum(part.time_s for part in parts.of(freedom, option)), default=None)
+
+
+def _result(
+    parts: _Parts,
+    placed: Sequence[tuple[_Division, Item, int]],
+    copies: set[int],
+    copied_bytes: int,
+    memory: float | None,
+    constraints: Constraints,
+) -> Plan:
+    costs, model, ranks = parts.costs, parts.costs.model, parts.costs.ranks
+    placements = [Placement(kind="replicated")] * model.num_tables
+    by_table: dict[int, list[tuple[_Division, Item, int]]] = {}
+    for one in placed:
+        by_table.setdefault(one[1].table, []).append(one)
+    for t, held in by_table.items():
+        held.sort(key=lambda one: (one[1].rows, one[1].columns or (0, 0)))
+        kind, owners = held[0][0].kind, tuple(rank for _, _, rank in held)
+        if kind == "table_wise":
+            for whole in (t, *held[0][1].beside):
+                placements[whole] = Placement(kind=kind, ranks=owners)
+            continue
+        ends = [item.rows[1] if item.columns is None else item.columns[1] for _, item, _ in held]
+        placements[t] = Placement(kind=kind, ranks=owners, bounds=(0, *ends))
     copied_s = sum(costs.replicated_s(t) for t in copies)
-    copied_bytes = sum(model.tables[t].size_bytes for t in copies)
     loads = []
     for rank in range(ranks):
-        mine = [item for item, owner in zip(items, chosen, strict=True) if owner == rank]
+        mine = [item for _, item, owner in placed if owner == rank]
         loads.append(
             RankLoad(
                 rank=rank,
-                tables=tuple(sorted(item.table for item in mine)),
+                tables=tuple(sorted(t for item in mine for t in (item.table, *item.beside))),
                 memory_bytes=copied_bytes + sum(item.memory_bytes for item in mine),
                 time_s=copied_s + sum(item.time_s for item in mine),
             )
         )
-    notes: tuple[str, ...] = () if costs.ceilings else ("no profile given: bandwidths are assumed, so times compare with each other only",)
-    if costs.network_bytes_per_s is None:
-        notes += ("the network's bandwidth is assumed",)
-    return Plan(model.name, model.minibatch, Partition(ranks=ranks, tables=tuple(placements)), tuple(loads), memory, notes)
+    partition = Partition(ranks=ranks, tables=tuple(placements))
+    return Plan(model.name, model.minibatch, partition, tuple(loads), memory, _notes(costs, partition), constraints)
+
+
+def _notes(costs: Costs, partition: Partition) -> tuple[str, ...]:
+    """What the prediction assumes."""
+    data = costs.model.data.distribution
+    told = {
+        "no profile given: bandwidths are assumed, so times compare with each other only": costs.ceilings is None,
+        "the network's bandwidth is assumed": costs.network_bytes_per_s is None,
+        f"look-ups of {data} data are taken as uniform": data in ("histogram", "criteo"),
+        "which row-wise part holds a table's hottest rows is not known; each is predicted its share": data == "zipf"
+        and any(placement.kind == "row_wise" for placement in partition.tables),
+    }
+    return tuple(note for note, holds in told.items() if holds)

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 
 from autotune.plan.cost import Item
 
 _EXACT_ITEMS = 12
 _EXACT_NODES = 200_000
+# Where no greedy order finds room: few items are searched this far before they are split further.
+_ROOM_NODES = 20_000
 _MAX_STEPS = 2000
 _LEAST_GAIN = 1e-9
+# Exchanges end this near the mean load, which nothing beats: predictions are not as good as that.
+_CLOSE = 1e-3
 
 
 def assign(items: Sequence[Item], free_bytes: Sequence[float]) -> list[int] | None:
-    """The rank of every item; two parts of one table never share a rank.
+    """The rank of every item, one that it may use; two parts of one table never share a rank.
 
-    Greedy: longest time first to the rank with the least; where memory runs out, largest first instead. Then items move off, or swap
-    with others of, the slowest rank for as long as that helps. Up to 12 items are searched by branch and bound from there.
+    Greedy: items bound to one rank, then longest time first to the rank with the least; where memory runs out, largest first instead,
+    then those with the fewest ranks first to the rank with most room. Then items move off, or swap with others of, the slowest rank for as
+    long as that helps. Up to 12 items are searched by branch and bound from there.
 
     Args:
         free_bytes: memory of each rank.
@@ -24,26 +30,41 @@ def assign(items: Sequence[Item], free_bytes: Sequence[float]) -> list[int] | No
     Returns:
         None where no order found room.
     """
-    by_time = sorted(range(len(items)), key=lambda i: (-items[i].time_s, items[i].table))
-    found = _greedy(items, free_bytes, by_time)
+    few = len(items) <= _EXACT_ITEMS
+    found = _any_order(items, free_bytes)
     if found is None:
-        by_memory = sorted(range(len(items)), key=lambda i: (-items[i].memory_bytes, items[i].table))
-        found = _greedy(items, free_bytes, by_memory)
-    if found is None:
-        return None
+        return _exact(items, free_bytes, None, _ROOM_NODES) if few else None
     found = _improve(items, free_bytes, found)
-    return _exact(items, free_bytes, found) if len(items) <= _EXACT_ITEMS else found
+    return _exact(items, free_bytes, found, _EXACT_NODES) if few else found
 
 
-def _greedy(items: Sequence[Item], free_bytes: Sequence[float], order: Sequence[int]) -> list[int] | None:
+def _any_order(items: Sequence[Item], free_bytes: Sequence[float]) -> list[int] | None:
+    def ranks_of(item: Item) -> int:
+        return len(free_bytes) if item.ranks is None else len(item.ranks)
+
+    orders: tuple[tuple[Callable[[Item], tuple[float, ...]], bool], ...] = (
+        (lambda item: (ranks_of(item) > 1, -item.time_s, item.table), False),
+        (lambda item: (ranks_of(item) > 1, -item.memory_bytes, item.table), False),
+        (lambda item: (ranks_of(item), -item.memory_bytes, item.table), True),
+    )
+    for key, roomiest in orders:
+        order = sorted(range(len(items)), key=lambda i, key=key: key(items[i]))  # type: ignore[misc]
+        found = _greedy(items, free_bytes, order, roomiest=roomiest)
+        if found is not None:
+            return found
+    return None
+
+
+def _greedy(items: Sequence[Item], free_bytes: Sequence[float], order: Sequence[int], *, roomiest: bool) -> list[int] | None:
     loads, free, taken = [0.0] * len(free_bytes), list(free_bytes), [set[int]() for _ in free_bytes]
     ranks = [-1] * len(items)
     for i in order:
         item = items[i]
-        fits = [r for r in range(len(free)) if free[r] >= item.memory_bytes and item.table not in taken[r]]
+        among = range(len(free)) if item.ranks is None else sorted(item.ranks)
+        fits = [r for r in among if free[r] >= item.memory_bytes and item.table not in taken[r]]
         if not fits:
             return None
-        rank = min(fits, key=lambda r: (loads[r], -free[r]))
+        rank = min(fits, key=lambda r: (-free[r], loads[r]) if roomiest else (loads[r], -free[r]))
         ranks[i] = rank
         loads[rank] += item.time_s
         free[rank] -= item.memory_bytes
@@ -74,16 +95,23 @@ def _improve(items: Sequence[Item], free_bytes: Sequence[float], ranks: list[int
         tables[rank].add(item.table)
         ranks[i] = rank
 
+    mean = sum(loads) / count
     for _ in range(_MAX_STEPS):
-        slow = max(range(count), key=loads.__getitem__)
+        by_load = sorted(range(count), key=loads.__getitem__)
+        slow = by_load.pop()
+        if loads[slow] <= mean * (1.0 + _CLOSE):
+            break
         best: tuple[float, int, int, int] | None = None
         for i in sorted(held[slow]):
-            for rank in range(count):
-                if rank == slow or items[i].table in tables[rank]:
+            for rank in by_load:
+                # At best the two ranks end even.
+                if best is not None and loads[slow] + loads[rank] >= 2 * best[0]:
+                    break
+                if items[i].table in tables[rank] or not items[i].may_use(rank):
                     continue
                 for j in (-1, *sorted(held[rank])):
                     gone = items[j] if j >= 0 else None
-                    if gone is not None and (gone.table in tables[slow] or gone.time_s >= items[i].time_s):
+                    if gone is not None and (gone.table in tables[slow] or gone.time_s >= items[i].time_s or not gone.may_use(slow)):
                         continue
                     back_s, back_bytes = (gone.time_s, gone.memory_bytes) if gone else (0.0, 0)
                     change = items[i].memory_bytes - back_bytes
@@ -101,22 +129,25 @@ def _improve(items: Sequence[Item], free_bytes: Sequence[float], ranks: list[int
     return ranks
 
 
-def _exact(items: Sequence[Item], free_bytes: Sequence[float], start: list[int]) -> list[int]:
-    """Branch and bound, longest first, empty equal ranks tried once; keeps the best found within its nodes."""
+def _exact(items: Sequence[Item], free_bytes: Sequence[float], start: list[int] | None, most_nodes: int) -> list[int] | None:
+    """Branch and bound, longest first, empty equal ranks tried once; keeps the best found within its nodes, None where there is none."""
     count = len(free_bytes)
     order = sorted(range(len(items)), key=lambda i: -items[i].time_s)
     total = sum(item.time_s for item in items)
+    bound = [item.ranks for item in items if item.ranks is not None]
+    # Ranks are equal only if the same items may use them.
+    users = [tuple(rank in among for among in bound) for rank in range(count)]
     loads = [0.0] * count
-    for i, rank in enumerate(start):
+    for i, rank in enumerate(start or ()):
         loads[rank] += items[i].time_s
-    best, best_s, nodes = list(start), max(loads), 0
+    best, best_s, nodes = start, max(loads) if start is not None else math.inf, 0
     ranks, loads, free = [-1] * len(items), [0.0] * count, list(free_bytes)
     tables: list[set[int]] = [set() for _ in range(count)]
 
     def descend(depth: int) -> None:
         nonlocal best, best_s, nodes
         nodes += 1
-        if nodes > _EXACT_NODES or best_s <= total / count * (1.0 + _LEAST_GAIN):
+        if nodes > most_nodes or best_s <= total / count * (1.0 + _LEAST_GAIN):
             return
         if depth == len(order):
             best, best_s = list(ranks), max(loads)
@@ -124,8 +155,8 @@ def _exact(items: Sequence[Item], free_bytes: Sequence[float], start: list[int])
         i = order[depth]
         item, seen = items[i], set()
         for rank in sorted(range(count), key=loads.__getitem__):
-            state = (loads[rank], free[rank])
-            full = item.table in tables[rank] or free[rank] < item.memory_bytes
+            state = (loads[rank], free[rank], users[rank])
+            full = item.table in tables[rank] or free[rank] < item.memory_bytes or not item.may_use(rank)
             if full or loads[rank] + item.time_s >= best_s * (1.0 - _LEAST_GAIN) or (state in seen and not tables[rank]):
                 continue
             seen.add(state)

@@ -18,7 +18,13 @@ from autotune.probe.topology import cache_folder, detect, fingerprint, fingerpri
 _SOFTWARE = ("autotune", "huge_pages")
 
 
-def load_or_probe(*, refresh: bool = False, progress: Progress = NO_PROGRESS, measure: Callable[..., Profile] = probe) -> Profile:
+def load_or_probe(
+    *,
+    refresh: bool = False,
+    progress: Progress = NO_PROGRESS,
+    measure: Callable[..., Profile] = probe,
+    here: Fingerprint | None = None,
+) -> Profile:
     """The cached profile for this hardware and kernel target, or a new one, which is then cached.
 
     A file that cannot be used (corrupt, of another schema, of other hardware or another release) is replaced; a folder that cannot be
@@ -28,11 +34,12 @@ def load_or_probe(*, refresh: bool = False, progress: Progress = NO_PROGRESS, me
         refresh: Measure even when there is a file.
         progress: Of the probe, and for the notes.
         measure: What measures: called with ``progress``.
+        here: Of the machine; None takes what this process may use of it.
 
     Raises:
         MachineError: too little memory to measure.
     """
-    here = fingerprint(detect(), kernels.target())
+    here = here or fingerprint(detect(), kernels.target())
     path = _path(here, progress)
     if path is not None and not refresh:
         profile = _load(path, here, progress)
@@ -45,6 +52,16 @@ def load_or_probe(*, refresh: bool = False, progress: Progress = NO_PROGRESS, me
     if path is not None:
         _store(path, profile, progress)
     return profile
+
+
+def usable(profile: Profile, here: Fingerprint) -> bool:
+    """Whether a profile was measured on this hardware by this release."""
+    return not _differences(profile, here)
+
+
+def _differences(profile: Profile, here: Fingerprint) -> list[str]:
+    different = software_differences(profile.fingerprint, here)
+    return fingerprint_differences(profile.fingerprint, here) + [text for text in different if text.split(":")[0] in _SOFTWARE]
 
 
 def _path(here: Fingerprint, progress: Progress) -> Path | None:
@@ -64,8 +81,7 @@ def _load(path: Path, here: Fingerprint, progress: Progress) -> Profile | None:
     except (InputError, OSError) as error:
         progress.note(f"the cached profile cannot be used, probing anew: {error}")
         return None
-    differences = fingerprint_differences(profile.fingerprint, here)
-    differences += [text for text in software_differences(profile.fingerprint, here) if text.split(":")[0] in _SOFTWARE]
+    differences = _differences(profile, here)
     if profile.schema_version != PROFILE_SCHEMA:
         differences.append(f"schema: {profile.schema_version}, now {PROFILE_SCHEMA}")
     if differences:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 
 from autotune.config.profile import Topology
 from autotune.errors import InputError, MachineError
@@ -45,6 +46,34 @@ def core_sets(topology: Topology, sockets: int, oversubscribe: bool = False) -> 
 def bind(cpus: Sequence[int]) -> None:
     """Keep this thread, and those it starts, on these logical CPUs; the memory it touches first is then local to them."""
     os.sched_setaffinity(0, set(cpus))
+
+
+class NetworkThreads:
+    """The threads that a backend starts for the network, to be kept on cores of their own or on all of a rank's.
+
+    Args:
+        cpus: Of the rank, one a physical core.
+    """
+
+    def __init__(self, cpus: Sequence[int]) -> None:
+        self._cpus = tuple(cpus)
+        self._before = _threads()
+        self._own: set[int] = set()
+
+    def found(self) -> None:
+        """Threads started since the making are the network's."""
+        self._own = _threads() - self._before
+
+    def place(self, cores: int) -> None:
+        """Keep them on the rank's last `cores` cores; 0 lets them run on any."""
+        chosen = self._cpus[len(self._cpus) - cores :] if cores else self._cpus
+        for thread in self._own:
+            with suppress(ProcessLookupError):
+                os.sched_setaffinity(thread, chosen)
+
+
+def _threads() -> set[int]:
+    return {int(name) for name in os.listdir("/proc/self/task")}
 
 
 def topology_of(topology: Topology, cpus: Sequence[int]) -> Topology:

@@ -23,6 +23,7 @@ def plan(result: Plan, width: int = 80) -> RenderableType:
     facts = f"slowest rank {format_time(result.slowest_s)} for the tables, {result.imbalance:.2f}x the mean" + (
         f"; at most {format_bytes(limit)} a socket" if limit is not None else ""
     )
+    kept = [Text(f"kept: {', '.join(result.constraints.words)}")] if result.constraints.words else []
     columns = [
         Column("rank", [str(rank.rank) for rank in result.ranks]),
         Column("predicted", [format_time(rank.time_s) for rank in result.ranks]),
@@ -30,7 +31,7 @@ def plan(result: Plan, width: int = 80) -> RenderableType:
         Column("tables", [str(len(rank.tables)) for rank in result.ranks]),
         Column("which", [_ranges(rank.tables) for rank in result.ranks], justify="left"),
     ]
-    return Group(Text(head), Text(facts), Text(""), table(columns, width), *(Text(f"note: {note}") for note in result.notes))
+    return Group(Text(head), Text(facts), *kept, Text(""), table(columns, width), *(Text(f"note: {note}") for note in result.notes))
 
 
 def _ranges(numbers: tuple[int, ...]) -> str:

@@ -13,6 +13,7 @@ from autotune.config.knobs import RunConfig
 from autotune.config.profile import Ceilings, ComputePoint, Profile, RowPoint, StreamPoint
 from autotune.config.tuned import Gain, Interval, TunedConfig
 from autotune.report.layout import Column, table
+from autotune.report.network import network_tables, rank_table
 from autotune.report.numbers import giga, ms, ms_range, number, percent, speedup, speedup_range, time_interval
 from autotune.units import format_bytes, format_rate, format_time
 
@@ -40,12 +41,16 @@ def operator_table(result: OperatorTable, width: int = 80) -> RenderableType:
         Column("F/B", [number(row.intensity) for row in rows], need=5),
         Column("GF", [giga(row.flops) for row in rows], need=1),
         Column("GB", [giga(row.bytes) for row in rows], need=1),
+        Column("MB sent", [f"{row.bytes_sent / 1e6:.1f}" if row.hidden_s is not None else "" for row in rows], need=6),
+        Column("hidden ms", ["" if row.hidden_s is None else ms(row.hidden_s) for row in rows], need=6),
+        Column("slowest/mean", ["" if row.imbalance is None else _ratio(row.imbalance) for row in rows], need=4),
         *_fractions([row.fractions for row in rows]),
         Column("bound by", [_bound(row.binder, row.fractions) for row in rows], justify="left"),
     ]
     head = f"{result.model}: {time_interval(result.iteration_s)} per iteration, minibatch {result.minibatch}, {_threads(result.threads)}"
     proof = [_perturbations(result.perturbations, width)] if result.perturbations else []
-    return _page(head, table(columns, width), _legend(), *proof, *_notes(result.notes))
+    ranks = [rank_table(result.ranks, width)] if result.ranks else []
+    return _page(head, table(columns, width), _legend(), *ranks, *proof, *_notes(result.notes))
 
 
 def _perturbations(found: Sequence[Perturbation], width: int) -> RenderableType:
@@ -60,7 +65,11 @@ def _perturbations(found: Sequence[Perturbation], width: int) -> RenderableType:
 
 
 def _times(interval: Interval) -> str:
-    return f"{interval.median:.2f}x"
+    return _ratio(interval.median)
+
+
+def _ratio(value: float) -> str:
+    return f"{value:.2f}x"
 
 
 def run_result(result: RunResult, width: int = 80) -> RenderableType:
@@ -98,7 +107,9 @@ def profile(result: Profile, width: int = 80) -> RenderableType:
         ("kernels", f"{result.fingerprint.target} ({' '.join(machine.isa)})"),
         ("source", f"{result.source}, {result.created}"),
     ]
-    return _page(result.name, _facts(facts, width), *_ceilings(result.ceilings, width), *_notes(result.notes))
+    network = network_tables(result.network, width) if result.network else []
+    notes = result.notes + (result.network.notes if result.network else ())
+    return _page(result.name, _facts(facts, width), *_ceilings(result.ceilings, width), *network, *_notes(notes))
 
 
 def tuned_config(result: TunedConfig, width: int = 80, file: str | None = None) -> RenderableType:

@@ -21,6 +21,9 @@ from autotune.errors import AutotuneError, InputError, MachineError, Verificatio
 
 SILENT_S = 12.0
 """A rank that has beaten and then is silent for so long is taken for hung: 24 beats."""
+HANG_VARIABLE = "AUTOTUNE_HANG_S"
+HANG_S = 20.0
+"""A training step that takes longer is taken for hung; `AUTOTUNE_HANG_S` sets another limit."""
 _START_S = 60.0
 _POLL_S = 0.05
 # A rank that ends takes the others with it through their connections; the first to be seen is not always the cause.
@@ -80,7 +83,7 @@ def _end_with_parent() -> None:
 
 
 def _watch(processes: Sequence[subprocess.Popen[bytes]], folder: Path, silent_s: float) -> None:
-    begin_s = time.time()
+    begin_s, hang_s = time.time(), _hang_s()
     while True:
         codes = [process.poll() for process in processes]
         if all(code == 0 for code in codes):
@@ -97,7 +100,40 @@ def _watch(processes: Sequence[subprocess.Popen[bytes]], folder: Path, silent_s:
                     f"every rank must answer within {limit_s:g} s, got no sign of rank {rank} (process {processes[rank].pid}): "
                     "it is stopped or hangs; all ranks were ended, look at that process's core and start again"
                 )
+        _check_progress([folder / f"beat.{rank}" for rank, code in enumerate(codes) if code is None], processes, hang_s)
         time.sleep(_POLL_S)
+
+
+def _hang_s() -> float:
+    text = os.environ.get(HANG_VARIABLE, str(HANG_S))
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0.0 < seconds < float("inf"):
+        raise InputError(f"a time limit must be a positive number of seconds, got {text!r} ({HANG_VARIABLE}); write for example 60")
+    return seconds
+
+
+def _check_progress(beats: Sequence[Path], processes: Sequence[subprocess.Popen[bytes]], hang_s: float) -> None:
+    """Raises: MachineError: a step takes too long; names the ranks that keep the others waiting."""
+    told: dict[int, tuple[bool, bool, float, str]] = {}
+    for file in beats:
+        try:
+            waits, limited, lasting_s, what = file.read_text(encoding="utf-8").split(" ", 3)
+        except (FileNotFoundError, ValueError):
+            continue
+        told[int(file.suffix[1:])] = (waits == "1", limited == "1", float(lasting_s), what)
+    if not any(limited and lasting_s > hang_s for _, limited, lasting_s, _ in told.values()):
+        return
+    slow = [rank for rank, (waits, _, _, _) in told.items() if not waits]
+    rule = f"a training step must end within {hang_s:g} s"
+    step = f"all ranks were ended; look at what keeps it, or allow more with {HANG_VARIABLE}"
+    if slow:
+        where = ", ".join(f"rank {rank} (process {processes[rank].pid}) in {told[rank][3]} for {told[rank][2]:.0f} s" for rank in slow)
+        raise MachineError(f"{rule}, got {where}, the others waiting; {step}")
+    where = ", ".join(f"rank {rank} in {what}" for rank, (_, _, _, what) in told.items())
+    raise MachineError(f"{rule}, got every rank waiting for another ({where}): is the network between them up? {step}")
 
 
 def _silence_s(file: Path, begin_s: float) -> float | None:

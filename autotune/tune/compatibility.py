@@ -11,18 +11,22 @@ from autotune.probe.topology import fingerprint_differences, software_difference
 _HASH_DIGITS = 12
 
 
-def check(config: TunedConfig, model: Model, fingerprint: Fingerprint, *, force: bool = False) -> list[str]:
+def check(
+    config: TunedConfig, model: Model, fingerprint: Fingerprint, *, force: bool = False, ranks: int = 1, ranks_on_host: int = 1
+) -> list[str]:
     """Hold a config against the model and the machine at hand.
 
     Args:
         fingerprint: This machine's.
         force: Use a config of other hardware all the same; it does not help against another model or missing cores.
+        ranks: That run it.
+        ranks_on_host: That share this machine's cores.
 
     Returns:
         Notes: differences of the software, and of the hardware where `force` let them pass.
 
     Raises:
-        InputError: it is for more than one socket.
+        InputError: it is for another number of sockets.
         FingerprintError: it belongs to another model or minibatch; or to other hardware, without `force`. Names every difference.
         MachineError: it wants more threads than this process has cores.
     """
@@ -37,8 +41,9 @@ def check(config: TunedConfig, model: Model, fingerprint: Fingerprint, *, force:
             f"a tuned config belongs to one minibatch: config {config.minibatch}, model {model.name} {model.minibatch}; "
             "tune again with --minibatch, or set the config's back"
         )
-    if config.sockets != 1:
-        raise InputError(f"this version runs on one socket, got {config.sockets} (tuned config for {config.model}); tune with --sockets 1")
+    if config.sockets != ranks:
+        rule = f"a tuned config belongs to one number of sockets: config {config.sockets}, here {ranks}"
+        raise InputError(f"{rule} (tuned config for {config.model}); run it with --sockets {config.sockets}, or tune for {ranks}")
     notes = []
     differences = fingerprint_differences(config.fingerprint, fingerprint)
     if differences:
@@ -49,10 +54,11 @@ def check(config: TunedConfig, model: Model, fingerprint: Fingerprint, *, force:
             )
         notes.append(f"used on other hardware: {'; '.join(differences)}")
     cores = fingerprint.topology.physical_cores
-    if config.config.threads > cores:
+    threads = config.config.threads * ranks_on_host
+    if threads > cores:
         raise MachineError(
             f"threads must not exceed the {cores} physical cores that this process may use, "
-            f"got {config.config.threads} (tuned config for {config.model}); tune again here or widen the cpuset"
+            f"got {threads} (tuned config for {config.model}); tune again here or widen the cpuset"
         )
     different = software_differences(config.fingerprint, fingerprint)
     if different:

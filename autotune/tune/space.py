@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Any, Protocol
 
 from autotune.config.knobs import Knobs, LayerKnobs, RunConfig
+from autotune.config.partition import CommunicationKnobs, Partition
 from autotune.config.profile import Topology
 
 # The race's default against its best: with these many the default included, an operator adds one dimension of three values.
@@ -51,10 +53,16 @@ def changes(default: Knobs | RunConfig, chosen: Knobs | RunConfig) -> str:
     if isinstance(chosen, LayerKnobs) and isinstance(default, LayerKnobs) and chosen.implementation != default.implementation == "blocked":
         return f"implementation {default.implementation} -> {chosen.implementation}"
     pairs = [(name, getattr(default, name, None), getattr(chosen, name)) for name in type(chosen).model_fields if name != "operators"]
+    for name, one, other in list(pairs):
+        if isinstance(one, CommunicationKnobs) and isinstance(other, CommunicationKnobs):
+            pairs.remove((name, one, other))
+            pairs += [(inner, getattr(one, inner), getattr(other, inner)) for inner in CommunicationKnobs.model_fields]
     return ", ".join(f"{name} {_word(a)} -> {_word(b)}" for name, a, b in pairs if a != b)
 
 
 def _word(value: object) -> str:
+    if isinstance(value, Partition):
+        return f"{value.summary} ({sha256(value.model_dump_json().encode()).hexdigest()[:6]})"
     return {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
 
 

@@ -177,7 +177,7 @@ def test_explain_prints_text_or_json_and_writes_a_file(config_file: Path, tmp_pa
     assert out.read_text() == as_json.stdout
 
 
-@pytest.mark.parametrize("to", ["env", "torchrun", "json"])
+@pytest.mark.parametrize("to", ["env", "torchrun", "json", "slurm", "mpirun"])
 def test_export_prints_or_writes(config_file: Path, tmp_path: Path, to: str) -> None:
     printed = invoke("export", config_file, "--to", to)
     assert printed.exit_code == 0
@@ -186,7 +186,7 @@ def test_export_prints_or_writes(config_file: Path, tmp_path: Path, to: str) -> 
 
 
 def test_an_unknown_target_is_refused(config_file: Path) -> None:
-    refused(invoke("export", config_file, "--to", "slurm"), 2, "unknown export target 'slurm'", "env, torchrun, json")
+    refused(invoke("export", config_file, "--to", "pbs"), 2, "unknown export target 'pbs'", "env, torchrun, json, slurm, mpirun")
 
 
 def test_models_lists_every_shipped_one() -> None:

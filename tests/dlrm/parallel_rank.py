@@ -23,8 +23,9 @@ def main(cases_file: str, out: str, rank: int, ranks: int, store: str) -> None:
         model = Model.model_validate_json(json.dumps(case["model"]))
         partition = Partition.model_validate_json(json.dumps(case["partition"]))
         knobs = CommunicationKnobs.model_validate_json(json.dumps(case["communication"]))
-        config = RunConfig(threads=1, operators={"embedding_bag.update": EmbeddingUpdateKnobs(strategy=case["strategy"])})
-        dlrm = ParallelDLRM(model, partition, config, knobs)
+        update = EmbeddingUpdateKnobs(strategy=case["strategy"])
+        config = RunConfig(threads=1, operators={"embedding_bag.update": update}, partition=partition, communication=knobs)
+        dlrm = ParallelDLRM(model, config)
         source = make_source(model)
         losses = [dlrm.step(source.batch(i)) for i in range(case["steps"])]
         state = dlrm.state_dict()

@@ -38,9 +38,9 @@ def check(model: Model, found: Plan, limit: float | None = None) -> None:
         elif placement.kind == "table_wise":
             memory[placement.ranks[0]] += table.rows * row_bytes
         else:
-            assert placement.kind == "row_wise"
+            part_bytes = row_bytes if placement.kind == "row_wise" else table.rows * 4
             for i, rank in enumerate(placement.ranks):
-                memory[rank] += (placement.bounds[i + 1] - placement.bounds[i]) * row_bytes
+                memory[rank] += (placement.bounds[i + 1] - placement.bounds[i]) * part_bytes
     assert memory == [rank.memory_bytes for rank in found.ranks]
     assert limit is None or max(memory) <= limit
 

@@ -1,0 +1,43 @@
+"""The ranks of a command as one model that rank 0 drives."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from autotune.cli.ranks import RankSession
+from autotune.config.knobs import RunConfig
+from autotune.dlrm.data import make_source
+from autotune.dlrm.lockstep import Lockstep, Task, take_recorded, time_talks
+from autotune.perf.ranks import describe_rank
+from autotune.probe.core_sets import NetworkThreads
+
+TASKS: Mapping[str, Task] = {"take_recorded": take_recorded, "time_talks": time_talks, "describe_rank": describe_rank}
+
+
+@contextmanager
+def in_lockstep(
+    session: RankSession,
+    config: RunConfig,
+    network: NetworkThreads,
+    seed: int | None = None,
+    tasks: Mapping[str, Task] | None = None,
+    keep_models: int = 1,
+) -> Iterator[Lockstep | None]:
+    """Inside, rank 0 has the model to drive; every other rank has followed to the end, and has None."""
+    lockstep = Lockstep(
+        session.model,
+        config,
+        make_source(session.model, session.data, seed=seed),
+        seed,
+        machine=session.topology,
+        place_network=network.place,
+        tasks={**TASKS, **(tasks or {})},
+        keep_models=keep_models,
+    )
+    if session.first:
+        yield lockstep
+        lockstep.end()
+    else:
+        lockstep.follow()
+        yield None

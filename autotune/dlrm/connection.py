@@ -1,0 +1,62 @@
+"""What one rank needs to talk to the others under one choice of the communication knobs: exchanges, buckets, and their buffers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from autotune.config.partition import CommunicationKnobs
+from autotune.dlrm.sharding import Part, Shard
+from autotune.ops import all_reduce, embedding_bag
+from autotune.ops.all_to_all import Exchange
+from autotune.ops.mlp import Layer
+
+LOSS = "loss"
+"""Place of the loss in the first bucket."""
+
+
+class Connection:
+    """Buffers and transfers of a `ParallelDLRM`.
+
+    Args:
+        parts: what every rank owns.
+        sparse: copies whose gradients travel as pooled gradients.
+        dense: copies whose gradients are reduced densely.
+        layers: by name, in the order they go forward.
+        bounds: of the ranks' samples.
+        rank: this one.
+        knobs: form, wire dtype, bucket size, overlap.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[Sequence[Part]],
+        sparse: Shard,
+        dense: Shard,
+        layers: Mapping[str, Layer],
+        bounds: Sequence[int],
+        rank: int,
+        knobs: CommunicationKnobs,
+    ) -> None:
+        samples = bounds[rank + 1] - bounds[rank]
+        owned = [[part.width for part in of_rank] for of_rank in parts]
+        extra = [part.width for part in sparse.parts]
+        self.out = Exchange("forward", bounds, owned, rank, knobs)
+        self.back = Exchange("backward", bounds, [[*widths, *extra] for widths in owned], rank, knobs)
+        self.pooled_sparse = torch.zeros(samples, sparse.width)
+        """fp32 [n, width]: of copies, for this rank's samples."""
+        self.pooled_dense = torch.zeros(samples, dense.width)
+        tables = [(f"table.{part.table}", (part.rows[1], part.width)) for part in dense.parts]
+        ordered = sorted(reversed(list(layers.items())), key=lambda pair: pair[0].startswith("bottom"))
+        gradients = [(f"{name}.{kind}", tuple(of.shape)) for name, one in ordered for kind, of in (("w", one.weight), ("b", one.bias))]
+        shapes: list[tuple[str, tuple[int, ...]]] = [(LOSS, (1,)), *tables, *gradients]
+        self.buckets = all_reduce.Buckets(shapes, knobs.bucket_bytes, overlap=knobs.overlap)
+        of_tables = [self.buckets.gradients[name] for name, _ in tables]
+        self.table_gradients = embedding_bag.EmbeddingBags.of(of_tables) if of_tables else None
+        """Dense gradients of copies, as tables to add to."""
+
+    def attach(self, layers: Mapping[str, Layer]) -> None:
+        """Let the layers write their gradients into these buckets."""
+        for name, layer in layers.items():
+            layer.d_weight, layer.d_bias = self.buckets.gradients[f"{name}.w"], self.buckets.gradients[f"{name}.b"]

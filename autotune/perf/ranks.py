@@ -1,0 +1,171 @@
+"""The per-operator table of an iteration on several ranks: the slowest rank's passes, what the network took, who waited for whom."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch.distributed as dist
+
+from autotune.bench.noise import NoiseMonitor
+from autotune.bench.progress import NO_PROGRESS, Progress
+from autotune.bench.samples import Samples
+from autotune.config.network import Network
+from autotune.config.profile import Ceilings, Profile
+from autotune.config.tuned import Interval
+from autotune.dlrm.lockstep import Lockstep
+from autotune.dlrm.parallel import TALKS
+from autotune.ops.base import Work
+from autotune.ops.embedding_bag import FORWARD
+from autotune.perf.measure import doubts, operator_row, samples_by_pass, timed_rounds
+from autotune.perf.roofline import BOUND_FRACTION, limits
+from autotune.perf.share import per_rank
+from autotune.perf.table import OTHER, OperatorRow, OperatorTable, RankRow
+from autotune.units import format_bytes, format_time
+
+_TALK_ROUNDS = 5
+# A rank that computes this much longer than the mean is worth a word.
+_UNEVEN = 1.05
+
+Times = Sequence[Mapping[str, float]]
+
+
+def describe_rank(lockstep: Lockstep) -> list[tuple[dict[str, Work], int, int]]:
+    """Task: of every rank the work of its passes, the parts it owns, and their memory."""
+    dlrm = lockstep.dlrm
+    works = {operator.key: operator.work() for operator in lockstep.operators(lockstep)}
+    owned = sum(1 for placement in dlrm.partition.tables if dlrm.rank in placement.ranks)
+    mine = (works, owned, sum(4 * weight.numel() for _, weight in dlrm.parts()))
+    everybodys: list[tuple[dict[str, Work], int, int]] = [mine] * lockstep.ranks
+    dist.all_gather_object(everybodys, mine)
+    return everybodys
+
+
+def measure_ranks(
+    lockstep: Lockstep,
+    profile: Profile,
+    *,
+    ranks_on_host: int,
+    monitor: NoiseMonitor,
+    rounds: int = 20,
+    budget_s: float | None = None,
+    progress: Progress = NO_PROGRESS,
+) -> OperatorTable:
+    """Train for some iterations on all ranks and tell where their time went. Rank 0 calls it; the others follow.
+
+    A transfer's row shows what the rank waited for it (exposed). What it takes alone, measured afterwards, less that, was hidden.
+
+    Args:
+        lockstep: with the tasks `take_recorded`, `time_talks` and `describe_rank`.
+        profile: of the machine, with its network.
+        ranks_on_host: among which the machine's ceilings are shared.
+        monitor: of this rank's cores.
+        rounds, budget_s: as in `perf.measure.measure`.
+
+    Raises:
+        InputError: as `timed_rounds`.
+    """
+    timed = timed_rounds(lockstep, lockstep, monitor, rounds=rounds, budget_s=budget_s, progress=progress)
+    steps = len(timed.passes_s)
+    recorded: list[Times] = lockstep.everywhere("take_recorded", list(timed.passes_s), steps)
+    of_ranks = [[times[i] for i in timed.counted] for times in recorded]
+    alone = {key: Samples(tuple(values)).median_s for key, values in lockstep.everywhere("time_talks", TALKS, _TALK_ROUNDS).items()}
+    described = lockstep.everywhere("describe_rank")
+    medians = [_medians(times) for times in of_ranks]
+    ranks = tuple(_rank_row(rank, medians[rank], *described[rank]) for rank in range(len(medians)))
+    slowest = max(ranks, key=lambda row: row.compute_s).rank
+    iteration = Samples(timed.iterations_s).to_interval()
+    ceilings, threads = per_rank(profile.ceilings, ranks_on_host), lockstep.config.threads
+    works = described[slowest][0]
+    rows = []
+    for key, samples in samples_by_pass(timed.iterations_s, [dict(times) for times in of_ranks[slowest]]).items():
+        time_s, work = samples.to_interval(), works.get(key)
+        if key in alone and work is not None:
+            row = _talk_row(work, key, time_s, alone[key], iteration.median, ceilings, threads, profile.network)
+        else:
+            row = operator_row(work, key, time_s, iteration.median, ceilings, threads)
+        rows.append(replace(row, imbalance=_imbalance([one.get(key, 0.0) for one in medians]) if key != OTHER else None))
+    return OperatorTable(
+        model=lockstep.model.name,
+        data=lockstep.description,
+        minibatch=lockstep.minibatch,
+        threads=threads,
+        iteration_s=iteration,
+        rows=tuple(rows),
+        notes=(*timed.notes, *doubts(rows, iteration, profile), *_slowest_notes(ranks, medians)),
+        ranks=ranks,
+    )
+
+
+def _medians(times: Times) -> dict[str, float]:
+    keys = dict.fromkeys(key for one in times for key in one)
+    return {key: statistics.median(one.get(key, 0.0) for one in times) for key in keys}
+
+
+def _imbalance(values: Sequence[float]) -> float | None:
+    mean = statistics.fmean(values)
+    return max(values) / mean if mean else None
+
+
+def _rank_row(rank: int, medians: Mapping[str, float], works: Mapping[str, Work], tables: int, memory_bytes: int) -> RankRow:
+    forward = works.get(FORWARD)
+    return RankRow(
+        rank=rank,
+        compute_s=sum(value for key, value in medians.items() if key not in TALKS),
+        waiting_s=sum(value for key, value in medians.items() if key in TALKS),
+        tables=tables,
+        memory_bytes=memory_bytes,
+        lookups=sum(rows.touched for rows in forward.rows) if forward else 0,
+    )
+
+
+def _talk_row(
+    work: Work, key: str, time_s: Interval, alone_s: float, iteration_s: float, ceilings: Ceilings, threads: int, network: Network | None
+) -> OperatorRow:
+    """A transfer: exposed is what was waited for it; behind other passes ran what it takes alone, less that."""
+    exposed_s = time_s.median
+    hidden_s = max(0.0, alone_s - exposed_s)
+    whole_s = max(alone_s, exposed_s)
+    least = limits(work, ceilings, threads, warm=True, network=network)
+    fractions = {"network": least.network_s / whole_s} if least.network_s and whole_s else {}
+    share = fractions.get("network", 0.0)
+    bound = share >= BOUND_FRACTION
+    sent = f"{format_bytes(work.message_bytes)} in {work.messages} messages"
+    detail = f"{sent}: {format_time(exposed_s)} exposed, {format_time(hidden_s)} hidden, {format_time(alone_s)} alone"
+    if fractions:
+        detail += f"; {share:.0%} of the network's ceiling"
+    if exposed_s > 1.2 * alone_s:
+        detail += f"; {format_time(exposed_s - alone_s)} more than alone: a slower rank is waited for, or computing takes its cores"
+    rate = work.message_bytes / whole_s if whole_s else None
+    return OperatorRow(
+        key=key,
+        time_s=time_s,
+        share=exposed_s / iteration_s,
+        flops=work.flops,
+        bytes=work.bytes,
+        flops_per_s=None,
+        bandwidth_bytes_per_s=rate,
+        intensity=None,
+        fractions=fractions,
+        binder="network" if bound else "none",
+        detail=detail,
+        bytes_sent=work.message_bytes,
+        hidden_s=hidden_s,
+    )
+
+
+def _slowest_notes(ranks: Sequence[RankRow], medians: Sequence[Mapping[str, float]]) -> tuple[str, ...]:
+    """Which rank the others wait for, and why."""
+    mean_s = statistics.fmean(row.compute_s for row in ranks)
+    slowest = max(ranks, key=lambda row: row.compute_s)
+    if slowest.compute_s < _UNEVEN * mean_s:
+        return (f"ranks are even: rank {slowest.rank}, the slowest, computes {slowest.compute_s / mean_s - 1:.0%} longer than the mean",)
+    others = {key: statistics.fmean(one.get(key, 0.0) for one in medians) for key in medians[slowest.rank] if key not in TALKS}
+    excess = {key: medians[slowest.rank][key] - mean for key, mean in others.items()}
+    most = max(excess, key=lambda key: excess[key])
+    looked = statistics.fmean(row.lookups for row in ranks)
+    why = f"{format_time(excess[most])} of it in {most}"
+    if most.startswith("embedding") and looked:
+        why += f", with {slowest.lookups / looked:.2f}x the mean look-ups in {slowest.tables} tables"
+    return (f"rank {slowest.rank} is the slowest: it computes {slowest.compute_s / mean_s - 1:.0%} longer than the mean, {why}",)

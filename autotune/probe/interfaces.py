@@ -1,0 +1,91 @@
+"""Which network interfaces the ranks could talk through, and how fast each is: a wrong one may be a hundred times slower."""
+
+from __future__ import annotations
+
+import os
+import socket
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import psutil
+import torch
+import torch.distributed as dist
+
+from autotune.config.network import InterfaceRate
+
+VARIABLE = "GLOO_SOCKET_IFNAME"
+_BYTES = 1 << 20
+_ROUNDS = 5
+_TIMEOUT_S = 5.0
+
+
+def addresses() -> dict[str, tuple[str, ...]]:
+    """Interfaces of this host that are up, with their IP addresses."""
+    up = {name for name, state in psutil.net_if_stats().items() if state.isup}
+    families = (socket.AF_INET, socket.AF_INET6)
+    found = {name: tuple(one.address for one in every if one.family in families) for name, every in psutil.net_if_addrs().items()}
+    return {name: of_name for name, of_name in sorted(found.items()) if name in up and of_name}
+
+
+def hosts() -> int:
+    """On how many hosts the ranks are: those with the same addresses, and the same name, are on one. Every rank calls it."""
+    return len(set(map(str, _everybodys(f"{socket.gethostname()} {sorted(addresses().items())}"))))
+
+
+def rates(backend: str = "gloo") -> tuple[InterfaceRate, ...]:
+    """Every interface that all ranks have, with the rate at which they exchange 1 MiB through it. Every rank calls it.
+
+    Only gloo lets one choose; other backends have no candidates here.
+    """
+    if backend != "gloo":
+        return ()
+    own = addresses()
+    if hosts() > 1:
+        own.pop("lo", None)  # leads nowhere from one host to the next
+    everybodys = _everybodys(list(own))
+    common = [name for name in own if all(isinstance(names, list) and name in names for names in everybodys)]
+    return tuple(InterfaceRate(name=name, bandwidth_bytes_per_s=_rate(name), used=False) for name in sorted(common))
+
+
+def _everybodys(value: object) -> list[object]:
+    found: list[object] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, value)
+    return found
+
+
+def _rate(name: str) -> float | None:
+    """Bytes per second that each rank sends; None where a rank does not reach the others."""
+    ranks = dist.get_world_size()
+    data = torch.zeros(_BYTES // ranks * ranks, dtype=torch.uint8)
+    out = torch.empty_like(data)
+    times, failed = [], ""
+    try:
+        with _variable(name):
+            group = dist.new_group(backend="gloo", timeout=timedelta(seconds=_TIMEOUT_S))
+        for _ in range(_ROUNDS + 1):
+            begin_s = time.perf_counter()
+            dist.all_to_all_single(out, data, group=group)
+            times.append(time.perf_counter() - begin_s)
+    except (RuntimeError, ValueError) as error:
+        failed = str(error).splitlines()[0]
+    told = _everybodys((statistics.median(times[1:] or [0.0]), failed))
+    pairs = [pair for pair in told if isinstance(pair, tuple)]
+    if any(reason for _, reason in pairs):
+        return None
+    return float(data.numel() * (ranks - 1) / ranks / max(slowest for slowest, _ in pairs))
+
+
+@contextmanager
+def _variable(name: str) -> Iterator[None]:
+    before = os.environ.get(VARIABLE)
+    os.environ[VARIABLE] = name
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[VARIABLE]
+        else:
+            os.environ[VARIABLE] = before
