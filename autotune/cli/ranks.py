@@ -137,6 +137,11 @@ def open_cores() -> tuple[Ranks, Topology, Topology]:
     return ranks, whole, topology_of(whole, cpus)
 
 
+def rank_cpus(session: RankSession) -> tuple[tuple[int, ...], ...]:
+    """The cores of every rank on this host."""
+    return core_sets(session.whole, session.ranks.local_world, oversubscribe=OVERSUBSCRIBE in os.environ)
+
+
 def start_rank(topology: Topology, huge_pages: bool = True) -> None:
     """Put the process into the environment of a team on every core of its rank, and on those cores."""
     ensure_environment(launch_of(RunConfig(threads=topology.physical_cores, huge_pages=huge_pages), topology))

@@ -57,6 +57,8 @@ class Launch(Frozen):
     """Logical CPUs the team is bound to, one a physical core."""
     environment: dict[str, str]
     """Environment variables that reproduce the run."""
+    rank_cpus: tuple[tuple[int, ...], ...] = ()
+    """On several sockets: the cores of every rank of the host that tuned; `cpus` and binding are rank 0's. Empty on one."""
 
     @field_validator("environment")
     @classmethod

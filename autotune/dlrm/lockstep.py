@@ -10,8 +10,9 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
+import torch
 import torch.distributed as dist
 
 from autotune.config.knobs import RunConfig
@@ -26,6 +27,8 @@ from autotune.ops.timing import Recorder
 _KEPT_BATCHES = 16
 """More than one turn of a comparison uses."""
 _KEPT_STEPS = 256
+_WORDS = ("end", "batch", "step", "configure", "task")
+_WITH_OBJECT = ("configure", "task")
 
 Task = Callable[..., Any]
 
@@ -41,7 +44,7 @@ class Lockstep:
         machine: this rank's cores.
         place_network: see `ParallelDLRM`.
         tasks: what `everywhere` can run: called on every rank with this object and the arguments.
-        keep_models: Partitions whose models stay in memory at once.
+        keep_models: Partitions whose models stay in memory at once; rank 0's number counts.
     """
 
     def __init__(
@@ -57,13 +60,16 @@ class Lockstep:
         keep_models: int = 1,
     ) -> None:
         self.model, self._source, self._seed, self._machine = model, source, seed, machine
-        self._place_network, self._tasks, self._keep = place_network, dict(tasks or {}), keep_models
+        self._place_network, self._tasks = place_network, dict(tasks or {})
         self._models: dict[str, ParallelDLRM] = {}
         self._batches: dict[int, Batch] = {}
         self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
         self.description, self.has_labels = source.description, source.has_labels
         self.recorded: deque[dict[str, float]] = deque(maxlen=_KEPT_STEPS)
         """On the ranks that follow: seconds by pass, of each step since they were taken."""
+        kept = [keep_models]
+        dist.broadcast_object_list(kept, 0)  # each rank sees another amount of free memory, and all must keep the same models
+        self._keep = kept[0]
         self._configure(config)
 
     @property
@@ -110,15 +116,19 @@ class Lockstep:
 
     def end(self) -> None:
         """Let the other ranks return from `follow`."""
-        self._say("end", None)
+        self._say("end", 0)
 
     def follow(self) -> None:
         """Do what rank 0 says until it ends."""
         while True:
-            said: list[Any] = [None, None]
+            word = torch.zeros(2, dtype=torch.int64)
             with busy("waiting for rank 0", waits=True):
+                dist.broadcast(word, 0)
+            what, value = _WORDS[int(word[0])], cast(Any, int(word[1]))
+            if what in _WITH_OBJECT:
+                said: list[Any] = [None]
                 dist.broadcast_object_list(said, 0)
-            what, value = said
+                value = said[0]
             if what == "end":
                 return
             if what == "batch":
@@ -133,8 +143,13 @@ class Lockstep:
                 self._tasks[task](self, *arguments)
 
     def _say(self, what: str, value: Any) -> None:
-        if self.rank == 0:
-            dist.broadcast_object_list([what, value], 0)
+        if self.rank:
+            return
+        # A step is announced by two numbers: an object takes several messages, which would count to its time.
+        with_object = what in _WITH_OBJECT
+        dist.broadcast(torch.tensor([_WORDS.index(what), 0 if with_object else value]), 0)
+        if with_object:
+            dist.broadcast_object_list([value], 0)
 
     def _batch(self, i: int) -> Batch:
         with busy(f"making batch {i}"):

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 from autotune.config.knobs import RunConfig
 from autotune.config.model import Model
-from autotune.config.profile import Fingerprint
+from autotune.config.profile import Fingerprint, Topology
 from autotune.config.tuned import TUNED_SCHEMA, Gain, Interval, Provenance, TunedConfig, Verdict
 from autotune.perf.table import OperatorTable
 from autotune.tune.confirm import Confirmation
@@ -57,9 +57,24 @@ def race_gains(races: Sequence[RaceResult], winner: RunConfig) -> list[Gain]:
 
 
 def assemble(
-    model: Model, outcome: Outcome, fingerprint: Fingerprint, *, name: str, sockets: int, command: str, seed: int, budget_s: float
+    model: Model,
+    outcome: Outcome,
+    fingerprint: Fingerprint,
+    *,
+    name: str,
+    sockets: int,
+    command: str,
+    seed: int,
+    budget_s: float,
+    topology: Topology | None = None,
+    rank_cpus: tuple[tuple[int, ...], ...] = (),
 ) -> TunedConfig:
-    """The file's contents. Where the default stands, its figures stand for both and the speedup is 1."""
+    """The file's contents. Where the default stands, its figures stand for both and the speedup is 1.
+
+    Args:
+        topology: Of one rank; None takes the fingerprint's.
+        rank_cpus: Cores of every rank of this host; empty on one socket.
+    """
     confirmation = outcome.confirmation
     same = Interval(median=1.0, low=1.0, high=1.0, samples=confirmation.speedup.samples)
     kept = confirmation.significant
@@ -70,7 +85,7 @@ def assemble(
         sockets=sockets,
         minibatch=model.minibatch,
         config=outcome.chosen,
-        launch=launch_of(outcome.chosen, fingerprint.topology),
+        launch=launch_of(outcome.chosen, topology or fingerprint.topology).model_copy(update={"rank_cpus": rank_cpus}),
         default_iteration_s=confirmation.default_s,
         tuned_iteration_s=confirmation.tuned_s if kept else confirmation.default_s,
         speedup=confirmation.speedup if kept else same,

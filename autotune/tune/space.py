@@ -89,6 +89,10 @@ class Space:
     groups: tuple[Group, ...]
     default_for: Callable[[int], RunConfig]
     """The default configuration for a number of threads: what an operator falls back to when no finalist is valid."""
+    communication: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    """On several ranks: values of the communication knobs, by name, the default's first."""
+    partitions: tuple[Partition, ...] = ()
+    """On several ranks: where the tables may lie, the default's first."""
     _defaults: dict[int, RunConfig] = field(default_factory=dict, repr=False, compare=False)
 
     def suggest(self, trial: Suggests) -> RunConfig:
@@ -100,7 +104,14 @@ class Space:
             labels = self._labels(group, threads)
             if len(labels) > 1:
                 chosen[group.name] = labels[trial.suggest_categorical(self._parameter(group, threads), list(labels))]
-        return self.config(threads, pages, chosen)
+        config = self.config(threads, pages, chosen)
+        if config.communication is None:
+            return config
+        drawn = {name: trial.suggest_categorical(name, list(values)) for name, values in self.communication.items() if len(values) > 1}
+        partition = config.partition
+        if len(self.partitions) > 1:
+            partition = self.partitions[trial.suggest_categorical("partition", list(range(len(self.partitions))))]
+        return config.model_copy(update={"communication": config.communication.model_copy(update=drawn), "partition": partition})
 
     def config(self, threads: int, huge_pages: bool, chosen: Mapping[str, Knobs] | None = None) -> RunConfig:
         """The configuration with `chosen` knobs by group; a group that is not named takes its best valid finalist."""
@@ -110,7 +121,7 @@ class Space:
             knobs = (chosen or {}).get(group.name) or (valid[0] if valid else None)
             if knobs is not None:
                 operators |= dict.fromkeys(group.keys, knobs)
-        return RunConfig(threads=threads, huge_pages=huge_pages, operators=operators)
+        return self.default.model_copy(update={"threads": threads, "huge_pages": huge_pages, "operators": operators})
 
     def params(self, threads: int, huge_pages: bool) -> Params:
         """Parameters under which `suggest` gives the best finalists at these threads and pages."""
@@ -121,15 +132,22 @@ class Space:
             labels = list(self._labels(group, threads))
             if len(labels) > 1:
                 fixed[self._parameter(group, threads)] = labels[0]
-        return fixed
+        fixed |= {name: values[0] for name, values in self.communication.items() if len(values) > 1}
+        return fixed | ({"partition": 0} if len(self.partitions) > 1 else {})
 
     def planned(self) -> list[Params]:
-        """Trials worth running before any sampling: all race winners at the default threads, then at every other, then other pages."""
+        """Trials worth running before any sampling: all race winners at the default threads, then at every other, then other pages.
+
+        On several ranks then every other value of each communication knob alone, and every other partition.
+        """
         pages = self.default.huge_pages
         points = [(self.default.threads, pages)]
         points += [(threads, pages) for threads in self.threads if threads != self.default.threads]
         points += [(self.default.threads, other) for other in self.huge_pages if other != pages]
-        return [self.params(*point) for point in points]
+        base = self.params(*points[0])
+        alone = [base | {name: value} for name, values in self.communication.items() for value in values[1:]]
+        alone += [base | {"partition": i} for i in range(1, len(self.partitions))]
+        return [base, *alone, *(self.params(*point) for point in points[1:])]
 
     def _default(self, threads: int) -> RunConfig:
         if threads not in self._defaults:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,8 @@ from autotune.bench.progress import NO_PROGRESS, Progress
 from autotune.bench.samples import ENOUGH_SAMPLES, significant
 from autotune.config.knobs import RunConfig
 from autotune.config.model import Model
-from autotune.config.profile import Fingerprint
+from autotune.config.partition import Partition
+from autotune.config.profile import Fingerprint, Topology
 from autotune.config.tuned import Gain
 from autotune.dlrm.data import BatchSource
 from autotune.perf.table import OTHER, OperatorTable
@@ -69,9 +70,20 @@ class Tuner:
     monitor: NoiseMonitor | None = None
     seed: int = 0
     notes: list[str] = field(default_factory=list)
+    topology: Topology | None = None
+    """The cores of a rank; None: the fingerprint's."""
+    race: Callable[[OperatorGroup, float], RaceResult] | None = None
+    """Races a group within seconds; None: in this process."""
+    communication: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    partitions: tuple[Partition, ...] = ()
+    """On several ranks: see `Space`."""
+    before_trial: Callable[[str], object] = lambda config: None
+    after_trial: Callable[[], object] = lambda: None
+    """Told of a trial's configuration, and of its end: a trial that ends its process is known by that afterwards."""
 
     def __post_init__(self) -> None:
         self.default = self.default_for(None)
+        self.cores = self.topology or self.fingerprint.topology
         self.clock = self.deadline.clock
         # Batches of an interrupted run do not matter: what counts is that no two rounds of one comparison share one.
         self.bench = Bench(self.dlrm, self.source, self.monitor, self.clock, self.seed)
@@ -139,7 +151,7 @@ class Tuner:
         end_s = self.clock() + budget_s
         self.progress.phase("racing operators", budget_s)
         self.dlrm.configure(self.default)
-        racer = Racer(self.fingerprint.topology, self.default, self.monitor, self.clock, self.seed, self.progress.advance)
+        race = self.race or Racer(self.cores, self.default, self.monitor, self.clock, self.seed, self.progress.advance).run
         skipped = []
         for i, group in enumerate(waiting):
             left_s = end_s - self.clock()
@@ -149,7 +161,7 @@ class Tuner:
             if share_s < 10 * max(look["time_s"].get(key, 0.0) for key in group.keys) or share_s <= 0:
                 skipped.append(group.keys[0])
                 continue
-            result = racer.run(group, share_s)
+            result = race(group, share_s)
             results.append(result)
             self._store(f"race:{group.keys[0]}", result.model_dump(mode="json"))
         if skipped:
@@ -177,9 +189,8 @@ class Tuner:
                 continue
             visible = sum(shares.get(key, 0.0) for key in result.keys) >= _VISIBLE_SHARE
             groups.append(Group(result.keys, result.choices if visible else result.choices[:1]))
-        topology = self.fingerprint.topology
-        pages = self._pages()
-        return Space(self.default, thread_choices(topology, self.default.threads), pages, tuple(groups), self.default_for)
+        threads = thread_choices(self.cores, self.default.threads)
+        return Space(self.default, threads, self._pages(), tuple(groups), self.default_for, self.communication, self.partitions)
 
     def _pages(self) -> tuple[bool, ...]:
         """Page sizes to try. The choices of one study stay what they were when it began."""
@@ -218,6 +229,7 @@ class Tuner:
         by_model, at_random = study.sampler, optuna.samplers.RandomSampler(seed=self.seed + len(study.trials))
         seen = {trial.user_attrs["config"] for trial in self.journal.finished_trials()}
         seen.add(self.default.model_dump_json())
+        seen.update(self.journal.get("failed") or ())
         planned = iter(space.planned())
         duplicates = 0
         trial_s = 0.0
@@ -236,7 +248,9 @@ class Tuner:
                 continue
             duplicates = 0
             seen.add(text)
+            self.before_trial(text)
             paired = self._trial(config, end_s - begin_s)
+            self.after_trial()
             trial.set_user_attr("config", text)
             trial.set_user_attr("speedup", paired.speedup.model_dump())
             study.tell(trial, 1.0 / paired.speedup.median)
