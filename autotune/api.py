@@ -108,7 +108,7 @@ def verify(
 
 
 def export(config: TunedConfig | str | Path, to: str) -> str:
-    """The config as text for another launcher: env, torchrun or json."""
+    """The config as text for another launcher: env, torchrun, slurm, mpirun or json."""
     return _export(_tuned(config), to, None if isinstance(config, TunedConfig) else config)
 
 

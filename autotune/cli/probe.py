@@ -16,12 +16,14 @@ from autotune.probe.topology import detect
 from autotune.report import text
 
 Refresh = Annotated[bool, typer.Option("--refresh", help="Measure again although this machine's profile is in the cache.")]
+RefreshNetwork = Annotated[bool, typer.Option("--refresh-network", help="Measure the network again; the machine's ceilings stay.")]
 Backend = Annotated[str, typer.Option("--backend", metavar="NAME", help="Of torch.distributed, with --sockets.")]
 Output = Annotated[Path | None, typer.Option("-o", "--output", metavar="FILE", help="Also write the profile as YAML to FILE.")]
 
 
 def command(
     refresh: Refresh = False,
+    refresh_network: RefreshNetwork = False,
     sockets: RanksOption = None,
     backend: Backend = "gloo",
     as_json: JsonOption = False,
@@ -37,7 +39,7 @@ def command(
     count = wanted_ranks(sockets, None)
     if count > 1:
         start_ranks(count)
-        _probe_rank(refresh, backend, as_json, output)
+        _probe_rank(refresh, refresh_network, backend, as_json, output)
         return
     start_default(detect())
     from autotune.config.files import write_yaml
@@ -50,7 +52,7 @@ def command(
     show(profile, text.profile, as_json)
 
 
-def _probe_rank(refresh: bool, backend: str, as_json: bool, output: Path | None) -> None:
+def _probe_rank(refresh: bool, refresh_network: bool, backend: str, as_json: bool, output: Path | None) -> None:
     """The same on one of several ranks; rank 0 tells."""
     ranks, whole, topology = open_cores()
     start_rank(topology)
@@ -60,7 +62,7 @@ def _probe_rank(refresh: bool, backend: str, as_json: bool, output: Path | None)
 
     first = ranks.rank == 0
     with reporting(show=first) as progress, joined(ranks, backend):
-        profile = load_or_probe_ranks(whole, backend=backend, refresh=refresh, progress=progress)
+        profile = load_or_probe_ranks(whole, backend=backend, refresh=refresh, refresh_network=refresh_network, progress=progress)
     if first:
         if output is not None:
             write_yaml(output, profile)

@@ -26,7 +26,12 @@ _NO_LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "OMPI_CO
 
 
 def load_or_probe_ranks(
-    whole: Topology, *, backend: str = "gloo", refresh: bool = False, progress: Progress = NO_PROGRESS
+    whole: Topology,
+    *,
+    backend: str = "gloo",
+    refresh: bool = False,
+    refresh_network: bool = False,
+    progress: Progress = NO_PROGRESS,
 ) -> Profile:
     """The profile of rank 0's machine with the network between all ranks, cached or measured now. Every rank calls it.
 
@@ -34,6 +39,7 @@ def load_or_probe_ranks(
         whole: This machine with every core, as seen before the ranks were bound.
         backend: Of torch.distributed, in use.
         refresh: Measure both anew.
+        refresh_network: Measure the network anew.
 
     Raises:
         MachineError: the probe failed.
@@ -45,7 +51,7 @@ def load_or_probe_ranks(
     network: Network | None = None
     if first:
         machine = load_or_probe(refresh=refresh, progress=progress, measure=partial(_probe_apart, whole, refresh), here=here)
-        network = None if refresh or path is None else _load(path, here)
+        network = None if refresh or refresh_network or path is None else _load(path, here)
     told: list[Network | None] = [network]
     with busy("waiting for the probe", waits=True):
         dist.broadcast_object_list(told, 0)

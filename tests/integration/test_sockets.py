@@ -16,6 +16,12 @@ import pytest
 import autotune
 
 _TIMEOUT_S = 120
+_QUICK_PROBE = """
+from functools import partial
+from autotune.probe.cache import load_or_probe
+from autotune.probe.probe import probe
+load_or_probe(measure=partial(probe, quick=True))
+"""
 
 
 @pytest.fixture
@@ -25,6 +31,16 @@ def shell(tmp_path: Path) -> dict[str, str]:
     root = str(Path(autotune.__file__).parents[1])
     cache = str(tmp_path / "cache")
     return kept | {"PYTHONPATH": root, "AUTOTUNE_CACHE": cache, "COLUMNS": "100", "AUTOTUNE_OVERSUBSCRIBE": "1"}
+
+
+@pytest.fixture(scope="module")
+def probed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The same with a quick profile of the machine in the cache: its structure, in a few seconds."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_", "MALLOC_", "AUTOTUNE_"))}
+    root, cache = str(Path(autotune.__file__).parents[1]), str(tmp_path_factory.mktemp("cache"))
+    shell = kept | {"PYTHONPATH": root, "AUTOTUNE_CACHE": cache, "COLUMNS": "120", "AUTOTUNE_OVERSUBSCRIBE": "1"}
+    subprocess.run([sys.executable, "-c", _QUICK_PROBE], env=shell, check=True, timeout=_TIMEOUT_S)
+    return shell
 
 
 def autotune_command(*words: str) -> list[str]:
@@ -115,3 +131,55 @@ def test_numbers_of_sockets_that_cannot_be(shell: dict[str, str]) -> None:
     run(shell, "run", "tiny", "--sockets", "0", code=2)
     launched = shell | {"RANK": "0", "WORLD_SIZE": "2"}
     assert "the number of sockets must be one" in run(launched, "run", "tiny", "--sockets", "3", code=2).stderr
+
+
+def test_probe_measures_the_network(probed: dict[str, str]) -> None:
+    network = json.loads(run(probed, "probe", "--sockets", "2", "--json").stdout)["network"]
+    assert (network["ranks"], network["hosts"], network["interface"]) == (2, 1, "lo")
+    forms = {("all_to_all", form) for form in ("native", "fused_scatter", "scatter_list")}
+    assert {(fit["operation"], fit["form"]) for fit in network["fits"]} >= forms | {("all_reduce", ""), ("point_to_point", "")}
+    assert all(fit["bandwidth_bytes_per_s"] > 0 for fit in network["fits"])
+    assert [one["name"] for one in network["interfaces"] if one["used"]] == ["lo"]
+
+
+def test_profile_has_rows_of_the_network_and_of_every_rank(probed: dict[str, str]) -> None:
+    table = json.loads(run(probed, "profile", "tiny", "--sockets", "2", "--rounds", "6", "--json").stdout)
+    rows = {row["key"]: row for row in table["rows"]}
+    for key in ("all_to_all.forward", "all_to_all.backward", "all_reduce"):
+        assert rows[key]["bytes_sent"] > 0
+        assert rows[key]["hidden_s"] >= 0
+        assert rows[key]["fractions"]["network"] > 0
+    assert [row["rank"] for row in table["ranks"]] == [0, 1]
+    assert any("the slowest" in note for note in table["notes"])
+    assert "hidden ms" in run(probed, "profile", "tiny", "--sockets", "2", "--rounds", "3").stdout
+
+
+def test_tuning_two_sockets_gives_a_config_that_runs_on_two(probed: dict[str, str], tmp_path: Path) -> None:
+    file = tmp_path / "tiny.tuned.yaml"
+    tuned = json.loads(run(probed, "tune", "tiny", "--sockets", "2", "--budget", "8s", "--wire", "any", "-o", str(file), "--json").stdout)
+    assert tuned["sockets"] == 2
+    assert len(tuned["config"]["partition"]["tables"]) == 4
+    assert len(tuned["launch"]["rank_cpus"]) == 2
+    assert {"all_to_all.forward", "all_reduce"} <= {verdict["operator"] for verdict in tuned["verdicts"]}
+    assert not list(tmp_path.glob("*.journal*"))
+    result = json.loads(run(probed, "run", "tiny", "--steps", "4", "--config", str(file), "--json").stdout)
+    assert any("2 ranks" in note for note in result["notes"])
+    assert "the number of sockets must be one" in run(probed, "run", "tiny", "--config", str(file), "--sockets", "1", code=2).stderr
+
+
+def test_a_trial_that_ends_its_ranks_is_a_failed_trial(probed: dict[str, str], tmp_path: Path) -> None:
+    file = tmp_path / "tiny.tuned.yaml"
+    marker = tmp_path / "tiny.tuned.yaml.journal.trial"
+    line = autotune_command("tune", "tiny", "--sockets", "2", "--budget", "12s", "-o", str(file), "--json")
+    with subprocess.Popen(line, env=probed, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:
+        deadline = time.monotonic() + 90
+        while not marker.exists():
+            assert time.monotonic() < deadline, "no trial began"
+            assert parent.poll() is None
+            time.sleep(0.002)
+        psutil.Process(parent.pid).children()[1].kill()
+        out, errors = parent.communicate(timeout=_TIMEOUT_S)
+    assert parent.returncode == 0, errors
+    assert "a trial failed, and tuning goes on" in errors
+    assert any("trials ended their ranks" in note for note in json.loads(out)["provenance"]["notes"])
+    assert file.exists()

@@ -37,7 +37,7 @@ def test_an_edited_minibatch_is_refused(config: Any, tiny: Model, fake: SimpleNa
 
 def test_more_than_one_socket_is_refused(config: Any, tiny: Model, fake: SimpleNamespace) -> None:
     config.sockets = 2
-    with pytest.raises(InputError, match="runs on one socket, got 2"):
+    with pytest.raises(InputError, match="belongs to one number of sockets: config 2, here 1"):
         check(config, tiny, fake.fingerprint())
 
 

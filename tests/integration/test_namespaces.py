@@ -1,0 +1,116 @@
+"""Two hosts on one machine: network namespaces joined by a veth pair whose rate is set. The probe finds that rate."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import autotune
+
+_TIMEOUT_S = 180
+_PORT = "29817"
+_QUICK_PROBE = """
+from functools import partial
+from autotune.probe.cache import load_or_probe
+from autotune.probe.probe import probe
+load_or_probe(measure=partial(probe, quick=True))
+"""
+
+
+def ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True, capture_output=True, timeout=20)
+
+
+class Hosts:
+    """Two namespaces, each with one core of this machine."""
+
+    def __init__(self, names: tuple[str, str], folder: Path) -> None:
+        self.names, self.folder = names, folder
+        self.cores = sorted(os.sched_getaffinity(0))[:2]
+
+    def limit(self, gbit: int) -> None:
+        """Both ends send at so many Gbit/s at most; the bucket holds what a timer tick lets pass."""
+        for name in self.names:
+            burst = f"{max(128, 256 * gbit)}kb"
+            words = f"tc -n {name} qdisc replace dev at0 root tbf rate {gbit}gbit burst {burst} latency 20ms"
+            subprocess.run(words.split(), check=True, capture_output=True, timeout=20)
+
+    def environment(self, rank: int) -> dict[str, str]:
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_", "MALLOC_", "AUTOTUNE_"))}
+        root = str(Path(autotune.__file__).parents[1])
+        own = {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+        meeting = {"MASTER_ADDR": "10.203.0.1", "MASTER_PORT": _PORT, "GLOO_SOCKET_IFNAME": "at0"}
+        return kept | own | meeting | {"PYTHONPATH": root, "AUTOTUNE_CACHE": str(self.folder / "cache"), "COLUMNS": "120"}
+
+    def run(self, *words: str) -> str:
+        """A command on both hosts; rank 0's output."""
+        lines = [
+            ["ip", "netns", "exec", name, "taskset", "-c", str(core), sys.executable, *words]
+            for name, core in zip(self.names, self.cores, strict=True)
+        ]
+        ranks = [
+            subprocess.Popen(line, env=self.environment(rank), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            for rank, line in enumerate(lines)
+        ]
+        try:
+            told = [rank.communicate(timeout=_TIMEOUT_S) for rank in ranks]
+        finally:
+            for rank in ranks:
+                rank.kill()
+        assert [rank.returncode for rank in ranks] == [0, 0], told
+        return told[0][0]
+
+
+@pytest.fixture(scope="module")
+def two_hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
+    if not all(map(shutil.which, ("ip", "tc", "taskset"))):
+        pytest.skip("ip, tc and taskset are needed to make hosts (iproute2, util-linux)")
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("two cores are needed for two hosts")
+    names = (f"autotune-{os.getpid()}-a", f"autotune-{os.getpid()}-b")
+    try:
+        for name in names:
+            ip("netns", "add", name)
+        ip("link", "add", "at0", "netns", names[0], "type", "veth", "peer", "name", "at0", "netns", names[1])
+        for i, name in enumerate(names, 1):
+            ip("-n", name, "addr", "add", f"10.203.0.{i}/24", "dev", "at0")
+            for device in ("at0", "lo"):
+                ip("-n", name, "link", "set", device, "up")
+        hosts = Hosts(names, tmp_path_factory.mktemp("hosts"))
+        hosts.limit(10)
+    except subprocess.CalledProcessError as error:
+        for name in names:
+            subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
+        pytest.skip(f"network namespaces are not permitted here: {error.stderr.decode().strip()}")
+    alone = {name: value for name, value in hosts.environment(0).items() if name not in ("RANK", "WORLD_SIZE")}
+    line = ["taskset", "-c", str(hosts.cores[0]), sys.executable, "-c", _QUICK_PROBE]
+    subprocess.run(line, env=alone, check=True, timeout=_TIMEOUT_S)
+    yield hosts
+    for name in names:
+        ip("netns", "del", name)
+
+
+@pytest.mark.parametrize("gbit", [1, 10])
+def test_the_probe_finds_the_rate_that_was_set(two_hosts: Hosts, gbit: int) -> None:
+    two_hosts.limit(gbit)
+    network = json.loads(two_hosts.run("-m", "autotune", "probe", "--sockets", "2", "--refresh-network", "--json"))["network"]
+    assert (network["hosts"], network["interface"]) == (2, "at0")
+    rates = {(fit["operation"], fit["form"]): 8e-9 * fit["bandwidth_bytes_per_s"] for fit in network["fits"]}
+    # Nothing sends faster than the limit. Both cores together may be too slow for 10 Gbit/s, so only 1 must be reached.
+    assert max(rates.values()) < 1.15 * gbit, rates
+    if gbit == 1:
+        assert rates["point_to_point", ""] > 0.85, rates
+
+
+def test_a_model_trains_across_hosts(two_hosts: Hosts) -> None:
+    two_hosts.limit(10)
+    result = json.loads(two_hosts.run("-m", "autotune", "run", "tiny", "--steps", "4", "--json"))
+    assert len(result["losses"]) == 4
+    assert any("gloo on at0" in note for note in result["notes"])
