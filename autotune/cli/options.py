@@ -21,7 +21,6 @@ OutputOption = Annotated[Path | None, typer.Option("-o", "--output", metavar="FI
 MaxRowsOption = Annotated[int | None, typer.Option("--max-rows", metavar="N", help="At most N rows in every table.")]
 MinibatchOption = Annotated[int | None, typer.Option("--minibatch", metavar="N", help="Samples per iteration, instead of the model's.")]
 ThreadsOption = Annotated[int | None, typer.Option("--threads", metavar="N", help="Threads; default one for each allowed core.")]
-SocketsOption = Annotated[int, typer.Option("--sockets", metavar="N", help="Sockets to use.")]
 RanksOption = Annotated[
     int | None,
     typer.Option("--sockets", metavar="N", help="Sockets, a rank on each; default: of the config or the launcher, else 1."),
@@ -76,10 +75,3 @@ def _existing(file: str, text: str) -> str:
         raise InputError(f"file not found: {file!r} (--data {text}); check the path")
     return file
 
-
-def check_sockets(sockets: int) -> None:
-    """Raises: InputError: not a number of sockets that this command can use."""
-    if sockets < 1:
-        raise InputError(f"sockets must be 1 or more, got {sockets} (--sockets); write --sockets 1")
-    if sockets > 1:
-        raise InputError(f"this command works on one socket for now, got {sockets} (--sockets); write --sockets 1")

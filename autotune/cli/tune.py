@@ -85,9 +85,9 @@ def command(
 
 def _start_ranks(count: int, output: Path) -> None:
     """As `start_ranks`; ranks that a trial ended are started again, and go on with the next trial."""
-    from autotune.tune.journal import journal_path
+    from autotune.tune.journal import trial_marker
 
-    marker = journal_path(output).with_name(journal_path(output).name + ".trial")
+    marker = trial_marker(output)
     for left in reversed(range(_MAX_RESTARTS + 1)):
         try:
             start_ranks(count)

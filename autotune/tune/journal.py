@@ -29,6 +29,12 @@ def journal_path(output: str | Path) -> Path:
     return path.with_name(path.name + ".journal")
 
 
+def trial_marker(output: str | Path) -> Path:
+    """Beside the journal: holds the configuration of the trial that runs. What it holds after the ranks have ended is what ended them."""
+    journal = journal_path(output)
+    return journal.with_name(journal.name + ".trial")
+
+
 class _HeldLock(JournalFileOpenLock):
     """Optuna's lock around each write; the whole journal is locked already."""
 

@@ -33,7 +33,7 @@ from autotune.plan.constraints import Constraints
 from autotune.plan.profiled import plan_for
 from autotune.probe.topology import available_memory_bytes, fingerprint
 from autotune.tune.budget import Deadline
-from autotune.tune.journal import Journal, journal_path
+from autotune.tune.journal import Journal, journal_path, trial_marker
 from autotune.tune.races import OperatorGroup, Racer, RaceResult, group_operators
 from autotune.tune.result import assemble
 from autotune.tune.study import study_name
@@ -96,12 +96,6 @@ def choices(communication: CommunicationKnobs, topology: Topology, wire: str) ->
         "bucket_bytes": first(communication.bucket_bytes, _BUCKETS),
         "communication_cores": first(communication.communication_cores, cores),
     }
-
-
-def trial_marker(output: Path) -> Path:
-    """Holds the configuration of the trial that runs; what it holds after the ranks have ended is what ended them."""
-    journal = journal_path(output)
-    return journal.with_name(journal.name + ".trial")
 
 
 def tune_ranks(

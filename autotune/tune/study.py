@@ -47,7 +47,7 @@ def check_sockets(sockets: int) -> None:
     if sockets < 1:
         raise InputError(f"sockets must be at least 1, got {sockets}; give --sockets 1")
     if sockets > 1:
-        raise InputError(f"sockets must be 1, got {sockets}; more sockets come with a later release")
+        raise InputError(f"this process tunes one socket, got {sockets}; autotune tune --sockets {sockets} starts a rank on each")
 
 
 def tune(

@@ -105,7 +105,7 @@ def test_a_bad_model_file_is_refused_with_its_line(model_file: Path, old: str, n
     refused(invoke("run", changed(model_file, old, new)), 2, piece, f"{model_file}:")
 
 
-@pytest.mark.parametrize(("command", "sockets"), [("run", "0"), ("run", "-1"), ("tune", "0"), ("tune", "-1"), ("tune", "2")])
+@pytest.mark.parametrize(("command", "sockets"), [("run", "0"), ("run", "-1"), ("tune", "0"), ("tune", "-1")])
 def test_sockets_have_a_rule(command: str, sockets: str) -> None:
     refused(invoke(command, "tiny", "--sockets", sockets), 2, f"got {sockets} (--sockets)", "--sockets 1")
 
