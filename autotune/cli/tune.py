@@ -21,6 +21,7 @@ from autotune.cli.output import check_outputs, say, show
 from autotune.cli.progress import reporting
 from autotune.cli.ranks import open_rank, rank_cpus, start_ranks, wanted_ranks
 from autotune.cli.session import select_model, spoken_name, start_default
+from autotune.dlrm.ranks import from_environment
 from autotune.errors import InputError, MachineError
 from autotune.export.targets import default_output
 from autotune.probe.topology import available_memory_bytes, detect
@@ -88,6 +89,8 @@ def _start_ranks(count: int, output: Path) -> None:
     from autotune.tune.journal import trial_marker
 
     marker = trial_marker(output)
+    if from_environment() is None:
+        marker.unlink(missing_ok=True)  # of a run that was itself interrupted: the trial was not to blame
     for left in reversed(range(_MAX_RESTARTS + 1)):
         try:
             start_ranks(count)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
 
 import autotune
 from autotune.errors import InputError, MachineError
-from autotune.tune.agent import launch
+from autotune.tune.agent import _check_progress, launch
 
 # What each rank does, by `sys.argv[1]` on rank 1; rank 0 waits for it in a collective, as in training.
 _RANK = """
@@ -78,4 +80,42 @@ def test_a_rank_that_fails_is_named(tmp_path: Path, what: str, error: type[Excep
 def test_a_rank_that_is_stopped_is_named_and_ended(tmp_path: Path) -> None:
     with pytest.raises(MachineError, match="no sign of rank 1"):
         run(tmp_path, "stop", silent_s=6.0)
+    assert left_over(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("beats", "words"),
+    [
+        (["1 1 25.0 all_reduce", "0 1 25.0 step"], r"got rank 1 \(process 11\) in step for 25 s, the others waiting"),
+        (["1 1 25.0 all_reduce", "0 0 3.0 making batch 7"], "got rank 1 .* in making batch 7"),
+        (["1 1 25.0 all_reduce", "1 1 24.0 all_to_all.forward"], "got every rank waiting for another .*network"),
+        (["0 0 900.0 building", "1 0 900.0 waiting for rank 0"], ""),
+        (["0 1 19.0 step", "1 1 19.0 all_reduce"], ""),
+    ],
+)
+def test_a_step_that_lasts_names_the_rank_that_does_not_wait(tmp_path: Path, beats: list[str], words: str) -> None:
+    files = [tmp_path / f"beat.{rank}" for rank in range(len(beats))]
+    for file, told in zip(files, beats, strict=True):
+        file.write_text(told)
+    processes: Any = [SimpleNamespace(pid=10 + rank) for rank in range(len(beats))]
+    if not words:
+        _check_progress(files, processes, 20.0)
+        return
+    with pytest.raises(MachineError, match=words):
+        _check_progress(files, processes, 20.0)
+
+
+_HANG = """        from autotune.dlrm.ranks import busy
+        with busy("step", waits=ranks.rank != 1, limited=True):
+            time.sleep(60 if ranks.rank == 1 else 0)
+            dist.barrier()
+"""
+
+
+def test_a_rank_that_hangs_inside_a_step_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = _RANK.replace("        dist.barrier()\n", _HANG)
+    monkeypatch.setenv("AUTOTUNE_HANG_S", "2")
+    environ = {**os.environ, "PYTHONPATH": str(Path(autotune.__file__).parents[1])}
+    with pytest.raises(MachineError, match=r"rank 1 .* in step"):
+        launch(2, ["", str(tmp_path)], command=(sys.executable, "-c", script), environ=environ)
     assert left_over(tmp_path) == []
