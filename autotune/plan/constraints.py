@@ -125,7 +125,8 @@ def _freedom(constraints: Constraints, model: Model, ranks: int, group: tuple[in
     by += [f"--split-above {format_bytes(constraints.split_above_bytes)}"] if short and not whole else []
     by += [] if splits & set(constraints.kinds) else [f"--kinds {','.join(constraints.kinds)}"]
     if not kinds:
-        got = f"{', '.join(constraints.kinds)} for table {group[0]} of {table.rows} rows and {table.dim} columns on {len(free)} sockets"
+        shape = f"{table.rows} rows and {table.dim} columns on {len(free)} of {ranks} ranks"
+        got = f"{', '.join(constraints.kinds)} for table {group[0]} of {shape}"
         demanded = ", ".join(["--kinds", *(one for one in (*by, place) if one and not one.startswith("--kinds"))])
         raise InputError(f"every table must be able to take an allowed kind, got {got} ({demanded}); add table_wise to --kinds")
     stuck = not splits & set(kinds)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -11,10 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autotune import catalog
-from autotune.config.model import Model, Table
+from autotune.config.model import DataSpec, Model, Table
+from autotune.config.partition import KINDS
 from autotune.config.profile import Ceilings, ComputePoint, RowPoint
 from autotune.dlrm.sharding import check_partition
 from autotune.errors import InputError, MachineError
+from autotune.plan.constraints import Constraints
 from autotune.plan.cost import Item, distinct
 from autotune.plan.planner import Plan, plan
 from autotune.plan.search import assign
@@ -147,3 +150,100 @@ def test_no_assignment_is_3_percent_from_the_optimum() -> None:
             memory_used[rank] += item.memory_bytes
         assert max(memory_used) <= free
         assert max(loads) <= 1.03 * best.fun / 1e3, f"instance {instance}"
+
+
+def chosen_kind(pooling: int, network_bytes_per_s: float) -> str:
+    """Of one table that eight ranks share, rows of 512 bytes."""
+    model = Model(
+        schema=1, name="split", source="test", description="test", minibatch=1024, bottom_mlp=(3, 128), top_mlp=(1,),
+        tables=(Table(rows=1 << 22, dim=128, pooling=pooling),),
+    )  # fmt: skip
+    found = plan(
+        model, 8, memory_per_rank_bytes=model.table_bytes / 4, network_bytes_per_s=network_bytes_per_s, ceilings=narrow_rows_slow()
+    )
+    check(model, found, model.table_bytes / 4)
+    placement = found.partition.tables[0]
+    assert placement.kind == "row_wise" or all(bound % 16 == 0 for bound in placement.bounds)
+    return placement.kind
+
+
+def narrow_rows_slow() -> Ceilings:
+    """Rows of one cache line at a quarter of the bandwidth of rows of eight."""
+    rates = {64: 5e9, 512: 2e10}
+    rows = tuple(
+        RowPoint(row_bytes=width, working_set_bytes=1 << 30, threads=1, bandwidth_bytes_per_s=rate) for width, rate in rates.items()
+    )
+    fma = (ComputePoint(threads=1, flops_per_s=1e11),)
+    return Ceilings(fma=fma, gemm=fma, stream=(), gather=rows, scatter=rows, fork_join=())
+
+
+def test_a_table_is_split_by_columns_where_the_exchange_weighs_more_and_by_rows_where_look_ups_do() -> None:
+    assert chosen_kind(pooling=1, network_bytes_per_s=1e9) == "column_wise"
+    assert chosen_kind(pooling=100, network_bytes_per_s=1e10) == "row_wise"
+
+
+@pytest.mark.parametrize("kind", ["row_wise", "column_wise"])
+@pytest.mark.parametrize(("pooling", "network"), [(1, 1e9), (5, 1e9), (20, 5e9), (100, 1e10)])
+def test_the_better_kind_of_split_is_no_slower_than_either(pooling: int, network: float, kind: Literal["row_wise", "column_wise"]) -> None:
+    model = Model(
+        schema=1, name="split", source="test", description="test", minibatch=1024, bottom_mlp=(3, 128), top_mlp=(1,),
+        tables=(Table(rows=1 << 22, dim=128, pooling=pooling),),
+    )  # fmt: skip
+    free, bound = (
+        plan(model, 8, network_bytes_per_s=network, ceilings=narrow_rows_slow(), constraints=Constraints(kinds=kinds))
+        for kinds in (KINDS, (kind,))
+    )
+    assert free.slowest_s <= bound.slowest_s * (1 + 1e-9)
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    st.lists(st.tuples(st.integers(1, 500), st.integers(0, 20)), min_size=1, max_size=12),
+    st.integers(1, 8), st.sampled_from([16, 40, 64, 128]), st.floats(1.0, 4.0),
+)  # fmt: skip
+def test_wide_tables_are_placed_within_memory_or_the_shortfall_is_said(
+    tables: list[tuple[int, int]], ranks: int, dim: int, room: float
+) -> None:
+    model = Model(
+        schema=1, name="wide", source="test", description="test", minibatch=100, bottom_mlp=(3, dim), top_mlp=(1,),
+        tables=tuple(Table(rows=rows, dim=dim, pooling=pooling) for rows, pooling in tables),
+    )  # fmt: skip
+    limit = room * model.table_bytes / ranks + dim * 4
+    try:
+        found = plan(model, ranks, memory_per_rank_bytes=limit)
+    except MachineError:
+        assert room < 2.0
+    else:
+        check(model, found, limit)
+
+
+def test_optimizer_state_counts_into_the_memory() -> None:
+    model = model_of([(1000, 1), (1000, 1)])
+    found = plan(model, 2, optimizer_state_bytes_per_row=64)
+    assert [rank.memory_bytes for rank in found.ranks] == [128_000, 128_000]
+    with pytest.raises(MachineError, match=r"got 250 KiB for 2 x 97\.7 KiB: 54\.7 KiB short"):
+        plan(model, 2, memory_per_rank_bytes=100_000, optimizer_state_bytes_per_row=64)
+    with pytest.raises(InputError, match="optimizer state per row must not be negative, got -1; give bytes, 0 for SGD"):
+        plan(model, 2, optimizer_state_bytes_per_row=-1)
+
+
+def test_a_thousand_skewed_tables_with_little_room_are_all_placed() -> None:
+    numbers = random.Random(0)
+    tables = tuple(Table(rows=int(10 ** numbers.uniform(4, 8)), dim=128, pooling=numbers.randint(1, 50)) for _ in range(1000))
+    model = Model(
+        schema=1, name="skewed", source="test", description="test", minibatch=4096, bottom_mlp=(3, 128), top_mlp=(1,),
+        tables=tables, data=DataSpec(distribution="zipf", alpha=1.05),
+    )  # fmt: skip
+    limit = 1.05 * model.table_bytes / 64
+    found = plan(model, 64, memory_per_rank_bytes=limit)
+    check(model, found, limit)
+    assert found.imbalance < 1.02
+
+
+def test_what_a_prediction_assumes_of_the_data_is_noted() -> None:
+    model = model_of([(100_000, 1)])
+    file = model.model_copy(update={"data": DataSpec(distribution="histogram", path="reuse.txt")})
+    assert any("histogram data are taken as uniform" in note for note in plan(file, 1).notes)
+    skewed = model.model_copy(update={"data": DataSpec(distribution="zipf", alpha=1.05)})
+    assert any("hottest rows is not known" in note for note in plan(skewed, 2, constraints=Constraints(kinds=("row_wise",))).notes)
+    assert not any("rows" in note for note in plan(model, 2).notes)
