@@ -156,7 +156,8 @@ def _blame(codes: Sequence[int | None], folder: Path) -> None:
     if silent:
         _, rank, code = min(silent)
         raise MachineError(
-            f"every rank must run to the end, got rank {rank} killed by {signal.Signals(-code).name}; all ranks were ended: "
+            f"every rank must run to the end, got rank {rank} killed by {signal.Signals(-code).name}"
+            f"{_last_words(rank, folder)}; all ranks were ended: "
             "look for the reason in the system's log (out of memory?), and start again"
         )
     own = {rank: error for rank, error in told.items() if error is not None and error[1] != PeerLostError.__name__}
@@ -183,7 +184,9 @@ def _told(rank: int, folder: Path) -> tuple[int, str, str] | None:
 
 def _last_words(rank: int, folder: Path) -> str:
     lines = (folder / f"stderr.{rank}").read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return f" ({lines[-1]})" if lines else ""
+    # What the C++ runtime says when torch's threads are cut off is never the reason.
+    told = [line for line in lines if not line.startswith("terminate called")]
+    return f" ({told[-1]})" if told else ""
 
 
 def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:

@@ -45,7 +45,7 @@ def made_up_profile() -> Profile:
     return Profile(schema=PROFILE_SCHEMA, fingerprint=here, ceilings=ceilings, **about)
 
 
-@pytest.mark.parametrize(("sockets", "words"), [(0, "at least 1, got 0"), (-1, "at least 1"), (2, "must be 1, got 2")])
+@pytest.mark.parametrize(("sockets", "words"), [(0, "at least 1, got 0"), (-1, "at least 1"), (2, "tunes one socket, got 2")])
 def test_sockets_are_one(tiny: Model, tmp_path: Path, sockets: int, words: str) -> None:
     with pytest.raises(InputError, match=words):
         tune(tiny, sockets=sockets, output=tmp_path / "a.yaml")
