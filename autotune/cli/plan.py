@@ -16,13 +16,13 @@ from autotune.config.files import load_profile
 from autotune.config.partition import KINDS, Kind
 from autotune.errors import InputError
 from autotune.plan.constraints import Constraints
-from autotune.plan.planner import plan
+from autotune.plan.profiled import plan_for
 from autotune.report.plan import plan as render
 from autotune.units import parse_bytes
 
 Sockets = Annotated[int, typer.Option("--sockets", min=1, metavar="N", help="Sockets to place the tables on.")]
 Memory = Annotated[str | None, typer.Option("--memory-per-socket", metavar="SIZE", help="For tables: 96GB, 64GiB.")]
-ProfileFile = Annotated[Path | None, typer.Option("--profile", metavar="FILE", help="A socket's profile, as written by probe -o.")]
+ProfileFile = Annotated[Path | None, typer.Option("--profile", metavar="FILE", help="As written by probe -o; with --sockets there it holds the network.")]
 Pin = Annotated[list[str] | None, typer.Option("--pin", metavar="T=R", help="Table T whole on rank R. Repeatable.")]
 Forbid = Annotated[list[str] | None, typer.Option("--forbid", metavar="T=R[,R2]", help="No part of table T on these ranks. Repeatable.")]
 Together = Annotated[list[str] | None, typer.Option("--together", metavar="T,T2", help="Tables whole on one rank. Repeatable.")]
@@ -60,11 +60,13 @@ def command(
     if limit == 0:
         raise InputError(f"memory per socket must be positive, got {memory_per_socket} (--memory-per-socket); write for example 64GB")
     machine = None if profile is None else load_profile(profile)
-    result = plan(
+    topology = machine.fingerprint.topology if machine else None
+    result = plan_for(
         workload,
         sockets,
-        ceilings=machine.ceilings if machine else None,
-        threads=max(1, machine.fingerprint.topology.physical_cores // machine.fingerprint.topology.sockets) if machine else 1,
+        machine,
+        topology.sockets if topology else 1,
+        max(1, topology.physical_cores // topology.sockets) if topology else 1,
         memory_per_rank_bytes=limit,
         constraints=constraints,
     )
