@@ -22,7 +22,7 @@ from autotune.units import parse_bytes
 
 Sockets = Annotated[int, typer.Option("--sockets", min=1, metavar="N", help="Sockets to place the tables on.")]
 Memory = Annotated[str | None, typer.Option("--memory-per-socket", metavar="SIZE", help="For tables: 96GB, 64GiB.")]
-ProfileFile = Annotated[Path | None, typer.Option("--profile", metavar="FILE", help="As written by probe -o; with --sockets there it holds the network.")]
+ProfileFile = Annotated[Path | None, typer.Option("--profile", metavar="FILE", help="By probe -o; with --sockets it has the network.")]
 Pin = Annotated[list[str] | None, typer.Option("--pin", metavar="T=R", help="Table T whole on rank R. Repeatable.")]
 Forbid = Annotated[list[str] | None, typer.Option("--forbid", metavar="T=R[,R2]", help="No part of table T on these ranks. Repeatable.")]
 Together = Annotated[list[str] | None, typer.Option("--together", metavar="T,T2", help="Tables whole on one rank. Repeatable.")]
