@@ -9,10 +9,10 @@ from autotune.cli.ranks import RankSession
 from autotune.config.knobs import RunConfig
 from autotune.dlrm.data import make_source
 from autotune.dlrm.lockstep import Lockstep, Task, take_recorded, time_talks
-from autotune.perf.ranks import describe_rank
+from autotune.perf.ranks import describe_rank, prove_rank
 from autotune.probe.core_sets import NetworkThreads
 
-TASKS: Mapping[str, Task] = {"take_recorded": take_recorded, "time_talks": time_talks, "describe_rank": describe_rank}
+TASKS: Mapping[str, Task] = {task.__name__: task for task in (take_recorded, time_talks, describe_rank, prove_rank)}
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from autotune.cli.output import check_outputs, show
 from autotune.cli.progress import reporting
 from autotune.cli.ranks import describe, open_rank, start_ranks, wanted_ranks
 from autotune.cli.session import open_session
-from autotune.errors import InputError
+from autotune.config.profile import Topology
 from autotune.report import text
 
 Prove = Annotated[bool, typer.Option("--prove", help="Test every verdict: data resident in cache, and half the threads.")]
@@ -54,10 +54,8 @@ def command(
     check_outputs(output)
     count = wanted_ranks(sockets, config)
     if count > 1:
-        if prove:
-            raise InputError("passes are perturbed on one socket only, got --prove with several; leave out one of them")
         start_ranks(count)
-        _profile_rank(model, config, force, data, max_rows, minibatch, threads, seed, rounds, as_json, output)
+        _profile_rank(model, config, force, data, max_rows, minibatch, threads, seed, rounds, prove, as_json, output)
         return
     session = open_session(
         model, max_rows=max_rows, minibatch=minibatch, threads=threads, data=data, config_file=config, force=force, all_cores=True
@@ -72,11 +70,14 @@ def command(
         dlrm, source = session.build(seed)
         table = measure(dlrm, source, ceilings, rounds=rounds, progress=progress)
         if prove:
-            machine = session.topology
-            cache_bytes = machine.l2_bytes * dlrm.config.threads + machine.l3_bytes * machine.l3_instances
-            found = perturb(dlrm, source, table, cache_bytes=cache_bytes, progress=progress)
+            found = perturb(dlrm, source, table, cache_bytes=_cache_bytes(session.topology, dlrm.config.threads), progress=progress)
             table = replace(table, perturbations=tuple(found))
     show(replace(table, notes=table.notes + session.notes), text.operator_table, as_json, output)
+
+
+def _cache_bytes(machine: Topology, threads: int) -> int:
+    """All that a team can fill."""
+    return machine.l2_bytes * threads + machine.l3_bytes * machine.l3_instances
 
 
 def _profile_rank(
@@ -89,6 +90,7 @@ def _profile_rank(
     threads: int | None,
     seed: int | None,
     rounds: int,
+    prove: bool,
     as_json: bool,
     output: Path | None,
 ) -> None:
@@ -97,7 +99,7 @@ def _profile_rank(
     from autotune.bench.noise import NoiseMonitor
     from autotune.cli.lockstep import in_lockstep
     from autotune.dlrm.ranks import interface
-    from autotune.perf.ranks import measure_ranks
+    from autotune.perf.ranks import measure_ranks, prove_ranks
     from autotune.probe.ranks import load_or_probe_ranks
 
     with reporting(show=session.first) as progress, session.joined() as network:
@@ -112,6 +114,9 @@ def _profile_rank(
                 table = measure_ranks(
                     lockstep, machine, ranks_on_host=session.ranks.local_world, monitor=monitor, rounds=rounds, progress=progress
                 )
+                if prove:
+                    cache_bytes = _cache_bytes(session.topology, planned.threads)
+                    table = prove_ranks(lockstep, table, cache_bytes, progress)
         notes = describe(session, planned, interface())
     if session.first:
         show(replace(table, notes=table.notes + notes), text.operator_table, as_json, output)

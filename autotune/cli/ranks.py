@@ -68,21 +68,26 @@ class RankSession:
 
     def planned(self, profile: Profile | None = None) -> RunConfig:
         """The config with a partition: its own, or one planned by rank 0, from what is known of this machine. Every rank calls it."""
+        if self.config.partition is not None:
+            return self.config
+        knobs = self.config.communication or CommunicationKnobs()
+        return self.config.model_copy(update={"partition": self.plan(profile), "communication": knobs})
+
+    def plan(self, profile: Profile | None = None) -> Partition:
+        """The partition that rank 0 plans for this machine. Every rank calls it."""
         import torch.distributed as dist
 
         from autotune.plan.profiled import plan_for
         from autotune.probe.ranks import cached_profile
 
-        if self.config.partition is not None:
-            return self.config
         found: list[Partition | None] = [None]
         if self.first:
             communication = self.config.communication or CommunicationKnobs()
             known = profile or cached_profile(self.whole, self.ranks.world, communication.backend)
             found = [plan_for(self.model, self.ranks.world, known, self.ranks.local_world, self.config.threads).partition]
         dist.broadcast_object_list(found, 0)
-        knobs = self.config.communication or CommunicationKnobs()
-        return self.config.model_copy(update={"partition": found[0], "communication": knobs})
+        assert found[0] is not None
+        return found[0]
 
 
 def wanted_ranks(sockets: int | None, config_file: Path | None) -> int:

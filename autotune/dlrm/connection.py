@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
 from autotune.config.partition import CommunicationKnobs
 from autotune.dlrm.sharding import Part, Shard
-from autotune.ops import all_reduce, embedding_bag
-from autotune.ops.all_to_all import Exchange
+from autotune.ops import all_reduce, all_to_all, embedding_bag
+from autotune.ops.all_to_all import Direction, Exchange
 from autotune.ops.mlp import Layer
 
 LOSS = "loss"
@@ -39,11 +39,13 @@ class Connection:
         rank: int,
         knobs: CommunicationKnobs,
     ) -> None:
+        self._bounds, self._rank, self._knobs = bounds, rank, knobs
         samples = bounds[rank + 1] - bounds[rank]
         owned = [[part.width for part in of_rank] for of_rank in parts]
         extra = [part.width for part in sparse.parts]
-        self.out = Exchange("forward", bounds, owned, rank, knobs)
-        self.back = Exchange("backward", bounds, [[*widths, *extra] for widths in owned], rank, knobs)
+        self._widths: dict[Direction, list[list[int]]] = {"forward": owned, "backward": [[*widths, *extra] for widths in owned]}
+        self.out = Exchange("forward", bounds, self._widths["forward"], rank, knobs)
+        self.back = Exchange("backward", bounds, self._widths["backward"], rank, knobs)
         self.pooled_sparse = torch.zeros(samples, sparse.width)
         """fp32 [n, width]: of copies, for this rank's samples."""
         self.pooled_dense = torch.zeros(samples, dense.width)
@@ -60,3 +62,23 @@ class Connection:
         """Let the layers write their gradients into these buckets."""
         for name, layer in layers.items():
             layer.d_weight, layer.d_bias = self.buckets.gradients[f"{name}.w"], self.buckets.gradients[f"{name}.b"]
+
+    def talk(self, key: str, share: float) -> Callable[[], None]:
+        """The transfer `key` alone, with a share of its bytes."""
+        if key == all_reduce.KEY:
+
+            def reduce() -> None:
+                self.buckets.reduce(share)
+
+            return reduce
+        direction: Direction = "forward" if key == all_to_all.FORWARD else "backward"
+        exchange = self.out if direction == "forward" else self.back
+        if share != 1.0:
+            narrow = [[max(1, round(share * width)) for width in of_rank] for of_rank in self._widths[direction]]
+            exchange = Exchange(direction, self._bounds, narrow, self._rank, self._knobs)
+
+        def call() -> None:
+            exchange.start()
+            exchange.wait()
+
+        return call

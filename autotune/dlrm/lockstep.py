@@ -180,14 +180,19 @@ class Lockstep:
         dist.barrier()
 
 
-def time_talks(lockstep: Lockstep, keys: tuple[str, ...], rounds: int) -> dict[str, list[float]]:
-    """Task: seconds of each transfer of a step with nothing beside it, of the slowest rank, round by round."""
+def time_talks(lockstep: Lockstep, keys: tuple[str, ...], rounds: int, share: float = 1.0) -> dict[str, list[float]]:
+    """Task: seconds of each transfer of a step with nothing beside it, of the slowest rank, round by round.
+
+    Args:
+        share: of the bytes that travel.
+    """
     times: dict[str, list[float]] = {key: [] for key in keys}
+    talks = {key: lockstep.dlrm.talk(key, share) for key in keys}
     for _ in range(rounds):
         for key in keys:
             dist.barrier()
             begin_s = time.perf_counter()
-            lockstep.dlrm.talk(key)
+            talks[key]()
             taken: list[float] = [0.0] * lockstep.ranks
             dist.all_gather_object(taken, time.perf_counter() - begin_s)
             times[key].append(max(taken))

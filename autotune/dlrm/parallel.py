@@ -325,16 +325,13 @@ class ParallelDLRM(DLRM):
             Fixed(OPTIMIZER, Work(flops=weights // 2, bytes_read=2 * weights, bytes_written=weights)),
         ]
 
-    def talk(self, key: str) -> None:
-        """One transfer of a step alone, with nothing beside it: `all_to_all.forward`, `all_to_all.backward` or `all_reduce`."""
-        if key == all_reduce.KEY:
-            self._link.buckets.begin()
-            self._link.buckets.ready(*self._link.buckets.gradients)
-            self._link.buckets.wait()
-        else:
-            exchange = self._link.out if key == all_to_all.FORWARD else self._link.back
-            exchange.start()
-            exchange.wait()
+    def talk(self, key: str, share: float = 1.0) -> Callable[[], None]:
+        """One transfer of a step alone, with nothing beside it: `all_to_all.forward`, `all_to_all.backward` or `all_reduce`.
+
+        Args:
+            share: of the bytes that travel. What is called overwrites buffers of the step, which every step fills anew.
+        """
+        return self._link.talk(key, share)
 
     def parts(self) -> list[tuple[Part, torch.Tensor]]:
         """What this rank holds of the tables, replicated ones included, with the live weights."""

@@ -16,6 +16,8 @@ from autotune.ops.embedding_bag import Lookups
 class Fixed(Operator):
     """A pass with nothing to choose, which only makes sense within a step."""
 
+    runs_alone = False
+
     def __init__(self, key: str, work: Work) -> None:
         self.key, self._work = key, work
 

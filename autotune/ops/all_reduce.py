@@ -77,6 +77,12 @@ class Buckets:
             work.wait()
         self._works = []
 
+    def reduce(self, share: float = 1.0) -> None:
+        """Reduce the first `share` of every bucket, with nothing beside it."""
+        works = [dist.all_reduce(bucket.flat[: max(1, round(share * bucket.flat.numel()))], async_op=True) for bucket in self._buckets]
+        for work in works:
+            work.wait()
+
     def work(self, ranks: int) -> Work:
         """A reduction moves 2 (W-1)/W of the bytes through every rank, in at least 2 (W-1) messages a bucket (ring)."""
         size = 4 * sum(bucket.flat.numel() for bucket in self._buckets)

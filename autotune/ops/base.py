@@ -103,6 +103,9 @@ class Operator(ABC):
     key: str
     """Its name in a `RunConfig`: ``bottom_mlp.0.forward``."""
 
+    runs_alone: bool = True
+    """Whether `case` can time it outside a step."""
+
     @abstractmethod
     def work(self) -> Work:
         """Flops and bytes of one call. Source and formula stand in the implementation."""

@@ -7,27 +7,39 @@ An operator bound by memory runs faster when its data are resident in cache, and
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 
 from autotune.bench.progress import NO_PROGRESS, Progress
 from autotune.bench.samples import ratio
 from autotune.bench.timer import interleave
-from autotune.config.knobs import FixedKnobs, Knobs, LayerKnobs
+from autotune.config.knobs import FixedKnobs, Knobs, LayerKnobs, RunConfig
 from autotune.config.tuned import Interval
 from autotune.dlrm.data import BatchSource
-from autotune.dlrm.model import DLRM
-from autotune.ops.base import Case
+from autotune.ops.base import Case, Operator
 from autotune.perf.table import OperatorTable, Perturbation
 
 WARM_GAIN = 1.25
 """A gain from residence above which memory mattered. A compute-bound GEMM at its ceiling gains up to about 1.1 by streaming nothing."""
 
+_FEWER_BYTES_GAIN = 1.5
+"""Half-way between a transfer that is all latency and one that is all bytes, when half of them go."""
+
+
+class Perturbable(Protocol):
+    """What perturbing needs of a DLRM."""
+
+    @property
+    def config(self) -> RunConfig: ...
+
+    def operators(self, source: BatchSource) -> list[Operator]: ...
+
 
 def perturb(
-    dlrm: DLRM, source: BatchSource, table: OperatorTable, *, cache_bytes: int, rounds: int = 7, progress: Progress = NO_PROGRESS
+    dlrm: Perturbable, source: BatchSource, table: OperatorTable, *, cache_bytes: int, rounds: int = 7, progress: Progress = NO_PROGRESS
 ) -> list[Perturbation]:
-    """Perturb every operator pass of `table`.
+    """Perturb every operator pass of `table` that runs alone.
 
     Args:
         dlrm: gives the passes and their knobs; its weights keep their values.
@@ -37,7 +49,7 @@ def perturb(
         rounds: interleaved rounds for each pass.
     """
     verdicts = {row.key: row.binder for row in table.rows}
-    operators = [operator for operator in dlrm.operators(source) if operator.key in verdicts]
+    operators = [operator for operator in dlrm.operators(source) if operator.key in verdicts and operator.runs_alone]
     threads, found = dlrm.config.threads, []
     progress.phase("perturbing operators", len(operators))
     for operator in operators:
@@ -83,4 +95,11 @@ def _judge(key: str, binder: str, gain: Interval, loss: Interval | None, proport
             agrees = None
     elif binder == "compute":
         agrees = not faster_warm and not saturates
-    return Perturbation(key, binder, resident, gain, loss, agrees, seen)
+    return Perturbation(key, binder, resident, gain, loss, agrees=agrees, detail=seen)
+
+
+def judge_transfer(key: str, binder: str, gain: Interval) -> Perturbation:
+    """A verdict on a transfer, held against its time over that with half the bytes: 2 where bytes bind it, 1 where latency does."""
+    agrees = gain.median > _FEWER_BYTES_GAIN if binder == "network" else None
+    detail = f"half the bytes: {gain.median:.2f}x faster"
+    return Perturbation(key, binder, False, None, None, agrees=agrees, detail=detail, fewer_bytes_gain=gain)

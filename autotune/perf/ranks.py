@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from autotune.bench.noise import NoiseMonitor
 from autotune.bench.progress import NO_PROGRESS, Progress
-from autotune.bench.samples import Samples
+from autotune.bench.samples import Samples, ratio
 from autotune.config.network import Network
 from autotune.config.profile import Ceilings, Profile
 from autotune.config.tuned import Interval
@@ -19,12 +19,14 @@ from autotune.dlrm.parallel import TALKS
 from autotune.ops.base import Work
 from autotune.ops.embedding_bag import FORWARD
 from autotune.perf.measure import doubts, operator_row, samples_by_pass, timed_rounds
+from autotune.perf.perturb import judge_transfer, perturb
 from autotune.perf.roofline import BOUND_FRACTION, limits
 from autotune.perf.share import per_rank
-from autotune.perf.table import OTHER, OperatorRow, OperatorTable, RankRow
+from autotune.perf.table import OTHER, OperatorRow, OperatorTable, Perturbation, RankRow
 from autotune.units import format_bytes, format_time
 
 _TALK_ROUNDS = 5
+_PROOF_ROUNDS = 15
 # A rank that computes this much longer than the mean is worth a word.
 _UNEVEN = 1.05
 
@@ -40,6 +42,36 @@ def describe_rank(lockstep: Lockstep) -> list[tuple[dict[str, Work], int, int]]:
     everybodys: list[tuple[dict[str, Work], int, int]] = [mine] * lockstep.ranks
     dist.all_gather_object(everybodys, mine)
     return everybodys
+
+
+def prove_rank(lockstep: Lockstep, table: OperatorTable, cache_bytes: int) -> list[list[Perturbation]]:
+    """Task: every rank perturbs its own passes at the same time, so that each meets the memory traffic of the others. Every rank's.
+
+    Args:
+        table: the verdicts.
+        cache_bytes: that the threads of one rank can fill.
+    """
+    mine = perturb(lockstep, lockstep, table, cache_bytes=cache_bytes)
+    everybodys = [mine] * lockstep.ranks
+    dist.all_gather_object(everybodys, mine)
+    return everybodys
+
+
+def prove_ranks(lockstep: Lockstep, table: OperatorTable, cache_bytes: int, progress: Progress = NO_PROGRESS) -> OperatorTable:
+    """The table with its verdicts tested: passes of the slowest rank, transfers with half their bytes. Rank 0 calls it.
+
+    Args:
+        lockstep: with the tasks `prove_rank` and `time_talks`.
+        table: of `measure_ranks`.
+        cache_bytes: that the threads of one rank can fill.
+    """
+    progress.phase("perturbing operators", None)
+    slowest = max(table.ranks, key=lambda row: row.compute_s).rank
+    found = list(lockstep.everywhere("prove_rank", table, cache_bytes)[slowest])
+    whole, half = (lockstep.everywhere("time_talks", TALKS, _PROOF_ROUNDS, share) for share in (1.0, 0.5))
+    sent = {row.key: row for row in table.rows if row.bytes_sent}
+    found += [judge_transfer(key, sent[key].binder, ratio(whole[key], half[key])) for key in TALKS if key in sent]
+    return replace(table, perturbations=tuple(found))
 
 
 def measure_ranks(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pandas as pd
 
@@ -65,20 +65,22 @@ class RankRow:
 
 @dataclass(frozen=True)
 class Perturbation:
-    """One operator pass, timed alone in three ways in interleaved rounds."""
+    """One operator pass, timed alone in two or three ways in interleaved rounds."""
 
     operator: str
     binder: str
     """The verdict under test: memory, compute, network or none."""
     resident: bool
     """Whether its data fit the caches, so that residence can be tested."""
-    warm_gain: Interval
-    """Cold time over cache-resident time; near 1 where the data never leave the cache or never came from memory."""
+    warm_gain: Interval | None
+    """Cold time over cache-resident time; near 1 where the data never leave the cache or never came from memory. None for a transfer."""
     fewer_threads_loss: Interval | None
     """Time with half the threads over time with all; None with one thread."""
-    agrees: bool | None
+    agrees: bool | None = field(kw_only=True)
     """Whether the perturbation shows what the verdict says; None where it makes no claim, or where the warm data exceed the caches."""
-    detail: str
+    detail: str = field(kw_only=True)
+    fewer_bytes_gain: Interval | None = None
+    """Time of a transfer over its time with half the bytes; None for a pass that sends nothing."""
 
 
 @dataclass(frozen=True)

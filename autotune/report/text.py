@@ -57,11 +57,18 @@ def _perturbations(found: Sequence[Perturbation], width: int) -> RenderableType:
     columns = [
         Column("operator", _keys([p.operator for p in found], width), justify="left"),
         Column("verdict", [p.binder for p in found], justify="left"),
-        Column("resident", [_times(p.warm_gain) if p.resident else "too large" for p in found]),
+        Column("resident", [_resident(p) for p in found]),
         Column("half threads", ["-" if p.fewer_threads_loss is None else _times(p.fewer_threads_loss) for p in found], need=8),
+        Column("half bytes", ["-" if p.fewer_bytes_gain is None else _times(p.fewer_bytes_gain) for p in found], need=8),
         Column("agrees", [{True: "yes", False: "NO", None: "-"}[p.agrees] for p in found], justify="left"),
     ]
-    return table(columns, width, title="perturbed: gain with resident data, loss with half the threads")
+    return table(columns, width, title="perturbed: gain with resident data, loss with half the threads, gain with half the bytes sent")
+
+
+def _resident(one: Perturbation) -> str:
+    if one.warm_gain is None:
+        return "-"
+    return _times(one.warm_gain) if one.resident else "too large"
 
 
 def _times(interval: Interval) -> str:

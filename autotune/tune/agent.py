@@ -163,7 +163,9 @@ def _blame(codes: Sequence[int | None], folder: Path) -> None:
     own = {rank: error for rank, error in told.items() if error is not None and error[1] != PeerLostError.__name__}
     if own:
         rank, (code, _, message) = next(iter(own.items()))
-        raise _CLASSES.get(code, MachineError)(f"rank {rank}: {message}")
+        kind = _CLASSES.get(code, MachineError)
+        # A result that says no is the result of all ranks.
+        raise kind(message if kind is VerificationError else f"rank {rank}: {message}")
     # Who lost a peer is never the cause.
     rank = min(failed, key=lambda rank: told[rank] is not None)
     error = told[rank]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 from autotune.errors import InputError
@@ -15,6 +15,8 @@ Phase = Literal["races", "iteration", "confirm", "table"]
 # What a phase gets of what is left when it begins, over the shares of the phases still to come. Races get the most: they hold tens of
 # candidates per operator, the whole iteration a few tens of trials, and a confirmation is clear after some tens of rounds.
 SHARES: dict[Phase, float] = {"races": 0.55, "iteration": 0.20, "confirm": 0.20, "table": 0.05}
+# On several ranks the whole iteration has five more dimensions, and a trial talks over a network that varies.
+RANKS_SHARES: dict[Phase, float] = {"races": 0.30, "iteration": 0.40, "confirm": 0.25, "table": 0.05}
 # A budget that earlier runs used up still pays for a confirmation and a table; both together stay within the 15 % granted.
 FLOORS: dict[Phase, float] = {"races": 0.0, "iteration": 0.0, "confirm": 0.06, "table": 0.02}
 
@@ -25,16 +27,20 @@ class Deadline:
     Args:
         budget_s: Seconds in all.
         spent_s: Seconds that interrupted runs before this one spent on results that are kept.
+        shares: Of the phases.
 
     Raises:
         InputError: the budget is not positive and finite.
     """
 
-    def __init__(self, budget_s: float, spent_s: float = 0.0, clock: Clock = time.monotonic) -> None:
+    def __init__(
+        self, budget_s: float, spent_s: float = 0.0, clock: Clock = time.monotonic, shares: Mapping[Phase, float] = SHARES
+    ) -> None:
         if not (math.isfinite(budget_s) and budget_s > 0):
             raise InputError(f"budget must be positive and finite, got {budget_s:g} s; give for example 120 s")
         self.budget_s = budget_s
         self.clock = clock
+        self._shares = shares
         self._earlier_s = spent_s
         self._begin_s = clock()
         self._table_s = 0.0
@@ -58,10 +64,10 @@ class Deadline:
 
     def phase_s(self, phase: Phase) -> float:
         """Seconds that a phase beginning now may take, what later phases need being set aside."""
-        phases = list(SHARES)
-        to_come = sum(SHARES[later] for later in phases[phases.index(phase) :])
-        part_s = self.left_s * SHARES[phase] / to_come
+        phases = list(self._shares)
+        to_come = sum(self._shares[later] for later in phases[phases.index(phase) :])
+        part_s = self.left_s * self._shares[phase] / to_come
         if phase != "table":
-            others_s = self.left_s - max(self._table_s, self.left_s * SHARES["table"] / to_come)
-            part_s = max(0.0, others_s) * SHARES[phase] / (to_come - SHARES["table"])
+            others_s = self.left_s - max(self._table_s, self.left_s * self._shares["table"] / to_come)
+            part_s = max(0.0, others_s) * self._shares[phase] / (to_come - self._shares["table"])
         return max(part_s, FLOORS[phase] * self.budget_s)

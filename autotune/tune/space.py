@@ -149,6 +149,23 @@ class Space:
         alone += [base | {"partition": i} for i in range(1, len(self.partitions))]
         return [base, *alone, *(self.params(*point) for point in points[1:])]
 
+    def combined(self, tried: Sequence[tuple[Params, float]]) -> Params | None:
+        """All choices together that, alone beside the first of `planned`, made an iteration faster; None where fewer than two did.
+
+        Args:
+            tried: parameters of a trial, and its time over the default's.
+        """
+        base, *others = self.planned()
+        times = [(params, value) for params, value in tried if params.keys() == base.keys()]
+        # Where the races found nothing, the first is the default itself, and was not tried.
+        base_value = next((value for params, value in times if params == base), 1.0)
+        gains: dict[str, tuple[float, Any]] = {}
+        for params, value in times:
+            changed = [name for name in base if params[name] != base[name]]
+            if params in others and len(changed) == 1 and value < min(base_value, gains.get(changed[0], (base_value, None))[0]):
+                gains[changed[0]] = (value, params[changed[0]])
+        return base | {name: choice for name, (_, choice) in gains.items()} if len(gains) > 1 else None
+
     def _default(self, threads: int) -> RunConfig:
         if threads not in self._defaults:
             self._defaults[threads] = self.default if threads == self.default.threads else self.default_for(threads)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,7 +27,7 @@ from autotune.tune.journal import Journal
 from autotune.tune.objective import Bench, Paired, Trainable, clearly_slower
 from autotune.tune.races import OperatorGroup, Racer, RaceResult, group_operators
 from autotune.tune.result import Outcome, race_gains
-from autotune.tune.space import Group, Space, changes, huge_page_choices, is_valid, thread_choices
+from autotune.tune.space import Group, Params, Space, changes, huge_page_choices, is_valid, thread_choices
 from autotune.units import format_bytes, format_time
 
 Measure = Callable[..., OperatorTable]
@@ -50,6 +50,8 @@ _MAX_SEEN = 20
 # A trial with fewer rounds is no ground to choose by, if there are others.
 _LEAST_ROUNDS = 3
 _WHOLE_GAIN_SHARE = 0.2
+# The passes that a knob of the communication concerns; every transfer where it is not named.
+_TRANSFERS = {"all_to_all": "all_to_all", "wire_dtype": "all_to_all", "bucket_bytes": "all_reduce"}
 
 
 @dataclass
@@ -190,7 +192,13 @@ class Tuner:
             visible = sum(shares.get(key, 0.0) for key in result.keys) >= _VISIBLE_SHARE
             groups.append(Group(result.keys, result.choices if visible else result.choices[:1]))
         threads = thread_choices(self.cores, self.default.threads)
-        return Space(self.default, threads, self._pages(), tuple(groups), self.default_for, self.communication, self.partitions)
+
+        def exposed(name: str) -> float:
+            return sum(share for key, share in shares.items() if key.startswith(_TRANSFERS.get(name, "all_")))
+
+        # What concerns the longest transfers is tried first: the time may not suffice for all.
+        communication = {name: self.communication[name] for name in sorted(self.communication, key=exposed, reverse=True)}
+        return Space(self.default, threads, self._pages(), tuple(groups), self.default_for, communication, self.partitions)
 
     def _pages(self) -> tuple[bool, ...]:
         """Page sizes to try. The choices of one study stay what they were when it began."""
@@ -230,7 +238,7 @@ class Tuner:
         seen = {trial.user_attrs["config"] for trial in self.journal.finished_trials()}
         seen.add(self.default.model_dump_json())
         seen.update(self.journal.get("failed") or ())
-        planned = iter(space.planned())
+        planned = self._planned(space)
         duplicates = 0
         trial_s = 0.0
         while self.clock() + trial_s < end_s and duplicates < _MAX_SEEN:
@@ -256,6 +264,13 @@ class Tuner:
             study.tell(trial, 1.0 / paired.speedup.median)
             self.journal.put("spent_s", self.deadline.spent_s)
             trial_s = max(self.clock() - begin_s, 0.7 * trial_s)
+
+    def _planned(self, space: Space) -> Iterator[Params]:
+        """What is tried before sampling; the last of it follows from what came before."""
+        yield from space.planned()
+        combined = space.combined([(trial.params, trial.value) for trial in self.journal.finished_trials() if trial.value is not None])
+        if combined is not None:
+            yield combined
 
     def _trial(self, config: RunConfig, budget_s: float) -> Paired:
         return self.bench.compare(

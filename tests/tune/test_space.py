@@ -7,6 +7,7 @@ import optuna
 import pytest
 
 from autotune.config.knobs import EmbeddingForwardKnobs, InteractionKnobs, LayerKnobs, RunConfig
+from autotune.config.partition import CommunicationKnobs
 from autotune.tune.space import Group, Space, changes, huge_page_choices, is_valid, thread_choices
 
 DEFAULT = LayerKnobs(bk=16)
@@ -89,3 +90,15 @@ def test_an_operator_without_a_valid_finalist_takes_the_default_of_those_threads
     default = RunConfig(threads=4, operators={"a": WIDE})
     here = Space(default, (4, 3), (True,), (Group(("a",), (WIDE,)),), lambda threads: RunConfig(threads=threads, operators={"a": other}))
     assert here.config(3, True).operators["a"] == other
+
+
+def test_choices_that_gained_alone_are_tried_together() -> None:
+    default = RunConfig(threads=1, operators={"a": GOOD}, communication=CommunicationKnobs())
+    communication = {"all_to_all": ("native", "fused_scatter", "scatter_list"), "overlap": (True, False), "wire_dtype": ("fp32", "bf16")}
+    here = Space(default, (1,), (True,), (), lambda threads: default, communication)
+    base, fused, listed, blocking, narrow = here.planned()
+    tried = [(base, 0.98), (fused, 0.9), (listed, 0.85), (blocking, 0.99), (narrow, 0.7)]
+    assert here.combined(tried) == base | {"all_to_all": "scatter_list", "wire_dtype": "bf16"}
+    assert here.combined(tried[:4]) is None, "one choice alone was tried already"
+    assert here.combined([(fused, 0.9), (narrow, 1.01)]) is None
+    assert here.combined([(fused, 0.9), (narrow, 0.99)]) == base | {"all_to_all": "fused_scatter", "wire_dtype": "bf16"}
