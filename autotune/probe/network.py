@@ -24,9 +24,14 @@ from autotune.dlrm.ranks import interface
 from autotune.ops.all_to_all import Exchange
 from autotune.probe.fit import fits
 from autotune.probe.interfaces import hosts, rates
+from autotune.units import format_bytes, format_time
 
 _SIZES = (1 << 12, 1 << 16, 1 << 20, 1 << 22, 1 << 24)
 """Bytes that one rank sends: from a message of latency alone to one of bandwidth alone."""
+_PILOT_BYTES = 1 << 18
+_LONGEST_S = 0.3
+"""No single transfer is to take longer: over a slow network the largest sizes would take minutes."""
+_LEAST_SIZES = 3
 _PARTS = 4
 """Table parts a rank, for the form that scatters each of them."""
 _ROUNDS = 7
@@ -65,7 +70,10 @@ def measure_network(backend: str = "gloo", *, budget_s: float = 20.0, progress: 
     notes: list[str] = []
     progress.phase("measuring the network", float(_ROUNDS))
     candidates = rates(backend)
-    transfers = _transfers(ranks, notes)
+    sizes = _affordable(ranks)
+    if len(sizes) < len(_SIZES):
+        notes.append(f"messages of more than {format_bytes(sizes[-1])} were left out: each would take over {format_time(_LONGEST_S)}")
+    transfers = _transfers(ranks, sizes, notes)
     calls = [_calls(transfer) for transfer in transfers]
     samples: list[list[float]] = [[] for _ in transfers]
     order, shuffle = list(range(len(transfers))), random.Random(0).shuffle
@@ -109,7 +117,15 @@ def _marked(candidates: Sequence[InterfaceRate]) -> tuple[InterfaceRate, ...]:
     return tuple(one.model_copy(update={"used": one.name == used}) for one in candidates)
 
 
-def _transfers(ranks: int, notes: list[str]) -> list[_Transfer]:
+def _affordable(ranks: int) -> tuple[int, ...]:
+    """The sizes that this network moves in reasonable time, the same on every rank; three at the least."""
+    pilot = _exchange("native", ranks, _PILOT_BYTES, None, True)
+    pilot_s = min(_time(pilot.call, 1) for _ in range(3))
+    fitting = sum(size / _PILOT_BYTES * pilot_s <= _LONGEST_S for size in _SIZES)
+    return _SIZES[: max(_LEAST_SIZES, fitting)]
+
+
+def _transfers(ranks: int, sizes: Sequence[int], notes: list[str]) -> list[_Transfer]:
     """Every operation, form and size, among 2, 4, 8 ... and all ranks."""
     counts = sorted({1 << i for i in range(1, ranks.bit_length()) if 1 << i < ranks} | {ranks})
     found: list[_Transfer] = []
@@ -117,10 +133,10 @@ def _transfers(ranks: int, notes: list[str]) -> list[_Transfer]:
         # Every rank must take part in making a group, also those outside it.
         group = None if count == ranks else dist.new_group(list(range(count)))
         inside = dist.get_rank() < count
-        for size in _SIZES:
+        for size in sizes:
             found += [_exchange(form, count, size, group, inside) for form in ALL_TO_ALL_FORMS]
             found += _reductions(count, size, group, inside, notes)
-    for size in _SIZES:
+    for size in sizes:
         found.append(_Transfer("point_to_point", "", 2, size, 1, _ping_pong(size)))
     return found
 

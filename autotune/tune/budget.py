@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Literal
 
 from autotune.errors import InputError
@@ -15,8 +15,6 @@ Phase = Literal["races", "iteration", "confirm", "table"]
 # What a phase gets of what is left when it begins, over the shares of the phases still to come. Races get the most: they hold tens of
 # candidates per operator, the whole iteration a few tens of trials, and a confirmation is clear after some tens of rounds.
 SHARES: dict[Phase, float] = {"races": 0.55, "iteration": 0.20, "confirm": 0.20, "table": 0.05}
-# On several ranks the whole iteration has five more dimensions, and a trial talks over a network that varies.
-RANKS_SHARES: dict[Phase, float] = {"races": 0.30, "iteration": 0.40, "confirm": 0.25, "table": 0.05}
 # A budget that earlier runs used up still pays for a confirmation and a table; both together stay within the 15 % granted.
 FLOORS: dict[Phase, float] = {"races": 0.0, "iteration": 0.0, "confirm": 0.06, "table": 0.02}
 
@@ -27,20 +25,17 @@ class Deadline:
     Args:
         budget_s: Seconds in all.
         spent_s: Seconds that interrupted runs before this one spent on results that are kept.
-        shares: Of the phases.
 
     Raises:
         InputError: the budget is not positive and finite.
     """
 
-    def __init__(
-        self, budget_s: float, spent_s: float = 0.0, clock: Clock = time.monotonic, shares: Mapping[Phase, float] = SHARES
-    ) -> None:
+    def __init__(self, budget_s: float, spent_s: float = 0.0, clock: Clock = time.monotonic) -> None:
         if not (math.isfinite(budget_s) and budget_s > 0):
             raise InputError(f"budget must be positive and finite, got {budget_s:g} s; give for example 120 s")
         self.budget_s = budget_s
         self.clock = clock
-        self._shares = shares
+        self._shares = SHARES
         self._earlier_s = spent_s
         self._begin_s = clock()
         self._table_s = 0.0
@@ -48,6 +43,16 @@ class Deadline:
     def add_earlier(self, spent_s: float) -> None:
         """Seconds of earlier runs, once they are known."""
         self._earlier_s += spent_s
+
+    def split(self, local_share: float) -> None:
+        """On several ranks: races and the whole iteration share their part by how much of an iteration is computed, and how much waited.
+
+        Args:
+            local_share: Of the iteration in passes that can be raced.
+        """
+        both = SHARES["races"] + SHARES["iteration"]
+        races = SHARES["races"] * local_share
+        self._shares = {**SHARES, "races": races, "iteration": both - races}
 
     def reserve_table(self, time_s: float) -> None:
         """Seconds that the table takes at the least, however little is left."""

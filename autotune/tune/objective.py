@@ -27,6 +27,8 @@ _CHEAP_SWITCH = 0.5
 _LEAST_ROUNDS = 3
 # A trial this much slower than the default after three rounds is given up.
 _GIVE_UP = 0.95
+# One this much faster needs no more rounds: the confirmation gives the figure.
+_BEYOND_DOUBT = 1.1
 
 
 class Trainable(Protocol):
@@ -168,9 +170,11 @@ class Bench:
         return times_s
 
 
-def clearly_slower(paired: Paired) -> bool:
-    """Whether a trial can be given up: every further round would be wasted."""
+def decided(paired: Paired) -> bool:
+    """Whether a trial can end: it is slower, so that every further round would be wasted, or faster beyond doubt."""
     if len(paired.base_s) < 3:
         return False
     speedup = paired.speedup
-    return speedup.high < _GIVE_UP or (speedup.samples >= ENOUGH_SAMPLES and speedup.high < 1.0)
+    if speedup.samples < ENOUGH_SAMPLES:
+        return speedup.high < _GIVE_UP
+    return speedup.high < 1.0 or speedup.low > _BEYOND_DOUBT

@@ -32,7 +32,7 @@ from autotune.perf.table import OperatorTable
 from autotune.plan.constraints import Constraints
 from autotune.plan.profiled import plan_for
 from autotune.probe.topology import available_memory_bytes, fingerprint
-from autotune.tune.budget import RANKS_SHARES, Deadline
+from autotune.tune.budget import Deadline
 from autotune.tune.journal import Journal, journal_path, trial_marker
 from autotune.tune.races import OperatorGroup, Racer, RaceResult, group_operators
 from autotune.tune.result import assemble
@@ -143,7 +143,7 @@ def tune_ranks(
         assert isinstance(found, RaceResult)
         return found
 
-    deadline = Deadline(budget_s, shares=RANKS_SHARES)
+    deadline = Deadline(budget_s)
     study = f"{study_name(model, here, lockstep, sockets=ranks, seed=seed)} wire={wire}"
     with Journal(journal_path(output), study, seed) as journal:
         failed = list(journal.get("failed") or ())

@@ -24,7 +24,7 @@ from autotune.probe.topology import available_memory_bytes
 from autotune.tune.budget import Deadline
 from autotune.tune.confirm import Confirmation, confirm_on
 from autotune.tune.journal import Journal
-from autotune.tune.objective import Bench, Paired, Trainable, clearly_slower
+from autotune.tune.objective import Bench, Paired, Trainable, decided
 from autotune.tune.races import OperatorGroup, Racer, RaceResult, group_operators
 from autotune.tune.result import Outcome, race_gains
 from autotune.tune.space import Group, Params, Space, changes, huge_page_choices, is_valid, thread_choices
@@ -50,8 +50,9 @@ _MAX_SEEN = 20
 # A trial with fewer rounds is no ground to choose by, if there are others.
 _LEAST_ROUNDS = 3
 _WHOLE_GAIN_SHARE = 0.2
-# The passes that a knob of the communication concerns; every transfer where it is not named.
-_TRANSFERS = {"all_to_all": "all_to_all", "wire_dtype": "all_to_all", "bucket_bytes": "all_reduce"}
+# The transfers that a knob of the communication concerns, and what it may save of their time, to order the trials by: bf16 halves the
+# bytes, others save messages. What is not named concerns every transfer, a little.
+_PROMISES = {"wire_dtype": ("all_to_all", 0.5), "all_to_all": ("all_to_all", 0.2), "bucket_bytes": ("all_reduce", 0.2)}
 
 
 @dataclass
@@ -143,7 +144,10 @@ class Tuner:
         look = self._first_look()
         total_s = sum(look["time_s"].values()) or 1.0
         shares = {key: time_s / total_s for key, time_s in look["time_s"].items()}
-        groups = group_operators(self.dlrm.operators(self.source), self.default, look["gain_s"])
+        operators = self.dlrm.operators(self.source)
+        if self.communication:
+            self.deadline.split(sum(shares.get(operator.key, 0.0) for operator in operators if operator.runs_alone))
+        groups = group_operators(operators, self.default, look["gain_s"])
         results = [found for group in groups if (found := self._stored_race(group)) is not None]
         done = {key for result in results for key in result.keys}
         waiting = [group for group in groups if not done.intersection(group.keys)]
@@ -193,11 +197,12 @@ class Tuner:
             groups.append(Group(result.keys, result.choices if visible else result.choices[:1]))
         threads = thread_choices(self.cores, self.default.threads)
 
-        def exposed(name: str) -> float:
-            return sum(share for key, share in shares.items() if key.startswith(_TRANSFERS.get(name, "all_")))
+        def promise(name: str) -> float:
+            transfer, saved = _PROMISES.get(name, ("all_", 0.1))
+            return saved * sum(share for key, share in shares.items() if key.startswith(transfer))
 
-        # What concerns the longest transfers is tried first: the time may not suffice for all.
-        communication = {name: self.communication[name] for name in sorted(self.communication, key=exposed, reverse=True)}
+        # What promises most is tried first: the time may not suffice for all.
+        communication = {name: self.communication[name] for name in sorted(self.communication, key=promise, reverse=True)}
         return Space(self.default, threads, self._pages(), tuple(groups), self.default_for, communication, self.partitions)
 
     def _pages(self) -> tuple[bool, ...]:
@@ -274,7 +279,7 @@ class Tuner:
 
     def _trial(self, config: RunConfig, budget_s: float) -> Paired:
         return self.bench.compare(
-            self.default, config, budget_s=budget_s, max_rounds=_TRIAL_ROUNDS, until=clearly_slower, on_round=self.progress.advance
+            self.default, config, budget_s=budget_s, max_rounds=_TRIAL_ROUNDS, until=decided, on_round=self.progress.advance
         )
 
     def _settle_whole(self, space: Space, winner: RunConfig) -> tuple[RunConfig, list[Gain]]:

@@ -1,4 +1,7 @@
-"""Two hosts on one machine: network namespaces joined by a veth pair whose rate is set. The probe finds that rate."""
+"""Two hosts on one machine: network namespaces joined by a veth pair whose rate is set.
+
+The probe finds that rate, and what the tuner chooses follows it.
+"""
 
 from __future__ import annotations
 
@@ -35,11 +38,11 @@ class Hosts:
         self.names, self.folder = names, folder
         self.cores = sorted(os.sched_getaffinity(0))[:2]
 
-    def limit(self, gbit: int) -> None:
+    def limit(self, gbit: float) -> None:
         """Both ends send at so many Gbit/s at most; the bucket holds what a timer tick lets pass."""
         for name in self.names:
-            burst = f"{max(128, 256 * gbit)}kb"
-            words = f"tc -n {name} qdisc replace dev at0 root tbf rate {gbit}gbit burst {burst} latency 20ms"
+            burst = f"{max(128, round(256 * gbit))}kb"
+            words = f"tc -n {name} qdisc replace dev at0 root tbf rate {round(1000 * gbit)}mbit burst {burst} latency 20ms"
             subprocess.run(words.split(), check=True, capture_output=True, timeout=20)
 
     def environment(self, rank: int) -> dict[str, str]:
@@ -114,3 +117,37 @@ def test_a_model_trains_across_hosts(two_hosts: Hosts) -> None:
     result = json.loads(two_hosts.run("-m", "autotune", "run", "tiny", "--steps", "4", "--json"))
     assert len(result["losses"]) == 4
     assert any("gloo on at0" in note for note in result["notes"])
+
+
+_TALKATIVE = """
+schema: 1
+name: talkative
+source: made for this test
+description: more pooled rows to send than layers to compute
+seed: 0
+index_dtype: int64
+data: {distribution: uniform, pooling_kind: fixed}
+minibatch: 512
+learning_rate: 0.1
+interaction: dot
+bottom_mlp: [13, 128, 64]
+top_mlp: [128, 1]
+tables: [{rows: 50000, dim: 64, pooling: 1, count: 8}]
+"""
+
+
+def test_the_tuned_wire_follows_the_rate(two_hosts: Hosts) -> None:
+    """At 0.1 Gbit/s a step is its transfers, and half the bytes nearly half the time. At 10 Gbit/s less is to be had."""
+    model = two_hosts.folder / "talkative.yaml"
+    model.write_text(_TALKATIVE, encoding="utf-8")
+    tuned = {}
+    for gbit in (0.1, 10):
+        two_hosts.limit(gbit)
+        output = str(two_hosts.folder / f"{gbit}.tuned.yaml")
+        words = ("-m", "autotune", "tune", str(model), "--sockets", "2", "--wire", "any", "--budget", "12s", "-o", output, "--json")
+        tuned[gbit] = json.loads(two_hosts.run(*words))
+    slow, fast = tuned[0.1], tuned[10]
+    assert slow["config"]["communication"]["wire_dtype"] == "bf16", slow["gains"]
+    assert slow["speedup"]["median"] > 1.2, slow["speedup"]
+    # Which one wins at 10 Gbit/s depends on the cores, but it cannot be worth as much.
+    assert fast["speedup"]["median"] < slow["speedup"]["median"], (slow["speedup"], fast["speedup"])

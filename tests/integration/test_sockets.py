@@ -143,13 +143,17 @@ def test_probe_measures_the_network(probed: dict[str, str]) -> None:
 
 
 def test_profile_has_rows_of_the_network_and_of_every_rank(probed: dict[str, str]) -> None:
-    table = json.loads(run(probed, "profile", "tiny", "--sockets", "2", "--rounds", "6", "--json").stdout)
+    table = json.loads(run(probed, "profile", "tiny", "--sockets", "2", "--rounds", "6", "--prove", "--json").stdout)
     rows = {row["key"]: row for row in table["rows"]}
     for key in ("all_to_all.forward", "all_to_all.backward", "all_reduce"):
         assert rows[key]["bytes_sent"] > 0
         assert rows[key]["hidden_s"] >= 0
         assert rows[key]["fractions"]["network"] > 0
     assert [row["rank"] for row in table["ranks"]] == [0, 1]
+    proofs = {proof["operator"]: proof for proof in table["perturbations"]}
+    assert proofs["all_to_all.forward"]["fewer_bytes_gain"]["median"] > 0
+    assert proofs["top_mlp.0.forward"]["warm_gain"]["median"] > 0
+    assert "optimizer" not in proofs
     assert any("the slowest" in note for note in table["notes"])
     assert "hidden ms" in run(probed, "profile", "tiny", "--sockets", "2", "--rounds", "3").stdout
 
@@ -164,6 +168,11 @@ def test_tuning_two_sockets_gives_a_config_that_runs_on_two(probed: dict[str, st
     assert not list(tmp_path.glob("*.journal*"))
     result = json.loads(run(probed, "run", "tiny", "--steps", "4", "--config", str(file), "--json").stdout)
     assert any("2 ranks" in note for note in result["notes"])
+    # Noise may say that it does not hold, with exit code 1; all else would be a fault.
+    words = autotune_command("verify", str(file), "--budget", "3s", "--json")
+    done = subprocess.run(words, env=probed, capture_output=True, text=True, timeout=_TIMEOUT_S)
+    assert done.returncode in (0, 1), done.stderr
+    assert json.loads(done.stdout)["holds"] is (done.returncode == 0)
     assert "the number of sockets must be one" in run(probed, "run", "tiny", "--config", str(file), "--sockets", "1", code=2).stderr
 
 

@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 
 from autotune.bench.noise import Noise
+from autotune.bench.samples import ENOUGH_SAMPLES
 from autotune.config.knobs import RunConfig
 from autotune.tune.confirm import Confirmation, confirm
-from autotune.tune.objective import Bench, clearly_slower
+from autotune.tune.objective import Bench, decided
 
 
 @pytest.fixture
@@ -94,7 +95,7 @@ def test_a_disturbed_round_is_repeated(fake: SimpleNamespace, world: Any, two: t
 
 def test_a_hopeless_trial_is_given_up(fake: SimpleNamespace, world: Any, two: tuple[RunConfig, RunConfig]) -> None:
     bench = Bench(fake.DLRM(world, two[0]), fake.Source(world), clock=world.clock)
-    assert len(bench.compare(*two, budget_s=100.0, max_rounds=10, until=clearly_slower).base_s) == 3
+    assert len(bench.compare(*two, budget_s=100.0, max_rounds=10, until=decided).base_s) == 3
 
 
 def test_one_lucky_turn_of_several_steps_decides_nothing(fake: SimpleNamespace, world: Any, two: tuple[RunConfig, RunConfig]) -> None:
@@ -102,3 +103,9 @@ def test_one_lucky_turn_of_several_steps_decides_nothing(fake: SimpleNamespace, 
     bench = Bench(fake.DLRM(world, two[0]), fake.Source(world), clock=world.clock)
     paired = bench.compare(*two, budget_s=100.0, until=lambda _: True)
     assert len(paired.base_s) == 3 * 8
+
+
+def test_a_trial_that_is_faster_beyond_doubt_ends_early(fake: SimpleNamespace, world: Any, two: tuple[RunConfig, RunConfig]) -> None:
+    bench = Bench(fake.DLRM(world, two[0]), fake.Source(world), clock=world.clock)
+    rounds = len(bench.compare(two[1], two[0], budget_s=100.0, max_rounds=50, until=decided).base_s)
+    assert ENOUGH_SAMPLES <= rounds < 50
