@@ -24,6 +24,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("perf",),
     ("plan",),
     ("tune",),
+    ("compare",),
     ("explain",),
     ("report", "export"),
     ("api",),

@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from autotune import __version__
-from autotune.cli import explain, export, interrupt, launch, models, plan, probe, profile, run, tune, verify
+from autotune.cli import compare, explain, export, interrupt, launch, models, plan, probe, profile, run, tune, verify
 from autotune.dlrm.ranks import report_error
 from autotune.errors import AutotuneError, MachineError
 
@@ -61,6 +61,7 @@ for name, module in (
     ("explain", explain),
     ("plan", plan),
     ("verify", verify),
+    ("compare", compare),
     ("export", export),
 ):
     app.command(name)(module.command)

@@ -117,8 +117,6 @@ def _run_rank(
         progress.phase("training", steps)
         training = train(dlrm, source, steps, lambda _, loss: progress.advance(1, f"loss {loss:.4f}"))
         notes = describe(session, planned, interface())
-        if training.auc is not None:
-            notes += ("AUC is of rank 0's samples",)
         if checkpoint_out is not None:
             weights = dlrm.state_dict()
             if first:

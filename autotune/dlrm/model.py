@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
 import torch
 
 from autotune.config.knobs import EmbeddingForwardKnobs, EmbeddingUpdateKnobs, InteractionKnobs, Knobs, LayerKnobs, RunConfig
@@ -144,6 +145,10 @@ class DLRM:
     def own_labels(self, batch: Batch) -> torch.Tensor:
         """The labels that `probabilities` are about."""
         return batch.labels
+
+    def of_all_ranks(self, values: np.ndarray) -> np.ndarray:
+        """Values of this rank's samples, with those of every other rank; here there is none."""
+        return values
 
     def configure(self, config: RunConfig) -> None:
         """Use other knobs from now on, with the same weights. Changing `huge_pages` copies the tables; all else is cheap.

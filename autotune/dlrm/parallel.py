@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -117,6 +118,12 @@ class ParallelDLRM(DLRM):
 
     def own_labels(self, batch: Batch) -> torch.Tensor:
         return batch.labels[self._own[0] : self._own[1]]
+
+    def of_all_ranks(self, values: np.ndarray) -> np.ndarray:
+        """The values of every rank, one after another. Every rank must call it."""
+        everybodys: list[np.ndarray] = [values] * self.ranks
+        dist.all_gather_object(everybodys, values)
+        return np.concatenate(everybodys)
 
     def _make_tables(self, seed: int) -> None:
         model, huge_pages, threads = self.model, self.config.huge_pages, self.config.threads

@@ -68,6 +68,9 @@ def train(dlrm: DLRM, source: BatchSource, steps: int, on_step: Callable[[int, f
             labels.append(dlrm.own_labels(batch).numpy())
         if on_step is not None:
             on_step(step, losses[-1])
+    auc = None
+    if scores:
+        auc = area_under_curve(*(dlrm.of_all_ranks(np.concatenate(values)) for values in (scores, labels)))
     notes = []
     first_bad = next((i for i, value in enumerate(losses) if not math.isfinite(value)), None)
     if first_bad is not None:
@@ -79,7 +82,7 @@ def train(dlrm: DLRM, source: BatchSource, steps: int, on_step: Callable[[int, f
         config=dlrm.config,
         times_s=tuple(times[WARMUP_STEPS:] if steps > WARMUP_STEPS else times),
         losses=tuple(losses),
-        auc=area_under_curve(np.concatenate(scores), np.concatenate(labels)) if scores and first_bad is None else None,
+        auc=auc if first_bad is None else None,
         notes=tuple(notes),
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -60,6 +61,20 @@ def test_several_sockets_train_as_one_does(shell: dict[str, str], sockets: int) 
     assert several["losses"] == pytest.approx(one["losses"], rel=1e-5)
     assert several["minibatch"] == one["minibatch"]
     assert any(f"{sockets} ranks" in note for note in several["notes"])
+
+
+def test_the_area_under_the_curve_is_of_all_ranks(shell: dict[str, str], tmp_path: Path) -> None:
+    draw = random.Random(5)
+
+    def row() -> list[object]:
+        return [draw.randrange(2), *(draw.randrange(50) for _ in range(13)), *(f"{draw.randrange(9):08x}" for _ in range(26))]
+
+    file = tmp_path / "rows.tsv"
+    file.write_text("".join("\t".join(map(str, row())) + "\n" for _ in range(512)), encoding="utf-8")
+    words = ("run", "mlperf-1m", "--max-rows", "50", "--minibatch", "64", "--steps", "4", "--data", f"criteo:{file}", "--json")
+    one, two = (json.loads(run(shell, *words, "--sockets", sockets).stdout) for sockets in ("1", "2"))
+    assert two["losses"] == pytest.approx(one["losses"], rel=1e-5)
+    assert two["auc"] == pytest.approx(one["auc"], abs=1e-3)
 
 
 def test_a_checkpoint_of_several_sockets_goes_on_in_one_process(shell: dict[str, str], tmp_path: Path) -> None:

@@ -1,0 +1,75 @@
+"""`autotune compare`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from autotune.cli.options import ForceOption, JsonOption, MaxRowsOption, MinibatchOption, ModelArgument, OutputOption, SearchSeedOption
+from autotune.cli.output import check_outputs, show
+from autotune.cli.progress import reporting
+from autotune.cli.session import check_tuned, select_model, start_default
+from autotune.compare.peers import PEERS, Peer
+from autotune.config.files import load_tuned
+from autotune.errors import InputError
+from autotune.probe.topology import detect
+from autotune.report.compare import comparison
+from autotune.units import parse_duration
+
+Budget = Annotated[str, typer.Option("--budget", metavar="TIME", help="Of timed rounds; building and probing come on top.")]
+Config = Annotated[Path | None, typer.Option("--config", metavar="FILE", help="A tuned config, to take part beside the default.")]
+Only = Annotated[str | None, typer.Option("--peers", metavar="A,B", help=f"Only these of: {', '.join(peer.name for peer in PEERS)}.")]
+Cached = Annotated[bool, typer.Option("--cached-profile", help="Take the stored ceilings for the bound instead of probing anew.")]
+
+
+def command(
+    model: ModelArgument,
+    config: Config = None,
+    peers: Only = None,
+    budget: Budget = "120s",
+    cached_profile: Cached = False,
+    max_rows: MaxRowsOption = None,
+    minibatch: MinibatchOption = None,
+    seed: SearchSeedOption = 0,
+    force: ForceOption = False,
+    as_json: JsonOption = False,
+    output: OutputOption = None,
+) -> None:
+    """Time one training iteration of ours and of every other way that is installed, side by side, and how far each is from the bound.
+
+    Stock PyTorch in its best environment is the baseline. fbgemm and torchrec take part where they are installed: pip install '.[peers]'.
+
+    Example: autotune compare small --config small.tuned.yaml --budget 120s
+    """
+    check_outputs(output)
+    budget_s = parse_duration(budget)
+    chosen = _chosen(peers)
+    workload = select_model(model, max_rows, minibatch)
+    topology = detect()
+    tuned = None if config is None else load_tuned(config)
+    if tuned is not None:
+        check_tuned(tuned, workload, topology, force)
+    start_default(topology)
+    from autotune.compare.compare import compare
+    from autotune.probe.cache import load_or_probe
+
+    with reporting() as progress:
+        profile = load_or_probe(refresh=not cached_profile, progress=progress)
+        result = compare(
+            workload, profile=profile, topology=topology, tuned=tuned, peers=chosen, budget_s=budget_s, seed=seed, progress=progress
+        )
+    show(result, comparison, as_json, output)
+
+
+def _chosen(names: str | None) -> tuple[Peer, ...]:
+    """Raises: InputError: an unknown name, or none."""
+    if names is None:
+        return PEERS
+    known = [peer.name for peer in PEERS]
+    wanted = [name.strip() for name in names.split(",") if name.strip()]
+    unknown = [name for name in wanted if name not in known]
+    if unknown or not wanted:
+        raise InputError(f"peers must be among {', '.join(known)}, got {', '.join(unknown) or 'none'} (--peers); leave it out for all")
+    return tuple(peer for peer in PEERS if peer.name in wanted)

@@ -1,0 +1,90 @@
+"""A contestant in a process of its own: builds its model, then answers one line of JSON with another until its input ends.
+
+    python -m autotune.compare.worker
+
+The first line says what to build; each further one which batch to train on, and in which configuration. Whatever a library prints on
+standard output goes to standard error.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from autotune.config.knobs import RunConfig
+from autotune.config.model import Model
+
+
+def serve(lines: Iterator[str], out: Any) -> None:
+    """Answer on `out`; the first line is the order to build."""
+    answer = _Contestant(json.loads(next(lines)))
+    print(json.dumps({"threads": answer.threads}), file=out, flush=True)
+    for line in lines:
+        print(json.dumps(answer(json.loads(line))), file=out, flush=True)
+
+
+class _Contestant:
+    def __init__(self, order: dict[str, Any]) -> None:
+        import torch
+
+        from autotune.dlrm.data import make_source
+        from autotune.dlrm.model import DLRM, default_config
+        from autotune.probe.topology import detect
+
+        self._model = Model.model_validate(order["model"])
+        topology = detect()
+        self.threads = topology.physical_cores
+        self._configs = {name: RunConfig.model_validate(config) for name, config in order["configs"].items()}
+        default = default_config(self._model, topology)
+        self._configs.setdefault("default", default)
+        self._source = make_source(self._model)
+        self._ours = order["kind"] == "ours"
+        dlrm = DLRM(self._model, default, machine=topology)
+        if self._ours:
+            self._dlrm: Any = dlrm
+            self._prepare: Any = lambda batch: batch
+            self._train: Any = dlrm.step
+        else:
+            from autotune.compare.models import BUILDERS
+
+            state = dict(dlrm.state_dict())
+            del dlrm
+            peer = BUILDERS[order["kind"]](self._model, state)
+            self._prepare, self._train = peer.prepare, peer.step
+            # As the user of stock PyTorch has it: what its environment says, else all cores.
+            torch.set_num_threads(self.threads)
+
+    def __call__(self, order: dict[str, Any]) -> dict[str, Any]:
+        if "profile" in order:
+            return self._bounds(Path(order["profile"]))
+        prepared = self._prepare(self._source.batch(order["batch"]))
+        if self._ours:
+            self._dlrm.configure(self._configs[order["config"]])
+        begin_s = time.perf_counter()
+        loss = self._train(prepared)
+        return {"time_s": time.perf_counter() - begin_s, "loss": loss}
+
+    def _bounds(self, file: Path) -> dict[str, Any]:
+        """The least seconds of every pass of ours, by the ceilings of a profile."""
+        from autotune.config.files import load_profile
+        from autotune.perf.roofline import limits
+
+        ceilings, threads = load_profile(file).ceilings, self._configs["default"].threads
+        operators = self._dlrm.operators(self._source)
+        return {"bounds_s": {operator.key: limits(operator.work(), ceilings, threads, warm=True).bound_s for operator in operators}}
+
+
+def main() -> None:
+    """Errors end the process with a line on standard error."""
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    serve(iter(sys.stdin), out)
+
+
+if __name__ == "__main__":
+    main()
