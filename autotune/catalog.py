@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import difflib
 import re
+from dataclasses import fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import autotune.config
 from autotune.config.files import load_model, load_profile
-from autotune.config.model import Model, required_memory_bytes
+from autotune.config.model import Changes, Model, required_memory_bytes
 from autotune.config.profile import Profile
 from autotune.errors import InputError, MachineError
 from autotune.units import format_bytes
@@ -74,7 +75,7 @@ def find_profile(name_or_path: str | Path) -> Path:
 
 
 def load_model_by_name(name_or_path: str | Path) -> Model:
-    """A model by name, by path, or by the name of a scaled copy: ``small[max_rows=10000,minibatch=64]``.
+    """A model by name, by path, or by the name of a changed copy: ``small[max_rows=10000,minibatch=64,dtype=bf16]``.
 
     Raises:
         InputError: unknown name, unreadable or invalid file, unknown change.
@@ -83,14 +84,16 @@ def load_model_by_name(name_or_path: str | Path) -> Model:
     match = _SCALED.fullmatch(text)
     if match is None or Path(text).is_file():
         return load_model(find_model(text))
-    changes: dict[str, int] = {}
+    changes: dict[str, Any] = {}
+    known = [field.name for field in fields(Changes)]
     for change in match["changes"].split(","):
         key, _, value = change.partition("=")
-        if key not in ("max_rows", "minibatch") or key in changes or not value.isdecimal():
+        number = key in ("max_rows", "minibatch")
+        if key not in known or key in changes or (number and not value.isdecimal()):
             step = f"write for example {match['base']}[max_rows=10000,minibatch=64]"
-            raise InputError(f"a scaled model changes max_rows or minibatch, got {change!r} ({text}); {step}")
-        changes[key] = int(value)
-    return load_model_by_name(match["base"]).scaled(**changes)
+            raise InputError(f"a model's name may change {', '.join(known)}, got {change!r} ({text}); {step}")
+        changes[key] = int(value) if number else value
+    return load_model_by_name(match["base"]).changed(Changes(**changes))
 
 
 def load_profile_by_name(name_or_path: str | Path) -> Profile:

@@ -96,9 +96,10 @@ def test_the_name_of_a_scaled_model_finds_it_again() -> None:
         ("", "unknown model ''"),
         ("small.yaml", "model file not found: small.yaml; for the shipped model write small"),
         ("no/such", "model file not found: no/such; check the path"),
-        ("small[rows=3]", "changes max_rows or minibatch, got 'rows=3'"),
-        ("small[]", "changes max_rows or minibatch, got ''"),
+        ("small[rows=3]", "may change max_rows, minibatch, dtype, optimizer, got 'rows=3'"),
+        ("small[]", "may change max_rows, minibatch, dtype, optimizer, got ''"),
         ("small[max_rows=0]", "max_rows must be positive, got 0"),
+        ("small[dtype=fp16]", "dtype must be one of fp32, bf16, got 'fp16'"),
     ],
 )
 def test_an_unknown_model_is_refused_with_what_there_is(name: str, message: str) -> None:

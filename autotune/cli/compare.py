@@ -13,6 +13,7 @@ from autotune.cli.progress import reporting
 from autotune.cli.session import check_tuned, select_model, start_default
 from autotune.compare.peers import PEERS, Peer
 from autotune.config.files import load_tuned
+from autotune.config.model import Changes
 from autotune.errors import InputError
 from autotune.probe.topology import detect
 from autotune.report.compare import comparison
@@ -46,7 +47,10 @@ def command(
     check_outputs(output)
     budget_s = parse_duration(budget)
     chosen = _chosen(peers)
-    workload = select_model(model, max_rows, minibatch)
+    workload = select_model(model, Changes(max_rows, minibatch))
+    if (workload.dtype, workload.optimizer) != ("fp32", "sgd"):
+        rule = "peers train in fp32 with SGD, and so must the model"
+        raise InputError(f"{rule}, got {workload.dtype} with {workload.optimizer} ({model}); compare the model without that change")
     topology = detect()
     tuned = None if config is None else load_tuned(config)
     if tuned is not None:

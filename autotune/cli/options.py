@@ -20,6 +20,12 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JS
 OutputOption = Annotated[Path | None, typer.Option("-o", "--output", metavar="FILE", help="Also write the result as JSON to FILE.")]
 MaxRowsOption = Annotated[int | None, typer.Option("--max-rows", metavar="N", help="At most N rows in every table.")]
 MinibatchOption = Annotated[int | None, typer.Option("--minibatch", metavar="N", help="Samples per iteration, instead of the model's.")]
+DtypeOption = Annotated[
+    str | None, typer.Option("--dtype", metavar="fp32|bf16", help="Of tables and weights; bf16 keeps the lower halves for the update.")
+]
+OptimizerOption = Annotated[
+    str | None, typer.Option("--optimizer", metavar="sgd|adagrad", help="adagrad is row-wise for tables, element-wise for layers.")
+]
 ThreadsOption = Annotated[int | None, typer.Option("--threads", metavar="N", help="Threads; default one for each allowed core.")]
 RanksOption = Annotated[
     int | None,

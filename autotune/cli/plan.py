@@ -9,10 +9,19 @@ from typing import Annotated, cast
 
 import typer
 
-from autotune.cli.options import JsonOption, MaxRowsOption, MinibatchOption, ModelArgument, OutputOption
+from autotune.cli.options import (
+    DtypeOption,
+    JsonOption,
+    MaxRowsOption,
+    MinibatchOption,
+    ModelArgument,
+    OptimizerOption,
+    OutputOption,
+)
 from autotune.cli.output import check_outputs, show
 from autotune.cli.session import select_model
 from autotune.config.files import load_profile
+from autotune.config.model import Changes
 from autotune.config.partition import KINDS, Kind
 from autotune.errors import InputError
 from autotune.plan.constraints import Constraints
@@ -46,6 +55,8 @@ def command(
     split_above: SplitAbove = None,
     max_rows: MaxRowsOption = None,
     minibatch: MinibatchOption = None,
+    dtype: DtypeOption = None,
+    optimizer: OptimizerOption = None,
     as_json: JsonOption = False,
     output: OutputOption = None,
 ) -> None:
@@ -55,7 +66,7 @@ def command(
     """
     check_outputs(output)
     constraints = _constraints(pin or (), forbid or (), together or (), kinds, split_above)
-    workload = select_model(model, max_rows, minibatch)
+    workload = select_model(model, Changes(max_rows, minibatch, dtype, optimizer))
     limit = None if memory_per_socket is None else parse_bytes(memory_per_socket)
     if limit == 0:
         raise InputError(f"memory per socket must be positive, got {memory_per_socket} (--memory-per-socket); write for example 64GB")

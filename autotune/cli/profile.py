@@ -10,11 +10,13 @@ import typer
 
 from autotune.cli.options import (
     DataOption,
+    DtypeOption,
     ForceOption,
     JsonOption,
     MaxRowsOption,
     MinibatchOption,
     ModelArgument,
+    OptimizerOption,
     OutputOption,
     RanksOption,
     SeedOption,
@@ -25,6 +27,7 @@ from autotune.cli.output import check_outputs, show
 from autotune.cli.progress import reporting
 from autotune.cli.ranks import describe, open_rank, start_ranks, wanted_ranks
 from autotune.cli.session import open_session
+from autotune.config.model import Changes
 from autotune.config.profile import Topology
 from autotune.report import text
 
@@ -39,6 +42,8 @@ def command(
     data: DataOption = None,
     max_rows: MaxRowsOption = None,
     minibatch: MinibatchOption = None,
+    dtype: DtypeOption = None,
+    optimizer: OptimizerOption = None,
     threads: ThreadsOption = None,
     sockets: RanksOption = None,
     seed: SeedOption = None,
@@ -53,12 +58,13 @@ def command(
     """
     check_outputs(output)
     count = wanted_ranks(sockets, config)
+    changes = Changes(max_rows, minibatch, dtype, optimizer)
     if count > 1:
         start_ranks(count)
-        _profile_rank(model, config, force, data, max_rows, minibatch, threads, seed, rounds, prove, as_json, output)
+        _profile_rank(model, config, force, data, changes, threads, seed, rounds, prove, as_json, output)
         return
     session = open_session(
-        model, max_rows=max_rows, minibatch=minibatch, threads=threads, data=data, config_file=config, force=force, all_cores=True
+        model, changes=changes, threads=threads, data=data, config_file=config, force=force, all_cores=True
     )
     from autotune.perf.measure import measure
     from autotune.perf.perturb import perturb
@@ -85,8 +91,7 @@ def _profile_rank(
     config: Path | None,
     force: bool,
     data: str | None,
-    max_rows: int | None,
-    minibatch: int | None,
+    changes: Changes,
     threads: int | None,
     seed: int | None,
     rounds: int,
@@ -95,7 +100,7 @@ def _profile_rank(
     output: Path | None,
 ) -> None:
     """The same on one of several ranks; rank 0 measures, and tells."""
-    session = open_rank(name, max_rows=max_rows, minibatch=minibatch, threads=threads, data=data, config_file=config, force=force)
+    session = open_rank(name, changes=changes, threads=threads, data=data, config_file=config, force=force)
     from autotune.bench.noise import NoiseMonitor
     from autotune.cli.lockstep import in_lockstep
     from autotune.dlrm.ranks import interface

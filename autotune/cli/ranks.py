@@ -18,7 +18,7 @@ from autotune.cli.options import parse_data
 from autotune.cli.session import check_tuned, select_model, spoken_name
 from autotune.config.files import load_tuned
 from autotune.config.knobs import RunConfig
-from autotune.config.model import DataSpec, Model
+from autotune.config.model import UNCHANGED, Changes, DataSpec, Model
 from autotune.config.partition import CommunicationKnobs, Partition
 from autotune.config.profile import Profile, Topology
 from autotune.config.tuned import TunedConfig
@@ -156,8 +156,7 @@ def start_rank(topology: Topology, huge_pages: bool = True) -> None:
 def open_rank(
     name: str,
     *,
-    max_rows: int | None = None,
-    minibatch: int | None = None,
+    changes: Changes = UNCHANGED,
     threads: int | None = None,
     data: str | None = None,
     config_file: Path | None = None,
@@ -165,7 +164,7 @@ def open_rank(
 ) -> RankSession:
     """Everything that can be refused is refused here. Raises as `session.open_session` does."""
     ranks, whole, topology = open_cores()
-    model = select_model(name, max_rows, minibatch)
+    model = select_model(name, changes)
     spec = model.data if data is None else parse_data(data, model.data)
     tuned = None if config_file is None else load_tuned(config_file)
     if tuned is not None and threads is not None:

@@ -9,11 +9,13 @@ import typer
 
 from autotune.cli.options import (
     DataOption,
+    DtypeOption,
     ForceOption,
     JsonOption,
     MaxRowsOption,
     MinibatchOption,
     ModelArgument,
+    OptimizerOption,
     OutputOption,
     RanksOption,
     SeedOption,
@@ -24,6 +26,7 @@ from autotune.cli.output import check_outputs, show
 from autotune.cli.progress import reporting
 from autotune.cli.ranks import describe, open_rank, start_ranks, wanted_ranks
 from autotune.cli.session import open_session
+from autotune.config.model import Changes
 from autotune.report import text
 
 Steps = Annotated[int, typer.Option("--steps", min=1, metavar="N", help="Training iterations.")]
@@ -41,6 +44,8 @@ def command(
     data: DataOption = None,
     max_rows: MaxRowsOption = None,
     minibatch: MinibatchOption = None,
+    dtype: DtypeOption = None,
+    optimizer: OptimizerOption = None,
     threads: ThreadsOption = None,
     sockets: RanksOption = None,
     seed: SeedOption = None,
@@ -55,11 +60,12 @@ def command(
     """
     check_outputs(checkpoint_out, output)
     count = wanted_ranks(sockets, config)
+    changes = Changes(max_rows, minibatch, dtype, optimizer)
     if count > 1:
         start_ranks(count)
-        _run_rank(model, steps, config, force, data, max_rows, minibatch, threads, seed, checkpoint_in, checkpoint_out, as_json, output)
+        _run_rank(model, steps, config, force, data, changes, threads, seed, checkpoint_in, checkpoint_out, as_json, output)
         return
-    session = open_session(model, max_rows=max_rows, minibatch=minibatch, threads=threads, data=data, config_file=config, force=force)
+    session = open_session(model, changes=changes, threads=threads, data=data, config_file=config, force=force)
     from autotune.dlrm.checkpoint import check_state, load_checkpoint, save_checkpoint
     from autotune.dlrm.train import train
     from autotune.report.record import run_result
@@ -86,8 +92,7 @@ def _run_rank(
     config: Path | None,
     force: bool,
     data: str | None,
-    max_rows: int | None,
-    minibatch: int | None,
+    changes: Changes,
     threads: int | None,
     seed: int | None,
     checkpoint_in: Path | None,
@@ -96,7 +101,7 @@ def _run_rank(
     output: Path | None,
 ) -> None:
     """The same on one of several ranks; rank 0 tells."""
-    session = open_rank(name, max_rows=max_rows, minibatch=minibatch, threads=threads, data=data, config_file=config, force=force)
+    session = open_rank(name, changes=changes, threads=threads, data=data, config_file=config, force=force)
     from autotune.dlrm.checkpoint import check_state, load_checkpoint, save_checkpoint
     from autotune.dlrm.data import make_source
     from autotune.dlrm.parallel import ParallelDLRM

@@ -12,7 +12,7 @@ from autotune.cli.options import parse_data
 from autotune.cli.output import say
 from autotune.config.files import load_tuned
 from autotune.config.knobs import RunConfig
-from autotune.config.model import DataSpec, Model
+from autotune.config.model import UNCHANGED, Changes, DataSpec, Model
 from autotune.config.profile import Topology
 from autotune.config.tuned import Launch, TunedConfig
 from autotune.errors import InputError
@@ -59,13 +59,13 @@ class Session:
             check(self.tuned, self.model, fingerprint(self.topology, kernels.target()), force=self.force)
 
 
-def select_model(name: str, max_rows: int | None = None, minibatch: int | None = None) -> Model:
-    """A model by name or file, scaled. Raises: InputError: unknown or invalid."""
-    return catalog.load_model_by_name(name).scaled(max_rows, minibatch)
+def select_model(name: str, changes: Changes = UNCHANGED) -> Model:
+    """A model by name or file, changed. Raises: InputError: unknown or invalid."""
+    return catalog.load_model_by_name(name).changed(changes)
 
 
 def spoken_name(given: str, model: Model) -> str:
-    """How a later command finds `model` again: as it was given, with what was scaled: ``mine.yaml[max_rows=1000]``."""
+    """How a later command finds `model` again: as it was given, with what was changed: ``mine.yaml[max_rows=1000]``."""
     if given in catalog.list_models():
         return model.name
     base = catalog.load_model_by_name(given).name
@@ -85,8 +85,7 @@ def start_default(topology: Topology) -> Launch:
 def open_session(
     name: str,
     *,
-    max_rows: int | None = None,
-    minibatch: int | None = None,
+    changes: Changes = UNCHANGED,
     threads: int | None = None,
     data: str | None = None,
     config_file: Path | None = None,
@@ -103,7 +102,7 @@ def open_session(
         FingerprintError: the config belongs to another model or to other hardware.
         MachineError: the model does not fit, or there are not enough cores.
     """
-    model = select_model(name, max_rows, minibatch)
+    model = select_model(name, changes)
     spec = model.data if data is None else parse_data(data, model.data)
     if config_file is not None and threads is not None:
         raise InputError(f"a config decides the threads, got --threads {threads} beside --config; leave one of them out")

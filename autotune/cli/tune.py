@@ -10,10 +10,12 @@ import typer
 from autotune import catalog
 from autotune.cli.options import (
     BudgetOption,
+    DtypeOption,
     JsonOption,
     MaxRowsOption,
     MinibatchOption,
     ModelArgument,
+    OptimizerOption,
     RanksOption,
     SearchSeedOption,
 )
@@ -21,6 +23,7 @@ from autotune.cli.output import check_outputs, say, show
 from autotune.cli.progress import reporting
 from autotune.cli.ranks import open_rank, rank_cpus, start_ranks, wanted_ranks
 from autotune.cli.session import select_model, spoken_name, start_default
+from autotune.config.model import Changes
 from autotune.dlrm.ranks import from_environment
 from autotune.errors import InputError, MachineError
 from autotune.export.targets import default_output
@@ -44,6 +47,8 @@ def command(
     output: Output = None,
     max_rows: MaxRowsOption = None,
     minibatch: MinibatchOption = None,
+    dtype: DtypeOption = None,
+    optimizer: OptimizerOption = None,
     seed: SearchSeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
@@ -55,13 +60,14 @@ def command(
     if wire not in ("fp32", "any"):
         raise InputError(f"the wire dtype must be fp32 or any, got {wire!r} (--wire); any also tries bf16")
     budget_s = parse_duration(budget)
-    workload = select_model(model, max_rows, minibatch)
+    changes = Changes(max_rows, minibatch, dtype, optimizer)
+    workload = select_model(model, changes)
     file = output or default_output(workload.name)
     check_outputs(file)
     if count > 1:
         Deadline(budget_s)
         _start_ranks(count, file)
-        _tune_rank(model, wire, budget_s, file, max_rows, minibatch, seed, as_json)
+        _tune_rank(model, wire, budget_s, file, changes, seed, as_json)
         return
     topology = detect()
     catalog.check_fits(workload, available_memory_bytes(topology))
@@ -102,11 +108,9 @@ def _start_ranks(count: int, output: Path) -> None:
             say(f"note: a trial failed, and tuning goes on: {error}")
 
 
-def _tune_rank(
-    name: str, wire: str, budget_s: float, output: Path, max_rows: int | None, minibatch: int | None, seed: int, as_json: bool
-) -> None:
+def _tune_rank(name: str, wire: str, budget_s: float, output: Path, changes: Changes, seed: int, as_json: bool) -> None:
     """The same on one of several ranks; rank 0 tunes, and tells."""
-    session = open_rank(name, max_rows=max_rows, minibatch=minibatch)
+    session = open_rank(name, changes=changes)
     from autotune.cli.lockstep import in_lockstep
     from autotune.config.partition import CommunicationKnobs
     from autotune.probe.ranks import load_or_probe_ranks

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import groupby, pairwise
 from typing import Annotated, Any, Literal
 
@@ -28,7 +29,12 @@ from autotune.errors import InputError
 MODEL_SCHEMA = 1
 
 FLOAT_BYTES = 4
-"""Tables, layers and activations are fp32."""
+"""Of an fp32 element; a bf16 one keeps its lower half beside it for the update, and takes as much."""
+
+Dtype = Literal["fp32", "bf16"]
+Optimizer = Literal["sgd", "adagrad"]
+DTYPES: tuple[Dtype, ...] = ("fp32", "bf16")
+OPTIMIZERS: tuple[Optimizer, ...] = ("sgd", "adagrad")
 
 MAX_COUNT = 100_000
 """Tables one entry may stand for: far above any published model, low enough that a slip of the keyboard fills no memory."""
@@ -151,8 +157,24 @@ def _parameters(sizes: Sequence[int]) -> int:
     return sum(c * k + k for c, k in pairwise(sizes))
 
 
+@dataclass(frozen=True)
+class Changes:
+    """What a run changes about a model; None leaves it."""
+
+    max_rows: int | None = None
+    """Rows of every table, at most."""
+    minibatch: int | None = None
+    dtype: str | None = None
+    """One of `DTYPES`."""
+    optimizer: str | None = None
+    """One of `OPTIMIZERS`."""
+
+
+UNCHANGED = Changes()
+
+
 class Model(Frozen):
-    """A DLRM: bottom MLP and embedding tables, dot interaction, top MLP; trained by SGD on binary cross entropy."""
+    """A DLRM: bottom MLP and embedding tables, dot interaction, top MLP; trained on binary cross entropy."""
 
     schema_version: int = Field(MODEL_SCHEMA, alias="schema")
     name: str = Field(min_length=1)
@@ -162,6 +184,10 @@ class Model(Frozen):
     minibatch: int
     """Samples per iteration (N)."""
     learning_rate: float = 0.01
+    dtype: Dtype = "fp32"
+    """Of tables and of the layers' weights. bf16 is Split-SGD: passes read the upper 16 bits of an fp32 weight, the update joins both."""
+    optimizer: Optimizer = "sgd"
+    """adagrad is row-wise for tables, element-wise for layers."""
     index_dtype: Literal["int32", "int64"] = "int64"
     seed: int = Field(0, ge=0, le=MAX_SEED)
     """Of the initial weights and of the generated data."""
@@ -282,9 +308,16 @@ class Model(Frozen):
         return _parameters(self.bottom_mlp) + _parameters(self.top_sizes)
 
     @property
+    def state_bytes(self) -> int:
+        """Optimizer state of all tables: row-wise Adagrad keeps one fp32 a row."""
+        return FLOAT_BYTES * sum(table.rows for table in self.tables) if self.optimizer == "adagrad" else 0
+
+    @property
     def dense_bytes(self) -> int:
-        """Dense parameters four times: weights, gradients, and a packed copy each for forward and backward-data."""
-        return 4 * FLOAT_BYTES * self.dense_parameters
+        """Weights, gradients, a packed copy each for forward and backward-data (of half the size in bf16), and Adagrad's state."""
+        packed = 2 * FLOAT_BYTES // (2 if self.dtype == "bf16" else 1)
+        state = FLOAT_BYTES if self.optimizer == "adagrad" else 0
+        return (2 * FLOAT_BYTES + packed + state) * self.dense_parameters
 
     @property
     def lookups_per_iteration(self) -> int:
@@ -307,25 +340,39 @@ class Model(Frozen):
     def hash(self) -> str:
         """sha256 (hex) of the canonical JSON of all that decides a run; source, description and schema do not."""
         values = self.model_dump(mode="json", by_alias=False, exclude={"schema_version", "source", "description"})
+        for key in ("dtype", "optimizer"):  # younger than configs that hold a hash: what they then had goes unsaid
+            if values[key] == Model.model_fields[key].default:
+                del values[key]
         return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
     def scaled(self, max_rows: int | None = None, minibatch: int | None = None) -> Model:
-        """A copy with at most `max_rows` rows per table and this minibatch; the name tells what changed: ``small[max_rows=10000]``.
+        """`changed`, by the two that scale."""
+        return self.changed(Changes(max_rows, minibatch))
+
+    def changed(self, changes: Changes) -> Model:
+        """A copy with these changes; the name tells what changed: ``small[max_rows=10000,dtype=bf16]``.
 
         Raises:
-            InputError: a value is below 1.
+            InputError: a value is below 1, or none of those there are.
         """
         update: dict[str, Any] = {}
-        suffix = []
-        for key, value in (("max_rows", max_rows), ("minibatch", minibatch)):
+        for key, value in (("max_rows", changes.max_rows), ("minibatch", changes.minibatch)):
             if value is not None and value < 1:
                 raise InputError(f"{key} must be positive, got {value} (model {self.name}); set it to 1 or more")
-        if max_rows is not None and any(table.rows > max_rows for table in self.tables):
-            update["tables"] = tuple(table.model_copy(update={"rows": min(table.rows, max_rows)}) for table in self.tables)
-            suffix.append(f"max_rows={max_rows}")
-        if minibatch is not None and minibatch != self.minibatch:
-            update["minibatch"] = minibatch
-            suffix.append(f"minibatch={minibatch}")
+        for key, known in (("dtype", DTYPES), ("optimizer", OPTIMIZERS)):
+            chosen = getattr(changes, key)
+            if chosen is not None and chosen not in known:
+                raise InputError(f"{key} must be one of {', '.join(known)}, got {chosen!r} (model {self.name}); correct it")
+        suffix = []
+        rows = changes.max_rows
+        if rows is not None and any(table.rows > rows for table in self.tables):
+            update["tables"] = tuple(table.model_copy(update={"rows": min(table.rows, rows)}) for table in self.tables)
+            suffix.append(f"max_rows={rows}")
+        for key in ("minibatch", "dtype", "optimizer"):
+            chosen = getattr(changes, key)
+            if chosen is not None and chosen != getattr(self, key):
+                update[key] = chosen
+                suffix.append(f"{key}={chosen}")
         return self.model_copy(update=update | {"name": f"{self.name}[{','.join(suffix)}]"}) if suffix else self
 
 
@@ -336,5 +383,7 @@ def required_memory_bytes(model: Model) -> int:
     """
     page_bytes = 2 * 1024**2
     tables = sum(math.ceil(table.size_bytes / page_bytes) * page_bytes for table in model.tables)
+    if model.state_bytes:
+        tables += model.state_bytes + page_bytes * model.num_tables
     layers = len(model.bottom_mlp) + len(model.top_mlp)
     return tables + model.dense_bytes + model.activation_bytes + 8 * layers * page_bytes

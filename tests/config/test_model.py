@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from autotune.config.model import Model, Table, required_memory_bytes
+from autotune.config.model import Changes, Model, Table, required_memory_bytes
 from autotune.errors import InputError
 
 
@@ -123,3 +123,18 @@ def test_scaling_that_changes_nothing_gives_the_same_model() -> None:
 def test_scaling_to_nothing_is_refused(changes: dict[str, int]) -> None:
     with pytest.raises(InputError, match=r"must be positive, got (0|-1) \(model small\)"):
         model().scaled(**changes)
+
+
+def test_dtype_and_optimizer_are_changed_by_name_and_decide_the_hash_only_where_they_differ() -> None:
+    m = model()
+    changed = m.changed(Changes(dtype="bf16", optimizer="adagrad"))
+    assert (changed.dtype, changed.optimizer) == ("bf16", "adagrad")
+    assert changed.name == f"{m.name}[dtype=bf16,optimizer=adagrad]"
+    assert m.changed(Changes(dtype="fp32", optimizer="sgd")) == m
+    assert len({m.hash(), m.changed(Changes(dtype="bf16")).hash(), m.changed(Changes(optimizer="adagrad")).hash()}) == 3
+    # Half the packed copies; a state element for every dense parameter and one for every row.
+    assert m.changed(Changes(dtype="bf16")).dense_bytes == 12 * m.dense_parameters
+    assert changed.dense_bytes == 16 * m.dense_parameters
+    assert (m.state_bytes, changed.state_bytes) == (0, 4 * sum(table.rows for table in m.tables))
+    with pytest.raises(InputError, match="dtype must be one of fp32, bf16, got 'fp16'"):
+        m.changed(Changes(dtype="fp16"))

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from autotune import _kernels as kernels
+from autotune import errors
 
 LANES = {"reference": 1, "scalar": 1, "wide_avx2": 16, "avx2": 8, "avx512": 16}
 
@@ -68,8 +69,9 @@ def test_an_unknown_target_is_refused_and_the_old_one_stays(name: str) -> None:
 
 
 def stub_signatures() -> dict[str, list[str]]:
-    """``EmbeddingTables.forward`` -> its argument names, from the stub beside the module."""
-    stub = ast.parse((Path(kernels.__file__).parent / "_kernels.pyi").read_text())
+    """``EmbeddingTables.forward`` -> its argument names, from the stub in the package."""
+    # Not beside the module, which lies elsewhere in an editable install.
+    stub = ast.parse((Path(errors.__file__).parent / "_kernels.pyi").read_text())
     found = {}
     for node in stub.body:
         if isinstance(node, ast.FunctionDef):
