@@ -128,7 +128,7 @@ def compare(
     def start(peer: Peer | None) -> Contestant:
         kind = "ours" if peer is None else peer.kind
         environment = environment_of(peer, launch, threads, os.environ)
-        return Contestant(kind, model, configs if peer is None else {}, environment)
+        return Contestant(kind, model, configs if peer is None else {}, environment, topology.allowed_cpus)
 
     for number, group in enumerate(parted):
         progress.phase(f"building {len(group) + 1} models" + (f" ({number + 1} of {len(parted)} groups)" if len(parted) > 1 else ""), None)

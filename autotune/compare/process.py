@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -31,18 +31,21 @@ class Contestant:
         model: what it trains.
         configs: of ours, by name, beside the default.
         environment: it starts in.
+        cpus: it may use. A process inherits those of the thread that starts it, and OpenMP has bound that one to a single core.
 
     Raises:
         ContestantError: it could not build the model.
     """
 
-    def __init__(self, kind: str, model: Model, configs: Mapping[str, RunConfig], environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, kind: str, model: Model, configs: Mapping[str, RunConfig], environment: Mapping[str, str], cpus: Sequence[int]
+    ) -> None:
         self.kind = kind
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
         root = str(Path(__file__).parents[2])
         path = os.pathsep.join(filter(None, (root, environment.get("PYTHONPATH"))))
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "autotune.compare.worker"],
+            [sys.executable, "-m", "autotune.compare.worker", *map(str, cpus)],
             env={**environment, "PYTHONPATH": path},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -51,7 +54,7 @@ class Contestant:
         )
         told = {name: config.model_dump(mode="json") for name, config in configs.items()}
         try:
-            self._ask({"kind": kind, "model": model.model_dump(mode="json"), "configs": told})
+            self.threads = int(self._ask({"kind": kind, "model": model.model_dump(mode="json"), "configs": told})["threads"])
         except BaseException:
             self._end()
             raise

@@ -1,8 +1,8 @@
 """A contestant in a process of its own: builds its model, then answers one line of JSON with another until its input ends.
 
-    python -m autotune.compare.worker
+    python -m autotune.compare.worker 0 1
 
-The first line says what to build; each further one which batch to train on, and in which configuration. Whatever a library prints on
+The arguments are the CPUs it may use. The first line says what to build; each further one which batch to train on, and in which configuration. Whatever a library prints on
 standard output goes to standard error.
 """
 
@@ -81,6 +81,7 @@ class _Contestant:
 
 def main() -> None:
     """Errors end the process with a line on standard error."""
+    os.sched_setaffinity(0, map(int, sys.argv[1:]))
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     serve(iter(sys.stdin), out)

@@ -101,4 +101,20 @@ def test_too_little_memory_is_said_before_anything_is_built(profile: Profile, mo
 
 def test_a_process_that_ends_says_so() -> None:
     with pytest.raises(ContestantError, match="it ended with code"):
-        Contestant("stock", load_model_by_name("tiny"), {}, {"PATH": os.environ["PATH"], "AUTOTUNE_TARGET": "no-such-target"})
+        Contestant("stock", load_model_by_name("tiny"), {}, {"PATH": os.environ["PATH"], "AUTOTUNE_TARGET": "no-such-target"}, (0,))
+
+
+def test_a_contestant_has_every_core_though_openmp_has_bound_its_parent() -> None:
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(allowed)})
+    try:
+        with Contestant("stock", load_model_by_name("tiny"), {}, dict(os.environ), sorted(allowed)) as contestant:
+            assert contestant.threads == detect_with(allowed)
+    finally:
+        os.sched_setaffinity(0, allowed)
+
+
+def detect_with(cpus: set[int]) -> int:
+    """Physical cores among these CPUs."""
+    os.sched_setaffinity(0, cpus)
+    return detect().physical_cores
