@@ -2,8 +2,8 @@
 
     python -m autotune.compare.worker 0 1
 
-The arguments are the CPUs it may use. The first line says what to build; each further one which batch to train on, and in which configuration. Whatever a library prints on
-standard output goes to standard error.
+The arguments are the CPUs it may use. The first line of its input says what to build; each further one which batch to train on, and in
+which configuration. Whatever a library prints on standard output goes to standard error.
 """
 
 from __future__ import annotations
