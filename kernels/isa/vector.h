@@ -23,6 +23,20 @@ struct IntVector {
   typedef int type __attribute__((vector_size(N * 4)));
 };
 
+static inline float join_one(uint16_t upper, uint16_t lower) {
+  const uint32_t bits = uint32_t{upper} << 16 | lower;
+  float value;
+  __builtin_memcpy(&value, &bits, 4);
+  return value;
+}
+
+static inline void split_one(float value, uint16_t* upper, uint16_t* lower) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, &value, 4);
+  *upper = static_cast<uint16_t>(bits >> 16);
+  *lower = static_cast<uint16_t>(bits);
+}
+
 // Lanes: floats per vector. Registers: architectural vector registers, which bound a microtile. Tag keeps the instantiations of two
 // targets apart in the linker's eyes.
 template <int Lanes, int Registers, class Tag>
@@ -34,6 +48,14 @@ struct VectorIsa {
 
   static inline V load(const float* p) { return *reinterpret_cast<const Unaligned*>(p); }
   static inline void store(float* p, V v) { *reinterpret_cast<Unaligned*>(p) = v; }
+  // A float's upper 16 bits are a bf16 number, truncated; its lower 16 bits are what that leaves out.
+  static inline V load_bf16(const uint16_t* upper) { return reinterpret_cast<V>(widen(upper) << 16); }
+  static inline V join(const uint16_t* upper, const uint16_t* lower) { return reinterpret_cast<V>(widen(upper) << 16 | widen(lower)); }
+  static inline void split(V v, uint16_t* upper, uint16_t* lower) {
+    const Words bits = reinterpret_cast<Words>(v);
+    *reinterpret_cast<UnalignedHalves*>(upper) = __builtin_convertvector(bits >> 16, Halves);
+    *reinterpret_cast<UnalignedHalves*>(lower) = __builtin_convertvector(bits, Halves);
+  }
   // x - 0 is x to the bit, -0 included, so this folds to a broadcast; 0 + x would not.
   static inline V set(float x) { return x - V{}; }
   // NaN stays NaN, as in the framework.
@@ -65,6 +87,15 @@ struct VectorIsa {
   }
 
  private:
+  typedef uint32_t Words __attribute__((vector_size(Lanes * 4)));
+  typedef uint16_t Halves __attribute__((vector_size(Lanes * 2)));
+  typedef uint16_t UnalignedHalves __attribute__((vector_size(Lanes * 2), aligned(2), may_alias));
+
+  static inline Words widen(const uint16_t* p) {
+    const Halves halves = *reinterpret_cast<const UnalignedHalves*>(p);
+    return __builtin_convertvector(halves, Words);
+  }
+
   // Pairs (x, y) of 2*Half vectors become one each: groups of 2*Half lanes shrink to Half, x's groups in front of y's.
   template <int Half>
   static inline void fold(V* v) {
@@ -88,6 +119,9 @@ struct ScalarIsa {
   typedef float V;
   static inline V load(const float* p) { return *p; }
   static inline void store(float* p, V v) { *p = v; }
+  static inline V load_bf16(const uint16_t* upper) { return join_one(*upper, 0); }
+  static inline V join(const uint16_t* upper, const uint16_t* lower) { return join_one(*upper, *lower); }
+  static inline void split(V v, uint16_t* upper, uint16_t* lower) { split_one(v, upper, lower); }
   static inline V set(float x) { return x; }
   static inline V relu(V v) { return v < 0.0f ? 0.0f : v; }
   static inline V where_positive(V condition, V v) { return condition <= 0.0f ? 0.0f : v; }
@@ -104,16 +138,21 @@ static inline void store_fence() {
 
 // hint 0: into L1, 1: into L2. The argument of the builtin must be a constant.
 template <int Hint>
-static inline void prefetch_row(const float* row, int64_t floats) {
-  const char* p = reinterpret_cast<const char*>(row);
-  const int64_t bytes = floats * 4;
+static inline void prefetch_bytes(const void* first, int64_t bytes) {
+  const char* p = static_cast<const char*>(first);
   for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(p + b, 0, Hint == 0 ? 3 : 2);
 }
 
-static inline void prefetch_row_for_write(const float* row, int64_t floats) {
-  const char* p = reinterpret_cast<const char*>(row);
-  const int64_t bytes = floats * 4;
+static inline void prefetch_bytes_for_write(const void* first, int64_t bytes) {
+  const char* p = static_cast<const char*>(first);
   for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(p + b, 1, 3);
 }
+
+template <int Hint>
+static inline void prefetch_row(const float* row, int64_t floats) {
+  prefetch_bytes<Hint>(row, floats * 4);
+}
+
+static inline void prefetch_row_for_write(const float* row, int64_t floats) { prefetch_bytes_for_write(row, floats * 4); }
 
 }  // namespace autotune
