@@ -82,12 +82,11 @@ class EmbeddingBags:
         epsilon: float = EPSILON,
     ) -> None:
         _check_choices(dtype, optimizer)
-        pages = {"huge_pages": huge_pages, "threads": threads}
         if dtype == "fp32":
-            parts = [initial_weights(count, dim, t, seed, **pages) for t, count in enumerate(rows)]
+            parts = [initial_weights(count, dim, t, seed, huge_pages=huge_pages, threads=threads) for t, count in enumerate(rows)]
             self._hold(parts, [], [], optimizer, epsilon, huge_pages, threads)
             return
-        upper, lower = ([zeros(count, dim, dtype=torch.int16, **pages) for count in rows] for _ in range(2))
+        upper, lower = ([zeros(count, dim, dtype=torch.int16, huge_pages=huge_pages, threads=threads) for count in rows] for _ in range(2))
         self._hold([], upper, lower, optimizer, epsilon, huge_pages, threads)
         for t, count in enumerate(rows):
             for first in range(0, count, _FILL_ROWS):
@@ -289,7 +288,7 @@ def _check_choices(dtype: str, optimizer: str) -> None:
 
 
 def _halves(table: torch.Tensor, which: int) -> torch.Tensor:
-    """A view of the lower (0) or upper (1) 16 bits of every weight, int16 [rows, E]; the lower comes first on the CPUs that torch runs on."""
+    """A view of the lower (0) or upper (1) 16 bits of every weight, int16 [rows, E]; little-endian, as the CPUs torch runs on are."""
     return table.view(torch.int16).view(*table.shape, 2)[..., which]
 
 
