@@ -67,7 +67,17 @@ class EmbeddingTables:
     anything is written.
     """
 
-    def __init__(self, weights: Sequence[_Array]) -> None: ...
+    def __init__(self, weights: Sequence[_Array], state: Sequence[_Array] | None = None, epsilon: float = 1e-10) -> None:
+        """fp32 tables. With `state`, fp32 [rows_t] each, updates are row-wise Adagrad: with G the sum of a row's gradients,
+        state += mean(G^2), row -= learning_rate * G / (sqrt(state) + epsilon); else SGD."""
+
+    @staticmethod
+    def split(
+        upper: Sequence[_Array], lower: Sequence[_Array], state: Sequence[_Array] | None = None, epsilon: float = 1e-10
+    ) -> EmbeddingTables:
+        """Tables of fp32 weights kept as int16 bit patterns: upper[t] the upper 16 bits, a bf16 number that the forward pass reads;
+        lower[t] the rest, which an update joins to it."""
+
     @property
     def num_tables(self) -> int: ...
     @property

@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "dispatch.h"
+#include "isa/vector.h"
 
 namespace autotune {
 
@@ -36,6 +37,12 @@ double weight_of(const Bags& bags, int64_t bag, int64_t lookup) {
   return 1.0;
 }
 
+// Weight `i` of table t: what the forward pass reads, or the whole.
+double weight_at(const EmbeddingTables& tables, int64_t t, int64_t i, bool whole) {
+  if (tables.upper == nullptr) return tables.weights[t][i];
+  return join_one(tables.upper[t][i], whole ? tables.lower[t][i] : uint16_t{0});
+}
+
 void embedding_forward(const EmbeddingTables& tables, const Bags& bags, const Pooled& out, const ForwardOptions&, int) {
   for (int64_t t = 0; t < tables.num_tables; ++t)
     for (int64_t n = 0; n < bags.num_bags; ++n)
@@ -43,7 +50,7 @@ void embedding_forward(const EmbeddingTables& tables, const Bags& bags, const Po
         const int64_t bag = t * bags.num_bags + n;
         double sum = 0;
         for (int64_t j = at(bags, bags.offsets, bag); j < at(bags, bags.offsets, bag + 1); ++j)
-          sum += weight_of(bags, bag, j) * tables.weights[t][at(bags, bags.indices, j) * tables.dim + e];
+          sum += weight_of(bags, bag, j) * weight_at(tables, t, at(bags, bags.indices, j) * tables.dim + e, false);
         out.data[n * out.sample_stride + t * out.table_stride + e] = static_cast<float>(sum);
       }
 }
@@ -51,17 +58,34 @@ void embedding_forward(const EmbeddingTables& tables, const Bags& bags, const Po
 void embedding_update(const EmbeddingTables& tables, const Bags& bags, const PooledGradient& gradient, float learning_rate, UpdateStrategy,
                       int64_t, const UpdateWorkspace&, int) {
   for (int64_t t = 0; t < tables.num_tables; ++t) {
-    // Each touched row's steps are summed in double first, so that the order of look-ups leaves no trace.
-    std::vector<double> steps(static_cast<size_t>(tables.rows[t] * tables.dim), 0.0);
+    // Each touched row's gradients are summed in double first, so that the order of look-ups leaves no trace.
+    std::vector<double> sums(static_cast<size_t>(tables.rows[t] * tables.dim), 0.0);
     for (int64_t n = 0; n < bags.num_bags; ++n) {
       const int64_t bag = t * bags.num_bags + n;
       for (int64_t j = at(bags, bags.offsets, bag); j < at(bags, bags.offsets, bag + 1); ++j)
         for (int64_t e = 0; e < tables.dim; ++e)
-          steps[static_cast<size_t>(at(bags, bags.indices, j) * tables.dim + e)] +=
+          sums[static_cast<size_t>(at(bags, bags.indices, j) * tables.dim + e)] +=
               weight_of(bags, bag, j) * gradient.data[n * gradient.sample_stride + t * gradient.table_stride + e];
     }
-    for (int64_t i = 0; i < tables.rows[t] * tables.dim; ++i)
-      tables.weights[t][i] = static_cast<float>(tables.weights[t][i] - learning_rate * steps[static_cast<size_t>(i)]);
+    for (int64_t row = 0; row < tables.rows[t]; ++row) {
+      const double* sum = sums.data() + row * tables.dim;
+      double rate = learning_rate;
+      if (tables.state != nullptr) {
+        double squares = 0;
+        for (int64_t e = 0; e < tables.dim; ++e) squares += sum[e] * sum[e];
+        const double state = tables.state[t][row] + squares / static_cast<double>(tables.dim);
+        tables.state[t][row] = static_cast<float>(state);
+        rate /= std::sqrt(state) + tables.epsilon;
+      }
+      for (int64_t e = 0; e < tables.dim; ++e) {
+        const int64_t i = row * tables.dim + e;
+        const float stepped = static_cast<float>(weight_at(tables, t, i, true) - rate * sum[e]);
+        if (tables.upper == nullptr)
+          tables.weights[t][i] = stepped;
+        else
+          split_one(stepped, tables.upper[t] + i, tables.lower[t] + i);
+      }
+    }
   }
 }
 

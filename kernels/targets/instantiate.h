@@ -3,6 +3,7 @@
 
 #include "../ceilings-inl.h"
 #include "../dispatch.h"
+#include "../embedding_bag-inl.h"
 #include "../embedding_update-inl.h"
 #include "../gemm-inl.h"
 #include "../interaction-inl.h"
