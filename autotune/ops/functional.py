@@ -15,7 +15,8 @@ import torch
 from autotune.config.knobs import InteractionKnobs, LayerKnobs
 from autotune.ops import interaction as _interaction
 from autotune.ops.embedding_bag import EmbeddingBags, Lookups, default_forward, default_update
-from autotune.ops.mlp import Activation, Pass, default_knobs
+from autotune.ops.layer import Activation
+from autotune.ops.mlp import Pass, default_knobs
 from autotune.ops.native import kernels
 
 __all__ = ["FusedEmbeddingBags", "Linear", "embedding_bag", "interaction", "linear"]
