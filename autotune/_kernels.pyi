@@ -1,8 +1,8 @@
 """Kernels of the optimized DLRM. Import torch first, so that both share one OpenMP library.
 
-Arrays are taken in place, never converted or copied: fp32 on the CPU, rows contiguous, outputs overlapping nothing else. What does not
-fit raises TypeError (dtype, number of dimensions, read-only output) or ValueError (sizes, strides, overlaps, options) before anything is
-written. `threads` is the size of the OpenMP team.
+Arrays are taken in place, never converted or copied: fp32 on the CPU (halves of weights: int16), rows contiguous, outputs overlapping
+nothing else. What does not fit raises TypeError (dtype, number of dimensions, read-only output) or ValueError (sizes, strides, overlaps,
+options) before anything is written. `threads` is the size of the OpenMP team.
 """
 
 from collections.abc import Sequence
@@ -121,6 +121,9 @@ class EmbeddingTables:
 def pack_weights(weights: _Array, forward: _Array, forward_width: int, backward: _Array, backward_width: int, threads: int) -> None:
     """weights [K, C] as zero-padded panels: forward [ceil(K/fw) * C * fw] over K, backward [ceil(C/bw) * K * bw] over C."""
 
+def pack_weights_bf16(upper: _Array, forward: _Array, forward_width: int, backward: _Array, backward_width: int, threads: int) -> None:
+    """The same of bf16, int16 [K, C], in pairs: forward [ceil(K/fw) * ceil(C/2) * fw * 2], backward [ceil(C/bw) * ceil(K/2) * bw * 2]."""
+
 def linear_forward(
     x: _Array,
     packed: _Array,
@@ -150,6 +153,35 @@ def linear_backward_data(
 ) -> None:
     """dx [N, C] = dy [N, K] w, zero where mask [N, C] <= 0; packed: the backward panels, of width bk."""
 
+def linear_forward_bf16(
+    x: _Array,
+    packed: _Array,
+    bias: _Array | None,
+    y: _Array,
+    activation: _Activation,
+    bn: int,
+    bc: int,
+    bk: int,
+    columns_outer: bool,
+    thread_columns: int,
+    threads: int,
+) -> None:
+    """The same with x rounded to bf16, and packed in pairs, int16."""
+
+def linear_backward_data_bf16(
+    dy: _Array,
+    packed: _Array,
+    mask: _Array | None,
+    dx: _Array,
+    bn: int,
+    bc: int,
+    bk: int,
+    columns_outer: bool,
+    thread_columns: int,
+    threads: int,
+) -> None:
+    """The same with dy rounded to bf16, and packed in pairs, int16."""
+
 def linear_backward_weights(
     dy: _Array,
     x: _Array,
@@ -164,8 +196,63 @@ def linear_backward_weights(
     columns_outer: bool,
     thread_columns: int,
     threads: int,
+    state: _Array | None = None,
+    bias_state: _Array | None = None,
+    epsilon: float = 1e-10,
 ) -> None:
-    """d_weights [K, C] = dy^T x, d_bias [K] = sum of dy; or, with weights and bias, the SGD step, d_weights and d_bias being scratch."""
+    """d_weights [K, C] = dy^T x, d_bias [K] = sum of dy; or, with weights and bias, a step along both, d_weights and d_bias being scratch.
+
+    SGD; or with state [K, C] and bias_state [K] Adagrad: s += g^2, w -= learning_rate * g / (sqrt(s) + epsilon). A learning rate of 0
+    changes nothing, the states included.
+    """
+
+def linear_backward_weights_bf16(
+    dy: _Array,
+    x: _Array,
+    d_weights: _Array,
+    d_bias: _Array,
+    upper: _Array | None,
+    lower: _Array | None,
+    bias: _Array | None,
+    learning_rate: float,
+    bn: int,
+    bc: int,
+    bk: int,
+    columns_outer: bool,
+    thread_columns: int,
+    threads: int,
+    state: _Array | None = None,
+    bias_state: _Array | None = None,
+    epsilon: float = 1e-10,
+) -> None:
+    """The same with dy and x rounded to bf16 for d_weights, and weights as the upper and lower halves of fp32, int16 [K, C]."""
+
+def linear_descend(
+    d_weights: _Array,
+    d_bias: _Array,
+    weights: _Array,
+    bias: _Array,
+    state: _Array | None,
+    bias_state: _Array | None,
+    learning_rate: float,
+    epsilon: float,
+    threads: int,
+) -> None:
+    """The step that `linear_backward_weights` takes, along gradients that it wrote."""
+
+def linear_descend_bf16(
+    d_weights: _Array,
+    d_bias: _Array,
+    upper: _Array,
+    lower: _Array,
+    bias: _Array,
+    state: _Array | None,
+    bias_state: _Array | None,
+    learning_rate: float,
+    epsilon: float,
+    threads: int,
+) -> None:
+    """The same on halves of weights, int16 [K, C]."""
 
 def interaction_forward(features: _Array, out: _Array, samples_per_task: int, threads: int) -> None:
     """out [N, E + F(F-1)/2]: feature 0 of features [N, F, E], then the dot products of pairs j < i, by rows of the lower triangle."""

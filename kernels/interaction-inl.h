@@ -1,7 +1,7 @@
 // Dot interaction, generic over the ISA. The contract is in interaction.h.
 #pragma once
 
-#include "gemm-inl.h"
+#include "gemm_tile-inl.h"
 #include "interaction.h"
 
 namespace autotune {
@@ -9,7 +9,7 @@ namespace autotune {
 template <class Isa>
 struct InteractionKernels {
   using V = typename Isa::V;
-  using Gemm = GemmKernels<Isa>;
+  using Gemm = GemmTiles<Isa, Fp32Step<Isa>>;
   static constexpr int W = Isa::kLanes;
   // A tile makes exactly W dot products, so that one round of `sums` finishes it: 4x4 of 16 lanes, 2x4 of 8, 1x1 of one.
   static constexpr int kTileRows = W == 16 ? 4 : W == 8 ? 2 : 1;

@@ -10,7 +10,7 @@ from autotune.config.partition import CommunicationKnobs
 from autotune.dlrm.sharding import Part, Shard
 from autotune.ops import all_reduce, all_to_all, embedding_bag
 from autotune.ops.all_to_all import Direction, Exchange
-from autotune.ops.mlp import Layer
+from autotune.ops.layer import Layer
 
 LOSS = "loss"
 """Place of the loss in the first bucket."""

@@ -22,7 +22,8 @@ from autotune.dlrm.data import Batch, BatchSource
 from autotune.errors import InputError
 from autotune.ops import embedding_bag, interaction, loss
 from autotune.ops.base import Operator
-from autotune.ops.mlp import Activation, Layer, LayerPass, default_knobs
+from autotune.ops.layer import Activation, Layer
+from autotune.ops.mlp import LayerPass, default_knobs
 from autotune.ops.native import empty_rows, kernels, zeros
 from autotune.ops.timing import Recorder
 
