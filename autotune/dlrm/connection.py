@@ -51,7 +51,7 @@ class Connection:
         self.pooled_dense = torch.zeros(samples, dense.width)
         tables = [(f"table.{part.table}", (part.rows[1], part.width)) for part in dense.parts]
         ordered = sorted(reversed(list(layers.items())), key=lambda pair: pair[0].startswith("bottom"))
-        gradients = [(f"{name}.{kind}", tuple(of.shape)) for name, one in ordered for kind, of in (("w", one.weight), ("b", one.bias))]
+        gradients = [(f"{name}.{kind}", tuple(of.shape)) for name, one in ordered for kind, of in (("w", one.d_weight), ("b", one.d_bias))]
         shapes: list[tuple[str, tuple[int, ...]]] = [(LOSS, (1,)), *tables, *gradients]
         self.buckets = all_reduce.Buckets(shapes, knobs.bucket_bytes, overlap=knobs.overlap)
         of_tables = [self.buckets.gradients[name] for name, _ in tables]

@@ -6,20 +6,17 @@ Source of the update strategies and of split storage: arXiv 2005.04680.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 
 from autotune.config.knobs import EmbeddingForwardKnobs, EmbeddingUpdateKnobs
+from autotune.config.model import DTYPES, OPTIMIZERS, Dtype, Optimizer
 from autotune.errors import InputError
 from autotune.ops.native import kernels, zeros
 
-Dtype = Literal["fp32", "bf16"]
-"""fp32, or fp32 kept as bf16 upper and 16-bit lower halves, of which the forward pass reads the upper."""
-Optimizer = Literal["sgd", "adagrad"]
-"""SGD, or row-wise Adagrad."""
 EPSILON = 1e-10
 """Of Adagrad, as in torch.optim.Adagrad."""
 
@@ -82,16 +79,55 @@ class EmbeddingBags:
         epsilon: float = EPSILON,
     ) -> None:
         _check_choices(dtype, optimizer)
+
+        def values(t: int, first: int, last: int) -> torch.Tensor:
+            return initial_weights(rows[t], dim, t, seed, row_range=(first, last), huge_pages=huge_pages, threads=threads)
+
+        self._fill(rows, dim, values, huge_pages, threads, dtype, optimizer, epsilon)
+
+    @classmethod
+    def parts(
+        cls,
+        rows: Sequence[int],
+        dim: int,
+        values: Callable[[int, int, int], torch.Tensor],
+        *,
+        huge_pages: bool = True,
+        threads: int = 1,
+        dtype: Dtype = "fp32",
+        optimizer: Optimizer = "sgd",
+        epsilon: float = EPSILON,
+    ) -> EmbeddingBags:
+        """Tables whose weights are given some rows at a time, so that split ones never exist in fp32 as a whole.
+
+        Args:
+            values: fp32 [last - first, E] for table t and its rows [first, last); whole tables at once in fp32, which are kept.
+        """
+        _check_choices(dtype, optimizer)
+        self = cls.__new__(cls)
+        self._fill(rows, dim, values, huge_pages, threads, dtype, optimizer, epsilon)
+        return self
+
+    def _fill(
+        self,
+        rows: Sequence[int],
+        dim: int,
+        values: Callable[[int, int, int], torch.Tensor],
+        huge_pages: bool,
+        threads: int,
+        dtype: Dtype,
+        optimizer: Optimizer,
+        epsilon: float,
+    ) -> None:
         if dtype == "fp32":
-            parts = [initial_weights(count, dim, t, seed, huge_pages=huge_pages, threads=threads) for t, count in enumerate(rows)]
-            self._hold(parts, [], [], optimizer, epsilon, huge_pages, threads)
+            self._hold([values(t, 0, count) for t, count in enumerate(rows)], [], [], optimizer, epsilon, huge_pages, threads)
             return
         upper, lower = ([zeros(count, dim, dtype=torch.int16, huge_pages=huge_pages, threads=threads) for count in rows] for _ in range(2))
         self._hold([], upper, lower, optimizer, epsilon, huge_pages, threads)
         for t, count in enumerate(rows):
             for first in range(0, count, _FILL_ROWS):
                 last = min(count, first + _FILL_ROWS)
-                self._split(t, initial_weights(count, dim, t, seed, row_range=(first, last), threads=threads), first)
+                self._split(t, values(t, first, last), first)
 
     @classmethod
     def of(
@@ -185,6 +221,17 @@ class EmbeddingBags:
             return
         for first in range(0, len(values), _FILL_ROWS):
             self._split(t, values[first : first + _FILL_ROWS], first)
+
+    def descend(self, t: int, gradient: torch.Tensor, learning_rate: float) -> None:
+        """One step of the optimizer on all of table t along a dense gradient, fp32 [rows, E], as that of a small replicated table is."""
+        state, table = self.state(t), self.table(t)
+        if state is None:
+            table.add_(gradient, alpha=-learning_rate)
+        else:
+            state.add_(gradient.square().mean(1))
+            table.sub_(learning_rate * gradient / (state.sqrt() + self.epsilon)[:, None])
+        if not self._weights:
+            self.load(t, table)
 
     def _split(self, t: int, values: torch.Tensor, first: int) -> None:
         values = values.detach().float().contiguous()
@@ -282,7 +329,7 @@ _FILL_ROWS = 1 << 16
 
 
 def _check_choices(dtype: str, optimizer: str) -> None:
-    for what, value, known in (("dtype", dtype, get_args(Dtype)), ("optimizer", optimizer, get_args(Optimizer))):
+    for what, value, known in (("dtype", dtype, DTYPES), ("optimizer", optimizer, OPTIMIZERS)):
         if value not in known:
             raise InputError(f"{what} of embedding tables must be one of {', '.join(known)}, got {value!r}; choose one of them")
 

@@ -16,12 +16,14 @@ from typing import Literal
 import torch
 
 from autotune.config.knobs import LayerKnobs
+from autotune.config.model import Dtype, Optimizer
 from autotune.config.profile import Topology
 from autotune.ops.base import Case, Check, Operator, Work
-from autotune.ops.layer import Activation, Dtype, Layer, Optimizer
+from autotune.ops.layer import Activation, Layer
 from autotune.ops.native import cold_sets, empty_rows, kernels
 
 Pass = Literal["forward", "backward_data", "backward_weights"]
+PASSES: tuple[Pass, ...] = ("forward", "backward_data", "backward_weights")
 
 WIDTHS: tuple[Literal[16, 32, 48, 64], ...] = (64, 48, 32, 16)
 _ROW_BLOCKS = (64, 128, 32, 48, 96, 24)
