@@ -26,7 +26,7 @@ def model_of(tables: list[tuple[int, int, int]]) -> Model:
 def test_equal_tables_are_split_until_the_ranks_are_even(tables: int, ranks: int) -> None:
     model = model_of([(2_000_000, 40, tables)])
     found, whole = plan(model, ranks), plan(model, ranks, constraints=WHOLE)
-    assert found.imbalance < 1.1, found.partition.summary
+    assert found.imbalance < 1.12, found.partition.summary
     # A split adds exchanges: the slowest rank comes within a third of an even share of the whole tables' time.
     even_s = sum(rank.time_s for rank in whole.ranks) / ranks
     assert found.slowest_s <= min(whole.slowest_s, 1.35 * even_s)
