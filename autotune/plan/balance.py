@@ -6,7 +6,7 @@ assumed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from autotune.plan.constraints import Freedom
 from autotune.plan.cost import Item
@@ -16,8 +16,10 @@ from autotune.plan.search import assign
 # Predictions are not as good as this: ranks that are so near to their mean are even.
 _EVEN = 1.02
 _LEAST_GAIN = 1e-6
-# Items assigned in all trials together, about four seconds: trials of a thousand tables are few, but their ranks are even from the start.
-_TRIED_ITEMS = 30_000
+# Work of all trials from one start, a second or two: items assigned, and swaps tried, which grow with their square. A thousand items are
+# tried a few times, but so many are even from the start.
+_TRIED_ITEMS = 40_000
+_SWAPS = 200
 # Tables of the slowest rank that are tried, the longest first.
 _TABLES = 4
 
@@ -33,27 +35,37 @@ def assigned(
     return None if chosen is None else list(zip(items, chosen, strict=True))
 
 
-def even_out(parts: Parts, free_of: Mapping[int, Freedom], divisions: Divisions, room: float) -> Divisions:
-    """Divisions, `divisions` or finer ones, under which the slowest rank is fastest.
+def even_out(parts: Parts, free_of: Mapping[int, Freedom], starts: Sequence[Divisions], room: float) -> Divisions:
+    """Divisions, one of `starts` or a finer one, under which the slowest rank is fastest; the last start finds room.
 
     Steepest descent on the ranks' times, slowest first: where two ranks are equally slow, splitting what one of them holds is progress,
     although the slowest time stays.
     """
+    best: _Trial | None = None
+    for start in starts:
+        found = _descend(parts, free_of, start, room)
+        if found is not None and (best is None or found.loads[0] < best.loads[0] * (1.0 - _LEAST_GAIN)):
+            best = found
+    return starts[-1] if best is None else best.divisions
+
+
+def _descend(parts: Parts, free_of: Mapping[int, Freedom], start: Divisions, room: float) -> _Trial | None:
     left = _TRIED_ITEMS
-    best = now = _Trial.of(parts, free_of, divisions, room)
+    best = now = _Trial.of(parts, free_of, start, room)
     while now is not None and best is not None and now.uneven:
         found: _Trial | None = None
         for finer in _finer_divisions(parts, free_of, now):
-            left -= sum(division.parts for division in finer.values())
+            items = sum(division.parts for division in finer.values())
+            left -= items + items * items // _SWAPS
             if left < 0:
-                return best.divisions
+                return best
             trial = _Trial.of(parts, free_of, finer, room)
             if trial is not None and trial.faster(found or now):
                 found = trial
         now = found
         if now is not None and now.loads[0] < best.loads[0] * (1.0 - _LEAST_GAIN):
             best = now
-    return divisions if best is None else best.divisions
+    return best
 
 
 class _Trial:

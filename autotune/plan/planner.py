@@ -14,6 +14,7 @@ from autotune.plan.balance import assigned, even_out
 from autotune.plan.constraints import Constraints, Freedom, resolve
 from autotune.plan.cost import Costs, Item
 from autotune.plan.parts import SPLITS, Division, Parts
+from autotune.plan.reuse import Reuse
 from autotune.units import format_bytes
 
 # A table heavier than what a rank does on average is split, or it would rule the iteration; but row-wise parts send whole pooled rows, and
@@ -73,6 +74,7 @@ def plan(
     network_bytes_per_s: float | None = None,
     optimizer_state_bytes_per_row: int = 0,
     constraints: Constraints | None = None,
+    reuse: tuple[Reuse, ...] | None = None,
 ) -> Plan:
     """Place every table.
 
@@ -88,6 +90,7 @@ def plan(
         network_bytes_per_s: that one rank sends; None assumes one.
         optimizer_state_bytes_per_row: kept beside every row of a table; plain SGD keeps none.
         constraints: what the plan must keep; None demands nothing.
+        reuse: of the model's data (`plan.reuse.observed`); None takes what only a file knows as uniform.
 
     Raises:
         InputError: ranks below 1; constraints that contradict each other or that the memory cannot keep.
@@ -99,7 +102,7 @@ def plan(
         raise InputError(f"optimizer state per row must not be negative, got {optimizer_state_bytes_per_row}; give bytes, 0 for SGD")
     constraints = constraints or Constraints()
     freedoms = resolve(constraints, model, ranks)
-    parts = Parts(Costs(model, ranks, ceilings, threads, network_bytes_per_s, optimizer_state_bytes_per_row))
+    parts = Parts(Costs(model, ranks, ceilings, threads, network_bytes_per_s, optimizer_state_bytes_per_row, reuse))
     limit = math.inf if memory_per_rank_bytes is None else memory_per_rank_bytes
     needed = sum(parts.whole(freedom).memory_bytes for freedom in freedoms)
     if needed > ranks * limit:
@@ -187,10 +190,16 @@ def _place(parts: Parts, freedoms: Sequence[Freedom], room: float) -> list[tuple
                 break
         else:
             return None
-    divisions = even_out(parts, free_of, divisions, room)
+    # Few light tables may be best left whole: both ends are tried.
+    whole = {t: Division("table_wise", 1) if _may_be_whole(parts, freedom, room) else divisions[t] for t, freedom in free_of.items()}
+    divisions = even_out(parts, free_of, [whole, divisions], room)
     placed = assigned(parts, free_of, divisions, room)
     assert placed is not None
     return [(divisions[item.table], item, rank) for item, rank in placed]
+
+
+def _may_be_whole(parts: Parts, freedom: Freedom, room: float) -> bool:
+    return "table_wise" in freedom.kinds and parts.whole(freedom).memory_bytes <= room
 
 
 def _largest(items: Iterable[Item]) -> int:
@@ -290,7 +299,8 @@ def _notes(costs: Costs, partition: Partition) -> tuple[str, ...]:
     told = {
         "no profile given: bandwidths are assumed, so times compare with each other only": costs.ceilings is None,
         "the network's bandwidth is assumed": costs.network_bytes_per_s is None,
-        f"look-ups of {data} data are taken as uniform": data in ("histogram", "criteo"),
+        f"look-ups of {data} data are taken as uniform: their file was not read": data in ("histogram", "criteo") and costs.reuse is None,
+        f"how often rows of {data} data are met again was counted in their first minibatch": costs.reuse is not None,
         "which row-wise part holds a table's hottest rows is not known; each is predicted its share": data == "zipf"
         and any(placement.kind == "row_wise" for placement in partition.tables),
     }

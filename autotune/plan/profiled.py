@@ -8,6 +8,7 @@ from autotune.perf.network import best_fit
 from autotune.perf.share import per_rank
 from autotune.plan.constraints import Constraints
 from autotune.plan.planner import Plan, plan
+from autotune.plan.reuse import observed
 
 
 def plan_for(
@@ -40,5 +41,6 @@ def plan_for(
         threads=threads,
         memory_per_rank_bytes=memory_per_rank_bytes,
         constraints=constraints,
+        reuse=observed(model),
         network_bytes_per_s=best_fit(network, "all_to_all", "native").bandwidth_bytes_per_s if network else None,
     )

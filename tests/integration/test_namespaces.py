@@ -141,10 +141,10 @@ def test_the_tuned_wire_follows_the_rate(two_hosts: Hosts) -> None:
     model = two_hosts.folder / "talkative.yaml"
     model.write_text(_TALKATIVE, encoding="utf-8")
     tuned = {}
-    for gbit in (0.1, 10):
+    for gbit, budget in ((0.1, "12s"), (10, "6s")):
         two_hosts.limit(gbit)
         output = str(two_hosts.folder / f"{gbit}.tuned.yaml")
-        words = ("-m", "autotune", "tune", str(model), "--sockets", "2", "--wire", "any", "--budget", "12s", "-o", output, "--json")
+        words = ("-m", "autotune", "tune", str(model), "--sockets", "2", "--wire", "any", "--budget", budget, "-o", output, "--json")
         tuned[gbit] = json.loads(two_hosts.run(*words))
     slow, fast = tuned[0.1], tuned[10]
     assert slow["config"]["communication"]["wire_dtype"] == "bf16", slow["gains"]
