@@ -106,7 +106,8 @@ def test_the_probe_finds_the_rate_that_was_set(two_hosts: Hosts, gbit: int) -> N
     network = json.loads(two_hosts.run("-m", "autotune", "probe", "--sockets", "2", "--refresh-network", "--json"))["network"]
     assert (network["hosts"], network["interface"]) == (2, "at0")
     rates = {(fit["operation"], fit["form"]): 8e-9 * fit["bandwidth_bytes_per_s"] for fit in network["fits"]}
-    # Nothing sends faster than the limit. Both cores together may be too slow for 10 Gbit/s, so only 1 must be reached.
+    # Nothing sends faster than the limit. Point-to-point was seen at 10.4 and 10.6 of 10 Gbit/s on two idle cores, but copying at that rate
+    # takes most of both: a slow or busy machine falls short without the probe being wrong, so only 1 must be reached.
     assert max(rates.values()) < 1.15 * gbit, rates
     if gbit == 1:
         assert rates["point_to_point", ""] > 0.85, rates
