@@ -11,6 +11,7 @@ from autotune.perf.network import best_fit
 from autotune.perf.share import per_rank
 from autotune.plan.constraints import Constraints
 from autotune.plan.planner import Plan, plan
+from autotune.plan.reuse import observed
 
 
 def plan_for(
@@ -51,5 +52,6 @@ def plan_for(
         memory_per_rank_bytes=memory_per_rank_bytes,
         constraints=constraints,
         optimizer_state_bytes_per_row=FLOAT_BYTES if model.optimizer == "adagrad" else 0,
+        reuse=observed(model),
         network_bytes_per_s=best_fit(network, "all_to_all", "native").bandwidth_bytes_per_s if network else None,
     )

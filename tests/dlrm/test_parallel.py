@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from itertools import cycle, islice
+from itertools import cycle, islice, product
 from pathlib import Path
 from typing import Any
 
@@ -65,16 +65,15 @@ KINDS: tuple[tuple[Kind, ...], ...] = (
 
 
 def cases(ranks: int) -> list[dict[str, Any]]:
-    """Every kind with every form, the strategies in turn; then every strategy on the mixture. The minibatch divides and does not."""
+    """On two ranks every kind with every form and strategy; on more every pair of them. The minibatch divides and does not."""
     model, uneven = small_model(12 * ranks), small_model(12 * ranks + ranks - 1)
     found = []
-    strategies = cycle(STRATEGIES)
-    for kinds in KINDS:
-        for form in ALL_TO_ALL_FORMS:
-            knobs = CommunicationKnobs(all_to_all=form, overlap=form != "fused_scatter", bucket_bytes=1024 if form == "native" else 1 << 20)
-            found.append(_case(model if form == "native" else uneven, partition(kinds, ranks), knobs, next(strategies)))
-    for strategy in STRATEGIES:
-        found.append(_case(model, partition(KINDS[-1], ranks), CommunicationKnobs(all_to_all="fused_scatter"), strategy))
+    for (k, kinds), (f, form), (s, strategy) in product(enumerate(KINDS), enumerate(ALL_TO_ALL_FORMS), enumerate(STRATEGIES)):
+        if ranks > 2 and (k + s) % len(ALL_TO_ALL_FORMS) != f:
+            continue
+        overlap = form != "fused_scatter" or s % 2 == 0
+        knobs = CommunicationKnobs(all_to_all=form, overlap=overlap, bucket_bytes=1024 if form == "native" else 1 << 20)
+        found.append(_case(model if form == "native" else uneven, partition(kinds, ranks), knobs, strategy))
     return found
 
 
