@@ -108,13 +108,12 @@ struct GemmPacking {
   // The same as pairs along each reduction.
   static void weights_bf16(const ConstHalves& w, uint16_t* forward, int64_t forward_width, uint16_t* backward, int64_t backward_width,
                            int threads) {
-    typedef uint32_t Pair __attribute__((aligned(2), may_alias));
     const int64_t pairs_of_rows = ceil_div(w.rows, 2);
 #pragma omp parallel num_threads(threads)
     {
       const auto pair_at = [&](int64_t k, int64_t c) {
         const uint16_t* p = w.data + k * w.cols + 2 * c;
-        return 2 * c + 1 < w.cols ? *reinterpret_cast<const Pair*>(p) : Pair{*p};
+        return Pair{2 * c + 1 < w.cols ? reinterpret_cast<const Pair*>(p)->bits : *p};
       };
       transpose_panels(w.rows, ceil_div(w.cols, 2), forward_width, pair_at, reinterpret_cast<Pair*>(forward));
 #pragma omp for schedule(static)
@@ -124,14 +123,19 @@ struct GemmPacking {
         for (int64_t k = 0; k < w.rows; k += 2, target += backward_width) {
           const uint16_t *low = w.data + k * w.cols + c0, *high = low + w.cols;
           const bool odd = k + 1 == w.rows;
-          for (int64_t j = 0; j < valid; ++j) target[j] = low[j] | (odd ? 0u : uint32_t{high[j]} << 16);
-          for (int64_t j = valid; j < backward_width; ++j) target[j] = 0;
+          for (int64_t j = 0; j < valid; ++j) target[j].bits = low[j] | (odd ? 0u : uint32_t{high[j]} << 16);
+          for (int64_t j = valid; j < backward_width; ++j) target[j].bits = 0;
         }
       }
     }
   }
 
  private:
+  // Two bf16 in memory that is aligned for one. (A class of its own: an attribute of a plain uint32_t is lost on its way through a template.)
+  struct __attribute__((packed, aligned(2), may_alias)) Pair {
+    uint32_t bits;
+  };
+
   // panels[(p * steps + s) * width + j] = at(p * width + j, s), zero beyond the last row; inside a parallel region. A task transposes 64
   // steps of a panel: tiles of 64 x width stay in L1.
   template <class T, class At>
@@ -144,7 +148,7 @@ struct GemmPacking {
       for (int64_t s = begin; s < end; ++s) {
         T* target = panels + (row0 / width * steps + s) * width;
         for (int64_t j = 0; j < valid; ++j) target[j] = at(row0 + j, s);
-        for (int64_t j = valid; j < width; ++j) target[j] = 0;
+        for (int64_t j = valid; j < width; ++j) target[j] = T{};
       }
     }
   }
