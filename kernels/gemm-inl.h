@@ -116,11 +116,14 @@ struct GemmKernels {
       const bool owns_bias = strips.begin == 0 && bias_gradient != nullptr;
       for (int64_t n = 0; n == 0 || n < samples; n += longest * kSamples) {
         const int64_t count = min_of(longest * kSamples, samples - n), steps = ceil_div(count, kSamples);
-        if (owns_bias) sum_columns(dy, n, count, k_begin, k_end, bias_gradient, n == 0);
-        for (int64_t b = blocks.begin; b < blocks.end; ++b)
-          Pack::template samples<Step>(dy, n, count, b * blocking.bn, blocking.bn, left + (b - blocks.begin) * left_size);
-        for (int64_t s = strips.begin; s < strips.end; ++s)
-          Pack::template samples<Step>(x, n, count, s * blocking.bk, blocking.bk, right + (s - strips.begin) * right_size);
+        if (owns_bias && n == 0)
+          for (int64_t k = k_begin; k < k_end; ++k) bias_gradient[k] = 0;
+        Pack::template samples<Step>(dy, n, count, k_begin, blocks.end - blocks.begin, blocking.bn, blocking.bn * longest, left,
+                                     [&](const float* sample) {
+                                       if (owns_bias) add(sample, k_begin, k_end, bias_gradient);
+                                     });
+        Pack::template samples<Step>(x, n, count, strips.begin * blocking.bk, strips.end - strips.begin, blocking.bk, blocking.bk * longest, right,
+                                     [](const float*) {});
         walk(blocks, strips, blocking.columns_outer, [&](int64_t block, int64_t panel) {
           const int64_t first = block * blocking.bn;
           GemmTiles<Isa, Step>::template tile<true>(
@@ -132,15 +135,10 @@ struct GemmKernels {
     });
   }
 
-  static void sum_columns(const ConstMatrix& m, int64_t first, int64_t count, int64_t begin, int64_t end, float* sums, bool fresh) {
-    if (fresh)
-      for (int64_t k = begin; k < end; ++k) sums[k] = 0;
-    for (int64_t r = first; r < first + count; ++r) {
-      const float* row = m.data + r * m.stride;
-      int64_t k = begin;
-      for (; k + W <= end; k += W) Isa::store(sums + k, Isa::load(sums + k) + Isa::load(row + k));
-      for (; k < end; ++k) sums[k] += row[k];
-    }
+  static void add(const float* row, int64_t begin, int64_t end, float* sums) {
+    int64_t k = begin;
+    for (; k + W <= end; k += W) Isa::store(sums + k, Isa::load(sums + k) + Isa::load(row + k));
+    for (; k < end; ++k) sums[k] += row[k];
   }
 
   static void step_bias(const Update& update, const float* gradient, int64_t begin, int64_t end) {

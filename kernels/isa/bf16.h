@@ -27,6 +27,17 @@ struct Bf16 {
   static inline U bits(V v) { return __builtin_bit_cast(U, v); }
   static inline V value(U bits) { return __builtin_bit_cast(V, bits); }
 
+  // Pairs (low[l], high[l]).
+  static inline U interleave(const uint16_t* low, const uint16_t* high) { return widen(low) | (widen(high) << 16); }
+  static inline U load_bits(const void* p) { return *static_cast<const Pairs*>(p); }
+  static inline void store_bits(void* p, U u) { *static_cast<Pairs*>(p) = u; }
+  static inline U load_half(const void* p) { return widen(static_cast<const uint16_t*>(p)); }
+
+  // Lane j of rows[i] becomes lane i of rows[j]: W rows.
+  static inline void transpose(U* rows) {
+    if constexpr (W > 1) exchange<W / 2>(rows);
+  }
+
   static inline V join(const uint16_t* upper, const uint16_t* lower) { return value((widen(upper) << 16) | widen(lower)); }
   static inline void split(V v, uint16_t* upper, uint16_t* lower) {
     narrow(bits(v) >> 16, upper);
@@ -49,6 +60,24 @@ struct Bf16 {
   }
 
  private:
+  // Rows i and i + Half trade the lanes whose number and i differ in the bit Half; then the halves likewise.
+  template <int Half>
+  static inline void exchange(U* rows) {
+    typename IntVector<W>::type low, high;
+    for (int l = 0; l < W; ++l) {
+      low[l] = (l & Half) == 0 ? l : W + l - Half;
+      high[l] = (l & Half) == 0 ? l + Half : W + l;
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < W; ++i)
+      if ((i & Half) == 0) {
+        const U a = rows[i], b = rows[i + Half];
+        rows[i] = __builtin_shuffle(a, b, low);
+        rows[i + Half] = __builtin_shuffle(a, b, high);
+      }
+    if constexpr (Half > 1) exchange<Half / 2>(rows);
+  }
+
   static inline U widen(const uint16_t* p) {
     if constexpr (W == 1) return *p;
     else return __builtin_convertvector(*reinterpret_cast<const Halves*>(p), U);
