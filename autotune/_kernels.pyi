@@ -115,6 +115,12 @@ class EmbeddingTables:
 
     def validate(self, indices: _Array, offsets: _Array, num_bags: int, threads: int) -> None:
         """Only the checks of the look-ups, for N = num_bags."""
+    def task_sizes(self, indices: _Array, offsets: _Array, num_bags: int, bags_per_task: int) -> list[int]:
+        """Look-ups and bags of each task of a forward pass."""
+
+    def owner_sizes(self, indices: _Array, offsets: _Array, num_bags: int, strategy: _Strategy, threads: int) -> list[int]:
+        """Look-ups that each owner applies in an update, by race_free_range, race_free_modulo or bucketed."""
+
     def release_workspace(self) -> None:
         """Free what updates keep between calls."""
 

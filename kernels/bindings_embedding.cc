@@ -4,6 +4,8 @@
 #include <vector>
 
 #include "bindings.h"
+#include "embedding_shares.h"
+#include "isa/vector.h"
 
 namespace autotune {
 namespace {
@@ -88,6 +90,25 @@ class Tables {
     require_valid(bags, threads);
   }
 
+  // Look-ups and bags of each task of a forward pass.
+  std::vector<int64_t> task_sizes(const Indices& indices, const Indices& offsets, int64_t num_bags, int64_t bags_per_task) const {
+    const Bags bags = checked_bags(indices, offsets, num_bags, std::nullopt, false, 0, 1);
+    require(bags_per_task >= 1, "bags_per_task must be at least 1, got " + str(bags_per_task));
+    require_valid(bags, 1);
+    return bags.wide ? task_sizes_of<int64_t>(bags, bags_per_task) : task_sizes_of<int32_t>(bags, bags_per_task);
+  }
+
+  // Look-ups that each owner applies in an update.
+  std::vector<int64_t> owner_sizes(const Indices& indices, const Indices& offsets, int64_t num_bags, const std::string& strategy,
+                                   int threads) const {
+    const UpdateStrategy chosen = strategy_of(strategy);
+    require(chosen == UpdateStrategy::kRaceFreeRange || chosen == UpdateStrategy::kRaceFreeModulo || chosen == UpdateStrategy::kBucketed,
+            "rows have owners by strategy race_free_range, race_free_modulo and bucketed, got '" + strategy + "'");
+    const Bags bags = checked_bags(indices, offsets, num_bags, std::nullopt, false, 0, threads);
+    require_valid(bags, 1);
+    return bags.wide ? owner_sizes_of<int64_t>(bags, chosen, threads) : owner_sizes_of<int32_t>(bags, chosen, threads);
+  }
+
   // Frees what the last strategies needed: up to a gradient row for every look-up.
   void release_workspace() {
     const std::lock_guard<std::mutex> lock(mutex_);
@@ -102,6 +123,41 @@ class Tables {
   std::vector<int64_t> rows() const { return rows_; }
 
  private:
+  template <class Index>
+  std::vector<int64_t> task_sizes_of(const Bags& bags, int64_t bags_per_task) const {
+    const Index* offsets = static_cast<const Index*>(bags.offsets);
+    const int64_t num_bags = bags.num_bags * tables_.num_tables, num_tasks = ceil_div(num_bags, bags_per_task);
+    std::vector<int64_t> sizes;
+    for (int64_t task = 0; task < num_tasks; ++task) {
+      const int64_t first = first_bag_of(offsets, num_bags, task, num_tasks), last = first_bag_of(offsets, num_bags, task + 1, num_tasks);
+      sizes.push_back(offsets[last] - offsets[first] + last - first);
+    }
+    return sizes;
+  }
+
+  template <class Index>
+  std::vector<int64_t> owner_sizes_of(const Bags& bags, UpdateStrategy strategy, int threads) const {
+    const Index* offsets = static_cast<const Index*>(bags.offsets);
+    const Index* indices = static_cast<const Index*>(bags.indices);
+    const uint32_t owners = static_cast<uint32_t>(threads);
+    std::vector<int64_t> sizes(owners);
+    for (int64_t t = 0; t < tables_.num_tables; ++t)
+      for (int64_t j = offsets[t * bags.num_bags]; j < static_cast<int64_t>(offsets[(t + 1) * bags.num_bags]); ++j) {
+        const uint64_t row = static_cast<uint64_t>(indices[j]);
+        uint32_t me = 0;
+        if (strategy == UpdateStrategy::kBucketed)
+          me = bucket_of(static_cast<uint32_t>(row), static_cast<uint32_t>(t), owners);
+        else
+          while (strategy == UpdateStrategy::kRaceFreeModulo
+                     ? row % owners != part_of(t, me, owners)
+                     : row < part_begin(tables_.rows[t], part_of(t, me, owners), owners) ||
+                           row >= part_begin(tables_.rows[t], part_of(t, me, owners) + 1, owners))
+            ++me;
+        ++sizes[me];
+      }
+    return sizes;
+  }
+
   static Extent scales_extent(const std::optional<ConstFloats<1>>& scales) {
     return scales ? extent_of("per_sample_weights", *scales) : Extent{"per_sample_weights", nullptr, nullptr};
   }
@@ -225,6 +281,8 @@ void bind_embedding(nb::module_& m) {
       .def("update", &Tables::update, "indices"_a.noconvert(), "offsets"_a.noconvert(), "gradient"_a.noconvert(), "learning_rate"_a,
            "per_sample_weights"_a.noconvert().none(), "mean"_a, "strategy"_a, "prefetch_distance"_a, "threads"_a)
       .def("validate", &Tables::validate, "indices"_a.noconvert(), "offsets"_a.noconvert(), "num_bags"_a, "threads"_a)
+      .def("task_sizes", &Tables::task_sizes, "indices"_a.noconvert(), "offsets"_a.noconvert(), "num_bags"_a, "bags_per_task"_a)
+      .def("owner_sizes", &Tables::owner_sizes, "indices"_a.noconvert(), "offsets"_a.noconvert(), "num_bags"_a, "strategy"_a, "threads"_a)
       .def("release_workspace", &Tables::release_workspace)
       .def_prop_ro("num_tables", &Tables::num_tables)
       .def_prop_ro("dim", &Tables::dim)

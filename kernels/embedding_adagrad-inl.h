@@ -96,9 +96,12 @@ struct AdagradStep {
     V squares = Isa::set(0);
     int64_t e = 0;
     for (; e + W <= dim; e += W) squares += Isa::load(sum + e) * Isa::load(sum + e);
-    float spill[W], total = 0;
+    // By halves: a row's step waits for this sum, and one addition after the other takes four times as long.
+    float spill[W];
     Isa::store(spill, squares);
-    for (int l = 0; l < W; ++l) total += spill[l];
+    for (int half = W / 2; half > 0; half /= 2)
+      for (int l = 0; l < half; ++l) spill[l] += spill[l + half];
+    float total = spill[0];
     for (; e < dim; ++e) total += sum[e] * sum[e];
     return total / static_cast<float>(dim);
   }

@@ -4,6 +4,7 @@
 #include <omp.h>
 
 #include "embedding_rows-inl.h"
+#include "embedding_shares.h"
 #include "memory.h"
 
 namespace autotune {
@@ -106,23 +107,6 @@ struct EmbeddingKernels {
                                  : run_forward<Rows, int32_t, 1>(tables, bags, out, options, threads);
   }
 
-  // The first bag before which at least `task` of `num_tasks` equal shares of all look-ups and bags lie. A bag counts as one: its output
-  // row is traffic as a look-up's row is.
-  template <class Index>
-  static int64_t first_bag(const Index* offsets, int64_t num_bags, int64_t task, int64_t num_tasks) {
-    const int64_t total = offsets[num_bags] + num_bags;
-    const int64_t wanted = total / num_tasks * task + static_cast<int64_t>(static_cast<__int128>(total % num_tasks) * task / num_tasks);
-    int64_t low = 0, high = num_bags;
-    while (low < high) {
-      const int64_t middle = low + (high - low) / 2;
-      if (offsets[middle] + middle < wanted)
-        low = middle + 1;
-      else
-        high = middle;
-    }
-    return low;
-  }
-
   template <class Rows, class Index, int Hint>
   static void run_forward(const EmbeddingTables& tables, const Bags& bags, const Pooled& out, const ForwardOptions& options, int threads) {
     const Index* offsets = static_cast<const Index*>(bags.offsets);
@@ -132,8 +116,8 @@ struct EmbeddingKernels {
     {
 #pragma omp for schedule(dynamic, 1)
       for (int64_t task = 0; task < num_tasks; ++task) {
-        const int64_t last = first_bag(offsets, num_bags, task + 1, num_tasks);
-        for (int64_t bag = first_bag(offsets, num_bags, task, num_tasks); bag < last;) {
+        const int64_t last = first_bag_of(offsets, num_bags, task + 1, num_tasks);
+        for (int64_t bag = first_bag_of(offsets, num_bags, task, num_tasks); bag < last;) {
           const int64_t t = bag / bags.num_bags, stop = min_of(last, (t + 1) * bags.num_bags);
           pool_task<Rows, Index, Hint>(tables, bags, out, options, t, bag - t * bags.num_bags, stop - t * bags.num_bags);
           bag = stop;

@@ -5,6 +5,7 @@
 
 #include "embedding_adagrad-inl.h"
 #include "embedding_rows-inl.h"
+#include "embedding_shares.h"
 #include "memory.h"
 
 namespace autotune {
@@ -58,12 +59,6 @@ struct EmbeddingUpdateOf {
     return static_cast<uint32_t>((static_cast<unsigned __int128>(low) * divisor) >> 64);
   }
 
-  // Which of `owners` threads a row belongs to: a multiplicative hash, so that hot rows side by side do not meet at one owner.
-  static inline uint32_t owner_of(uint32_t row, uint32_t table, uint32_t owners) {
-    const uint32_t mixed = (row + table * 0x9e3779b1u) * 0x85ebca77u;
-    return static_cast<uint32_t>((static_cast<uint64_t>(mixed ^ (mixed >> 15)) * owners) >> 32);
-  }
-
   struct Pending {
     uint32_t row;
     uint32_t bag;  // t*N + n
@@ -103,8 +98,7 @@ struct EmbeddingUpdateOf {
   }
 
   // Collects, branch-free, the look-ups this thread owns into pending[0 .. room) and calls apply(count, table) when it is full and at
-  // the end of each table. Runs inside a parallel region. By range, the owners of the ranges rotate from table to table: where hot rows
-  // lie side by side, no owner has those of every table.
+  // the end of each table. Runs inside a parallel region.
   template <class Index, bool Modulo, class Apply>
   static void scan_owned(const EmbeddingTables& tables, const Bags& bags, Pending* pending, int64_t room, const Apply& apply) {
     const uint32_t team = static_cast<uint32_t>(omp_get_num_threads()), me = static_cast<uint32_t>(omp_get_thread_num());
@@ -112,9 +106,9 @@ struct EmbeddingUpdateOf {
     const Index* indices = static_cast<const Index*>(bags.indices);
     const Index* offsets = static_cast<const Index*>(bags.offsets);
     for (int64_t t = 0; t < tables.num_tables; ++t) {
-      const uint64_t part = (static_cast<uint64_t>(t) + me) % team;
-      const uint64_t low = static_cast<uint64_t>(tables.rows[t]) * part / team;
-      const uint64_t span = static_cast<uint64_t>(tables.rows[t]) * (part + 1) / team - low;
+      const uint32_t part = part_of(t, me, team);
+      const uint64_t low = part_begin(tables.rows[t], part, team);
+      const uint64_t span = part_begin(tables.rows[t], part + 1, team) - low;
       int64_t count = 0;
       for (int64_t n = 0; n < bags.num_bags; ++n) {
         const int64_t bag = t * bags.num_bags + n;
@@ -155,7 +149,7 @@ struct EmbeddingUpdateOf {
       int64_t* const counts = workspace.counts + me * team;
       for (int64_t o = 0; o < team; ++o) counts[o] = 0;
       for_slice<Index>(bags, num_bags, first, last, [&](int64_t j, int64_t, int64_t t) {
-        ++counts[owner_of(static_cast<uint32_t>(indices[j]), static_cast<uint32_t>(t), static_cast<uint32_t>(team))];
+        ++counts[bucket_of(static_cast<uint32_t>(indices[j]), static_cast<uint32_t>(t), static_cast<uint32_t>(team))];
       });
 #pragma omp barrier
       // Slots by owner, then by the thread that files: so an owner meets its look-ups in their order whatever the team. Each thread sums
@@ -177,7 +171,7 @@ struct EmbeddingUpdateOf {
       const int64_t mine_end = mine_begin + filed;
       for_slice<Index>(bags, num_bags, first, last, [&](int64_t j, int64_t bag, int64_t t) {
         const uint32_t row = static_cast<uint32_t>(indices[j]);
-        const int64_t at = counts[owner_of(row, static_cast<uint32_t>(t), static_cast<uint32_t>(team))]++;
+        const int64_t at = counts[bucket_of(row, static_cast<uint32_t>(t), static_cast<uint32_t>(team))]++;
         workspace.entries[at] = {row, static_cast<uint32_t>(bag)};
         if (bags.scales != nullptr) workspace.entry_scales[at] = bags.scales[j];
       });

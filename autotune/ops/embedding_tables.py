@@ -122,7 +122,7 @@ class EmbeddingBags:
         if dtype == "fp32":
             self._hold([values(t, 0, count) for t, count in enumerate(rows)], [], [], optimizer, epsilon, huge_pages, threads)
             return
-        upper, lower = ([zeros(count, dim, dtype=torch.int16, huge_pages=huge_pages, threads=threads) for count in rows] for _ in range(2))
+        upper, lower = _empty_halves([(count, dim) for count in rows], huge_pages, threads)
         self._hold([], upper, lower, optimizer, epsilon, huge_pages, threads)
         for t, count in enumerate(rows):
             for first in range(0, count, _FILL_ROWS):
@@ -146,7 +146,7 @@ class EmbeddingBags:
         if dtype == "fp32":
             self._hold(list(weights), [], [], optimizer, epsilon, huge_pages, 1)
             return self
-        upper, lower = ([zeros(*table.shape, dtype=torch.int16, huge_pages=huge_pages) for table in weights] for _ in range(2))
+        upper, lower = _empty_halves([tuple(table.shape) for table in weights], huge_pages, 1)
         self._hold([], upper, lower, optimizer, epsilon, huge_pages, 1)
         for t, table in enumerate(weights):
             self.load(t, table)
@@ -270,7 +270,8 @@ class EmbeddingBags:
         try:
             for arrays in (self._weights, self._upper, self._lower, self._state):
                 for t, old in enumerate(arrays):
-                    fresh = zeros(*old.shape, huge_pages=huge_pages, threads=threads, dtype=old.dtype)
+                    shift = _LOWER_SHIFT if arrays is self._lower else 0
+                    fresh = _array(tuple(old.shape), huge_pages, threads, old.dtype, shift)
                     fresh.copy_(old)
                     arrays[t] = fresh
             self.huge_pages = huge_pages
@@ -332,6 +333,22 @@ def _check_choices(dtype: str, optimizer: str) -> None:
     for what, value, known in (("dtype", dtype, DTYPES), ("optimizer", optimizer, OPTIMIZERS)):
         if value not in known:
             raise InputError(f"{what} of embedding tables must be one of {', '.join(known)}, got {value!r}; choose one of them")
+
+
+_LOWER_SHIFT = 64 * 33
+"""Elements before the lower halves, 4 KiB and two lines. On pages of their own, the halves of a row would lie a multiple of 2 MiB apart: in
+the same sets of every cache and the same bank. Measured on 2 Zen 5 cores, update of 2.6 M rows of 256 B: 117 ms at 0, 70 at 1056, 61 here,
+55 in fp32."""
+
+
+def _array(shape: tuple[int, ...], huge_pages: bool, threads: int, dtype: torch.dtype, shift: int) -> torch.Tensor:
+    count = math.prod(shape)
+    return zeros(shift + count, huge_pages=huge_pages, threads=threads, dtype=dtype)[shift:].view(shape)
+
+
+def _empty_halves(shapes: Sequence[tuple[int, ...]], huge_pages: bool, threads: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    upper, lower = ([_array(shape, huge_pages, threads, torch.int16, shift) for shape in shapes] for shift in (0, _LOWER_SHIFT))
+    return upper, lower
 
 
 def _halves(table: torch.Tensor, which: int) -> torch.Tensor:
