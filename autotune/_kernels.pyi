@@ -119,7 +119,8 @@ class EmbeddingTables:
         """Look-ups and bags of each task of a forward pass."""
 
     def owner_sizes(self, indices: _Array, offsets: _Array, num_bags: int, strategy: _Strategy, threads: int) -> list[int]:
-        """Look-ups that each owner applies in an update, by race_free_range, race_free_modulo or bucketed."""
+        """Look-ups that each owner applies in an update, by race_free_range, race_free_modulo or bucketed (where a look-up takes all
+        threads the same time, so that the buckets are claimed in turn)."""
 
     def release_workspace(self) -> None:
         """Free what updates keep between calls."""

@@ -1,4 +1,5 @@
 // Embedding bags: checks, then one call.
+#include <algorithm>
 #include <cmath>
 #include <mutex>
 #include <vector>
@@ -76,7 +77,8 @@ class Tables {
     if (chosen == UpdateStrategy::kBucketed) {
       if (entries_.size() < lookups) entries_.resize(lookups);
       if (scales && entry_scales_.size() < lookups) entry_scales_.resize(lookups);
-      if (counts_.size() < team * (team + 1)) counts_.resize(team * (team + 1));
+      const size_t buckets = kBucketsPerThread * team, counts = (team + 2) * buckets + 1;
+      if (counts_.size() < counts) counts_.resize(counts);
     } else if (chosen == UpdateStrategy::kUnfused && gradient_rows_.size() < lookups * static_cast<size_t>(tables_.dim)) {
       gradient_rows_.resize(lookups * static_cast<size_t>(tables_.dim));
     }
@@ -139,22 +141,27 @@ class Tables {
   std::vector<int64_t> owner_sizes_of(const Bags& bags, UpdateStrategy strategy, int threads) const {
     const Index* offsets = static_cast<const Index*>(bags.offsets);
     const Index* indices = static_cast<const Index*>(bags.indices);
-    const uint32_t owners = static_cast<uint32_t>(threads);
-    std::vector<int64_t> sizes(owners);
+    const uint32_t owners = static_cast<uint32_t>(threads), buckets = kBucketsPerThread * owners;
+    std::vector<int64_t> sizes(owners), filed(buckets);
     for (int64_t t = 0; t < tables_.num_tables; ++t)
       for (int64_t j = offsets[t * bags.num_bags]; j < static_cast<int64_t>(offsets[(t + 1) * bags.num_bags]); ++j) {
         const uint64_t row = static_cast<uint64_t>(indices[j]);
+        if (strategy == UpdateStrategy::kBucketed) {
+          ++filed[bucket_of(static_cast<uint32_t>(row), static_cast<uint32_t>(t), buckets)];
+          continue;
+        }
         uint32_t me = 0;
-        if (strategy == UpdateStrategy::kBucketed)
-          me = bucket_of(static_cast<uint32_t>(row), static_cast<uint32_t>(t), owners);
-        else
-          while (strategy == UpdateStrategy::kRaceFreeModulo
-                     ? row % owners != part_of(t, me, owners)
-                     : row < part_begin(tables_.rows[t], part_of(t, me, owners), owners) ||
-                           row >= part_begin(tables_.rows[t], part_of(t, me, owners) + 1, owners))
-            ++me;
+        while (strategy == UpdateStrategy::kRaceFreeModulo
+                   ? row % owners != part_of(t, me, owners)
+                   : row < part_begin(tables_.rows[t], part_of(t, me, owners), owners) ||
+                         row >= part_begin(tables_.rows[t], part_of(t, me, owners) + 1, owners))
+          ++me;
         ++sizes[me];
       }
+    // Buckets go, the largest first, to whoever is done.
+    std::sort(filed.rbegin(), filed.rend());
+    for (const int64_t size : filed)
+      if (size > 0) *std::min_element(sizes.begin(), sizes.end()) += size;
     return sizes;
   }
 

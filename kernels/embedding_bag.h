@@ -58,13 +58,13 @@ struct ForwardOptions {
 // Row-wise Adagrad takes the first three; split storage all but kAtomic.
 enum class UpdateStrategy : int { kRaceFreeRange = 0, kRaceFreeModulo = 1, kBucketed = 2, kAtomic = 3, kUnfused = 4 };
 
-// One look-up filed under the owner of its row.
+// One look-up filed under the bucket of its row.
 struct BucketEntry {
   uint32_t row;
   uint32_t bag;
 };
 
-// Memory that outlives calls. entries [L] and entry_scales [L] for bucketed, counts [threads*(threads+1)] for bucketed,
+// Memory that outlives calls. entries [L] and entry_scales [L] for bucketed, counts [(threads + 2) * buckets + 1] for bucketed,
 // gradient_rows [L*E] for unfused; null where the strategy does not use it.
 struct UpdateWorkspace {
   BucketEntry* entries;

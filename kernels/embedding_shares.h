@@ -23,10 +23,14 @@ static inline int64_t first_bag_of(const Index* offsets, int64_t num_bags, int64
   return low;
 }
 
-// By bucket, which of `owners` threads a row belongs to: a multiplicative hash, so that hot rows side by side do not meet at one owner.
-static inline uint32_t bucket_of(uint32_t row, uint32_t table, uint32_t owners) {
+// Buckets a thread, claimed largest first: the last to finish is late by a small bucket, whatever the skew, as long as no single row is
+// more than a thread's share. More of them would let filing write more lines than L1 holds, 8 * 64 threads * 64 B being 32 KiB.
+constexpr int64_t kBucketsPerThread = 8;
+
+// Which bucket a row belongs to: a multiplicative hash, so that hot rows side by side do not meet in one.
+static inline uint32_t bucket_of(uint32_t row, uint32_t table, uint32_t buckets) {
   const uint32_t mixed = (row + table * 0x9e3779b1u) * 0x85ebca77u;
-  return static_cast<uint32_t>((static_cast<uint64_t>(mixed ^ (mixed >> 15)) * owners) >> 32);
+  return static_cast<uint32_t>((static_cast<uint64_t>(mixed ^ (mixed >> 15)) * buckets) >> 32);
 }
 
 // By range and by modulo, the part of table t that thread `me` owns. It rotates from table to table: where hot rows lie side by side, or

@@ -133,50 +133,63 @@ struct EmbeddingUpdateOf {
     }
   }
 
-  // Look-ups are filed by owner once (count, place, apply): the total work does not grow with the team.
+  // Look-ups are filed by bucket once (count, place, apply): the total work does not grow with the team. A bucket has one owner.
   template <class Index>
   static void update_bucketed(const EmbeddingTables& tables, const Bags& bags, const PooledGradient& gradient, float learning_rate,
                               int64_t distance, const UpdateWorkspace& workspace, int threads) {
     const Index* indices = static_cast<const Index*>(bags.indices);
     const Index* offsets = static_cast<const Index*>(bags.offsets);
-    const int64_t num_bags = tables.num_tables * bags.num_bags;
+    const int64_t num_bags = tables.num_tables * bags.num_bags, buckets = kBucketsPerThread * threads;
+    int64_t* const begins = workspace.counts + threads * buckets;  // of each bucket, and the end of the last
+    int64_t* const order = begins + buckets + 1;                   // buckets, the largest first
 #pragma omp parallel num_threads(threads)
     {
       const int64_t team = omp_get_num_threads(), me = omp_get_thread_num();
-      const int64_t begin = offsets[0], total = offsets[num_bags] - begin;
-      const int64_t first = begin + total * me / team, last = begin + total * (me + 1) / team;
-      int64_t* const totals = workspace.counts + team * team;
-      int64_t* const counts = workspace.counts + me * team;
-      for (int64_t o = 0; o < team; ++o) counts[o] = 0;
+      const int64_t total = offsets[num_bags];
+      const int64_t first = total * me / team, last = total * (me + 1) / team;
+      const int64_t low = buckets * me / team, high = buckets * (me + 1) / team;
+      int64_t* const counts = workspace.counts + me * buckets;
+      for (int64_t b = 0; b < buckets; ++b) counts[b] = 0;
       for_slice<Index>(bags, num_bags, first, last, [&](int64_t j, int64_t, int64_t t) {
-        ++counts[bucket_of(static_cast<uint32_t>(indices[j]), static_cast<uint32_t>(t), static_cast<uint32_t>(team))];
+        ++counts[bucket_of(static_cast<uint32_t>(indices[j]), static_cast<uint32_t>(t), static_cast<uint32_t>(buckets))];
       });
 #pragma omp barrier
-      // Slots by owner, then by the thread that files: so an owner meets its look-ups in their order whatever the team. Each thread sums
-      // one owner's column, then the totals before its own: the work of a thread grows with the team, not with its square.
-      int64_t filed = 0;
-      for (int64_t p = 0; p < team; ++p) {
-        const int64_t of_thread = workspace.counts[p * team + me];
-        workspace.counts[p * team + me] = filed;
-        filed += of_thread;
+      // Slots by bucket, then by the thread that files: so a bucket holds its look-ups in their order whatever the team. Each thread sums
+      // the columns of some buckets, then all sizes: its work grows with the team, not with the square of it.
+      for (int64_t b = low; b < high; ++b) {
+        int64_t filed = 0;
+        for (int64_t p = 0; p < team; ++p) {
+          const int64_t of_thread = workspace.counts[p * buckets + b];
+          workspace.counts[p * buckets + b] = filed;
+          filed += of_thread;
+        }
+        order[b] = filed;
       }
-      totals[me] = filed;
 #pragma omp barrier
-      int64_t mine_begin = 0;
-      for (int64_t o = 0, slot = 0; o < team; ++o) {
-        if (o == me) mine_begin = slot;
-        counts[o] += slot;
-        slot += totals[o];
+      int64_t* const sizes = static_cast<int64_t*>(thread_scratch(kScratchPool, buckets * sizeof(int64_t)));
+      for (int64_t b = 0, slot = 0; b < buckets; ++b) {
+        sizes[b] = order[b];
+        counts[b] += slot;
+        if (b >= low && b < high) begins[b] = slot;
+        slot += sizes[b];
       }
-      const int64_t mine_end = mine_begin + filed;
+      if (me == 0) begins[buckets] = total;
       for_slice<Index>(bags, num_bags, first, last, [&](int64_t j, int64_t bag, int64_t t) {
         const uint32_t row = static_cast<uint32_t>(indices[j]);
-        const int64_t at = counts[bucket_of(row, static_cast<uint32_t>(t), static_cast<uint32_t>(team))]++;
+        const int64_t at = counts[bucket_of(row, static_cast<uint32_t>(t), static_cast<uint32_t>(buckets))]++;
         workspace.entries[at] = {row, static_cast<uint32_t>(bag)};
         if (bags.scales != nullptr) workspace.entry_scales[at] = bags.scales[j];
       });
 #pragma omp barrier
-      apply_bucket<Index>(tables, bags, gradient, learning_rate, distance, workspace, mine_begin, mine_end);
+      for (int64_t b = low; b < high; ++b) {
+        int64_t before = 0;
+        for (int64_t c = 0; c < buckets; ++c) before += sizes[c] > sizes[b] || (sizes[c] == sizes[b] && c < b);
+        order[before] = b;
+      }
+#pragma omp barrier
+#pragma omp for schedule(dynamic, 1)
+      for (int64_t i = 0; i < buckets; ++i)
+        apply_bucket<Index>(tables, bags, gradient, learning_rate, distance, workspace, begins[order[i]], begins[order[i] + 1]);
     }
   }
 

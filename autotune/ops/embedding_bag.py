@@ -146,8 +146,13 @@ def default_forward(samples: int, tables: int, dim: int, threads: int) -> Embedd
 
 
 def default_update(dim: int, threads: int) -> EmbeddingUpdateKnobs:
-    """The scan of two owners costs less than filing by bucket; its total work grows with the owners, that of the buckets does not."""
-    return EmbeddingUpdateKnobs(strategy="race_free_range" if threads <= 2 else "bucketed", prefetch_distance=_distance(dim))
+    """The scan of two owners costs less than filing by bucket; its total work grows with the owners, that of the buckets does not.
+
+    By modulo rather than by range, so that hot rows side by side have different owners. Measured on 2 Zen 5 cores, range, modulo, bucketed:
+    dlrm-dcnv2 cut to 500,000 rows 16.0, 15.5, 18.8 ms on uniform rows, 11.5, 10.1, 13.3 under Zipf(1.05), 9.1, 8.2, 12.3 under a published
+    reuse histogram.
+    """
+    return EmbeddingUpdateKnobs(strategy="race_free_modulo" if threads <= 2 else "bucketed", prefetch_distance=_distance(dim))
 
 
 def _distance(dim: int) -> int:
