@@ -45,6 +45,10 @@ class Hosts:
             words = f"tc -n {name} qdisc replace dev at0 root tbf rate {round(1000 * gbit)}mbit burst {burst} latency 20ms"
             subprocess.run(words.split(), check=True, capture_output=True, timeout=20)
 
+    def unlimit(self) -> None:
+        for name in self.names:
+            subprocess.run(["tc", "-n", name, "qdisc", "del", "dev", "at0", "root"], check=False, capture_output=True, timeout=20)
+
     def environment(self, rank: int) -> dict[str, str]:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_", "MALLOC_", "AUTOTUNE_"))}
         root = str(Path(autotune.__file__).parents[1])
@@ -100,17 +104,33 @@ def two_hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
         ip("netns", "del", name)
 
 
-@pytest.mark.parametrize("gbit", [1, 10])
-def test_the_probe_finds_the_rate_that_was_set(two_hosts: Hosts, gbit: int) -> None:
-    two_hosts.limit(gbit)
-    network = json.loads(two_hosts.run("-m", "autotune", "probe", "--sockets", "2", "--refresh-network", "--json"))["network"]
+def probed_rates(hosts: Hosts) -> dict[tuple[str, str], float]:
+    """Gbit/s by operation and form."""
+    network = json.loads(hosts.run("-m", "autotune", "probe", "--sockets", "2", "--refresh-network", "--json"))["network"]
     assert (network["hosts"], network["interface"]) == (2, "at0")
-    rates = {(fit["operation"], fit["form"]): 8e-9 * fit["bandwidth_bytes_per_s"] for fit in network["fits"]}
-    # Nothing sends faster than the limit. Point-to-point was seen at 10.4 and 10.6 of 10 Gbit/s on two idle cores, but copying at that rate
-    # takes most of both: a slow or busy machine falls short without the probe being wrong, so only 1 must be reached.
-    assert max(rates.values()) < 1.15 * gbit, rates
-    if gbit == 1:
-        assert rates["point_to_point", ""] > 0.85, rates
+    return {(fit["operation"], fit["form"]): 8e-9 * fit["bandwidth_bytes_per_s"] for fit in network["fits"]}
+
+
+def test_the_probe_finds_the_rate_that_was_set(two_hosts: Hosts) -> None:
+    two_hosts.limit(1)
+    rates = probed_rates(two_hosts)
+    assert 0.85 < rates["point_to_point", ""] < 1.15, rates
+    assert max(rates.values()) < 1.15, rates
+
+
+def test_the_probe_finds_10_gbit_where_the_cores_can_send_it(two_hosts: Hosts) -> None:
+    """Copying at that rate takes most of two cores. Where they fall short of the limit, what they send without one tells the reason."""
+    two_hosts.limit(10)
+    rates = probed_rates(two_hosts)
+    assert max(rates.values()) < 11.5, rates
+    if rates["point_to_point", ""] > 8.5:
+        return
+    two_hosts.unlimit()
+    able = probed_rates(two_hosts)["point_to_point", ""]
+    if able < 15:
+        pytest.skip(f"two cores send {able:.1f} Gbit/s here without a limit: too near 10 to tell the limit from the cores")
+    two_hosts.limit(10)
+    assert probed_rates(two_hosts)["point_to_point", ""] > 8.5, (rates, able)
 
 
 def test_a_model_trains_across_hosts(two_hosts: Hosts) -> None:
