@@ -108,6 +108,12 @@ class EmbeddingTables:
     def release_workspace(self) -> None:
         """Free what updates keep between calls."""
 
+def libxsmm_open(name: str) -> str:
+    """Opens libxsmm by path or name, once a process. Returns why it cannot serve; empty when it can."""
+
+def libxsmm_opened() -> bool:
+    """Whether ``libxsmm=True`` works: the passes of a layer then run libxsmm's kernels instead of ours."""
+
 def pack_weights(weights: _Array, forward: _Array, forward_width: int, backward: _Array, backward_width: int, threads: int) -> None:
     """weights [K, C] as zero-padded panels: forward [ceil(K/fw) * C * fw] over K, backward [ceil(C/bw) * K * bw] over C."""
 
@@ -123,6 +129,7 @@ def linear_forward(
     columns_outer: bool,
     thread_columns: int,
     threads: int,
+    libxsmm: bool = False,
 ) -> None:
     """y [N, K] = activation(x [N, C] w^T + bias [K]); packed: the forward panels, of width bk."""
 
@@ -137,6 +144,7 @@ def linear_backward_data(
     columns_outer: bool,
     thread_columns: int,
     threads: int,
+    libxsmm: bool = False,
 ) -> None:
     """dx [N, C] = dy [N, K] w, zero where mask [N, C] <= 0; packed: the backward panels, of width bk."""
 
@@ -154,6 +162,7 @@ def linear_backward_weights(
     columns_outer: bool,
     thread_columns: int,
     threads: int,
+    libxsmm: bool = False,
 ) -> None:
     """d_weights [K, C] = dy^T x, d_bias [K] = sum of dy; or, with weights and bias, the SGD step, d_weights and d_bias being scratch."""
 

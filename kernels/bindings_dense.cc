@@ -1,5 +1,6 @@
 // Fully connected layers and the interaction: checks, then one call.
 #include "bindings.h"
+#include "libxsmm.h"
 
 namespace autotune {
 namespace {
@@ -47,8 +48,36 @@ void pack_weights(const ConstFloats<2>& weights, const Floats<1>& forward, int64
   kernels().gemm_pack_weights(matrix(weights), forward.data(), forward_width, backward.data(), backward_width, threads);
 }
 
+void require_libxsmm() {
+  if (!libxsmm_opened()) throw std::runtime_error("libxsmm must be opened before it is used; see autotune.ops.libxsmm");
+}
+
+void multiply(const ConstMatrix& a, const float* packed, const Matrix& out, const Epilogue& epilogue, const GemmBlocking& blocking, int threads,
+              bool libxsmm) {
+  if (libxsmm) require_libxsmm();
+  nb::gil_scoped_release release;
+  if (!libxsmm) return kernels().gemm_multiply(a, packed, out, epilogue, blocking, threads);
+  const SmmPlan plan = libxsmm_plan(out.rows, blocking.bn, blocking.bk, a.cols, blocking.bc, a.stride, false);
+  kernels().libxsmm_multiply(plan, a, packed, out, epilogue, blocking, threads);
+}
+
+// Steps of one piece of a reduction over samples: a piece of 64 x 64 of each operand fits L1.
+constexpr int64_t kPiece = 64;
+
+void multiply_transposed(const ConstMatrix& dy, const ConstMatrix& x, const Matrix& dw, float* db, const Epilogue& epilogue, float* bias,
+                         const GemmBlocking& blocking, int threads, bool libxsmm) {
+  if (libxsmm) require_libxsmm();
+  nb::gil_scoped_release release;
+  if (!libxsmm) return kernels().gemm_multiply_transposed(dy, x, dw, db, epilogue, bias, blocking, threads);
+  const int64_t bn = blocking.bn < dw.rows ? blocking.bn : dw.rows;  // also the width of the packed dy
+  const int64_t chunk = blocking.bc < dy.rows ? blocking.bc : dy.rows;
+  const SmmPlan whole = libxsmm_plan(bn, bn, blocking.bk, chunk, kPiece, bn, true);
+  const SmmPlan last = chunk > 0 ? libxsmm_plan(bn, bn, blocking.bk, dy.rows % chunk, kPiece, bn, true) : whole;
+  kernels().libxsmm_multiply_transposed(whole, last, dy, x, dw, db, epilogue, bias, blocking, threads);
+}
+
 void linear_forward(const ConstFloats<2>& x, const ConstFloats<1>& packed, const std::optional<ConstFloats<1>>& bias, const Floats<2>& y,
-                    const std::string& activation, int64_t bn, int64_t bc, int64_t bk, bool columns_outer, int64_t thread_columns, int threads) {
+                    const std::string& activation, int64_t bn, int64_t bc, int64_t bk, bool columns_outer, int64_t thread_columns, int threads, bool libxsmm) {
   const GemmBlocking blocking = blocking_of(bn, bc, bk, columns_outer, thread_columns, threads);
   const int64_t outputs = static_cast<int64_t>(y.shape(1));
   require_rows("x", x);
@@ -67,12 +96,11 @@ void linear_forward(const ConstFloats<2>& x, const ConstFloats<1>& packed, const
     bias_extent = extent_of("bias", *bias);
   }
   require_disjoint({extent_of("y", y)}, {extent_of("x", x), extent_of("packed", packed), bias_extent});
-  nb::gil_scoped_release release;
-  kernels().gemm_multiply(matrix(x), packed.data(), matrix(y), epilogue, blocking, threads);
+  multiply(matrix(x), packed.data(), matrix(y), epilogue, blocking, threads, libxsmm);
 }
 
 void linear_backward_data(const ConstFloats<2>& dy, const ConstFloats<1>& packed, const std::optional<ConstFloats<2>>& mask, const Floats<2>& dx,
-                          int64_t bn, int64_t bc, int64_t bk, bool columns_outer, int64_t thread_columns, int threads) {
+                          int64_t bn, int64_t bc, int64_t bk, bool columns_outer, int64_t thread_columns, int threads, bool libxsmm) {
   const GemmBlocking blocking = blocking_of(bn, bc, bk, columns_outer, thread_columns, threads);
   const int64_t inputs = static_cast<int64_t>(dx.shape(1));
   require_rows("dy", dy);
@@ -91,14 +119,13 @@ void linear_backward_data(const ConstFloats<2>& dy, const ConstFloats<1>& packed
     mask_extent = extent_of("mask", *mask);
   }
   require_disjoint({extent_of("dx", dx)}, {extent_of("dy", dy), extent_of("packed", packed), mask_extent});
-  nb::gil_scoped_release release;
-  kernels().gemm_multiply(matrix(dy), packed.data(), matrix(dx), epilogue, blocking, threads);
+  multiply(matrix(dy), packed.data(), matrix(dx), epilogue, blocking, threads, libxsmm);
 }
 
 // With weights: the fused SGD step; then d_weights and d_bias are scratch.
 void linear_backward_weights(const ConstFloats<2>& dy, const ConstFloats<2>& x, const Floats<2>& d_weights, const Floats<1>& d_bias,
                              const std::optional<Floats<2>>& weights, const std::optional<Floats<1>>& bias, float learning_rate, int64_t bn,
-                             int64_t bc, int64_t bk, bool columns_outer, int64_t thread_columns, int threads) {
+                             int64_t bc, int64_t bk, bool columns_outer, int64_t thread_columns, int threads, bool libxsmm) {
   const GemmBlocking blocking = blocking_of(bn, bc, bk, columns_outer, thread_columns, threads);
   require_rows("dy", dy);
   require_rows("x", x);
@@ -123,9 +150,7 @@ void linear_backward_weights(const ConstFloats<2>& dy, const ConstFloats<2>& x, 
     epilogue.weights = weights->data();
     epilogue.weights_stride = stride_of(*weights, 0);
   }
-  nb::gil_scoped_release release;
-  kernels().gemm_multiply_transposed(matrix(dy), matrix(x), matrix(d_weights), d_bias.data(), epilogue, bias ? bias->data() : nullptr, blocking,
-                                     threads);
+  multiply_transposed(matrix(dy), matrix(x), matrix(d_weights), d_bias.data(), epilogue, bias ? bias->data() : nullptr, blocking, threads, libxsmm);
 }
 
 template <class Array>
@@ -163,15 +188,17 @@ void interaction_backward(const ConstFloats<3>& features, const ConstFloats<2>& 
 }  // namespace
 
 void bind_dense(nb::module_& m) {
+  m.def("libxsmm_open", &libxsmm_open, "name"_a);
+  m.def("libxsmm_opened", &libxsmm_opened);
   m.def("pack_weights", &pack_weights, "weights"_a.noconvert(), "forward"_a.noconvert(), "forward_width"_a, "backward"_a.noconvert(),
         "backward_width"_a, "threads"_a);
   m.def("linear_forward", &linear_forward, "x"_a.noconvert(), "packed"_a.noconvert(), "bias"_a.noconvert().none(), "y"_a.noconvert(),
-        "activation"_a, "bn"_a, "bc"_a, "bk"_a, "columns_outer"_a, "thread_columns"_a, "threads"_a);
+        "activation"_a, "bn"_a, "bc"_a, "bk"_a, "columns_outer"_a, "thread_columns"_a, "threads"_a, "libxsmm"_a = false);
   m.def("linear_backward_data", &linear_backward_data, "dy"_a.noconvert(), "packed"_a.noconvert(), "mask"_a.noconvert().none(),
-        "dx"_a.noconvert(), "bn"_a, "bc"_a, "bk"_a, "columns_outer"_a, "thread_columns"_a, "threads"_a);
+        "dx"_a.noconvert(), "bn"_a, "bc"_a, "bk"_a, "columns_outer"_a, "thread_columns"_a, "threads"_a, "libxsmm"_a = false);
   m.def("linear_backward_weights", &linear_backward_weights, "dy"_a.noconvert(), "x"_a.noconvert(), "d_weights"_a.noconvert(),
         "d_bias"_a.noconvert(), "weights"_a.noconvert().none(), "bias"_a.noconvert().none(), "learning_rate"_a, "bn"_a, "bc"_a, "bk"_a,
-        "columns_outer"_a, "thread_columns"_a, "threads"_a);
+        "columns_outer"_a, "thread_columns"_a, "threads"_a, "libxsmm"_a = false);
   m.def("interaction_forward", &interaction_forward, "features"_a.noconvert(), "out"_a.noconvert(), "samples_per_task"_a, "threads"_a);
   m.def("interaction_backward", &interaction_backward, "features"_a.noconvert(), "d_out"_a.noconvert(), "d_features"_a.noconvert(),
         "samples_per_task"_a, "threads"_a);

@@ -20,7 +20,7 @@ from autotune.config.model import Model
 from autotune.config.profile import Topology
 from autotune.dlrm.data import Batch, BatchSource
 from autotune.errors import InputError
-from autotune.ops import embedding_bag, interaction, loss
+from autotune.ops import embedding_bag, interaction, libxsmm, loss
 from autotune.ops.base import Operator
 from autotune.ops.mlp import Activation, Layer, LayerPass, default_knobs
 from autotune.ops.native import empty_rows, kernels, zeros
@@ -325,6 +325,7 @@ def complete(config: RunConfig | None, model: Model, machine: Topology | None = 
 
     Raises:
         InputError: a pass that the model has not, knobs of another kind, or a thread grid that does not divide the threads.
+        MachineError: a pass is to run on libxsmm, which is not here.
     """
     default = default_config(model, machine, config.threads if config else None)
     if config is None:
@@ -341,6 +342,7 @@ def complete(config: RunConfig | None, model: Model, machine: Topology | None = 
             raise InputError(
                 f"thread_columns must divide threads ({config.threads}), got {knobs.thread_columns} (config: operators.{key}); set it to 1"
             )
+    libxsmm.require_for(config, "the config")
     return config.model_copy(update={"operators": {**default.operators, **config.operators}})
 
 
