@@ -1,0 +1,198 @@
+"""Every operator of the shipped models against its ceiling; see conftest.py for how, CONTRIBUTING.md for how to read the table."""
+
+from __future__ import annotations
+
+import gc
+import resource
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from autotune.bench.samples import ratio
+from autotune.catalog import load_model_by_name
+from autotune.config.model import DataSpec
+from autotune.config.tuned import Interval
+from autotune.dlrm.data import make_source
+from autotune.dlrm.model import default_config, layer_shapes
+from autotune.ops import embedding_bag, interaction
+from autotune.ops.loss import KEY as LOSS
+from autotune.perf.roofline import limits, peak_ceiling
+from autotune.perf.table import OTHER
+
+MODELS = ("small", "rm2", "mlperf-1m")
+_HISTOGRAM = "meta_embedding_locality_2021.txt"
+# Targets of the project: fractions of a ceiling, shares of an iteration.
+_GATHER, _SCATTER, _GEMM, _INTERACTION, _ITERATION, _OTHER_SHARE = 0.90, 0.85, 0.93, 1 / 1.3, 1 / 1.10, 0.03
+_GEMM_FROM_FLOPS = 10e6
+_STEPS = 20
+# A step touches all its memory in the first few; the rest goes to whatever the interpreter still caches.
+_WARM_STEPS = 5
+
+by_model = pytest.mark.parametrize("model", MODELS)
+
+
+def _layers() -> list[Any]:
+    """Model and pass, a shape that occurs twice in a model once."""
+    found: dict[tuple[Any, ...], Any] = {}
+    for name in MODELS:
+        model = load_model_by_name(name)
+        shapes = {layer: shape for layer, *shape in layer_shapes(model)}
+        for key in default_config(model, threads=1).operators:
+            layer, _, which = key.rpartition(".")
+            if layer in shapes:
+                first = layer.endswith(".0")  # without a mask
+                found.setdefault((name, which, first, *shapes[layer]), pytest.param(name, key, id=f"{name}-{key}"))
+    return list(found.values())
+
+
+@pytest.mark.parametrize(("model", "key"), _layers())
+def test_layer(bench: Any, benchmark: Any, model: str, key: str) -> None:
+    """Against the best GEMM rate; asked of layers with 10 MFLOP and more."""
+    operator = bench.operators(model)[key]
+    work, (_, samples, inputs, outputs, *_) = operator.work(), operator.shape
+    shape = f"N {samples} C {inputs} K {outputs}"
+    target = _GEMM if work.flops >= _GEMM_FROM_FLOPS else None
+    bench.hold(benchmark, model, operator, shape, ("gemm",), lambda c: limits_of_compute(work, c, bench.threads), target)
+
+
+def limits_of_compute(work: Any, ceilings: Any, threads: int) -> float:
+    return float(work.flops / max(point.flops_per_s for point in ceilings.gemm if point.threads == threads))
+
+
+@by_model
+@pytest.mark.parametrize("key", [interaction.FORWARD, interaction.BACKWARD])
+def test_interaction(bench: Any, benchmark: Any, model: str, key: str) -> None:
+    """Against its bytes at stream bandwidth or its flops at peak, whichever is longer."""
+    operator = bench.operators(model)[key]
+    work, (_, samples, features, dim) = operator.work(), operator.shape
+
+    def least_s(ceilings: Any) -> float:
+        return max(limits(work, ceilings, bench.threads).memory_s, work.flops / peak_ceiling(ceilings, bench.threads))
+
+    bench.hold(benchmark, model, operator, f"N {samples} F {features} E {dim}", ("stream", "fma"), least_s, _INTERACTION)
+
+
+@by_model
+@pytest.mark.parametrize("key", [embedding_bag.FORWARD, embedding_bag.UPDATE])
+def test_embedding(bench: Any, benchmark: Any, model: str, key: str) -> None:
+    """Against gather or scatter-update bandwidth at the row width and table size, pooled vectors and indices at stream bandwidth."""
+    operator, forward = bench.operators(model)[key], key == embedding_bag.FORWARD
+    work = operator.work()
+    patterns = ("gather" if forward else "scatter", "stream", "gemm")
+    least_s = lambda ceilings: limits(work, ceilings, bench.threads).memory_s  # noqa: E731
+    bench.hold(benchmark, model, operator, _lookups(bench, model, "uniform"), patterns, least_s, _GATHER if forward else _SCATTER)
+
+
+@by_model
+@pytest.mark.parametrize("data", ["zipf", "histogram"])
+def test_update_under_skew(bench: Any, line: Any, benchmark: Any, model: str, data: str, shared_data: Path) -> None:
+    """Against the update under uniform indices: what the tuner chooses for skewed ones shall not be slower."""
+    if data == "histogram" and not (shared_data / _HISTOGRAM).exists():
+        pytest.skip(f"{shared_data / _HISTOGRAM} is absent: Meta's published reuse histogram goes there")
+    path = str(shared_data / _HISTOGRAM) if data == "histogram" else None
+    spec = DataSpec(distribution=data, alpha=1.05 if data == "zipf" else None, path=path)  # type: ignore[arg-type]
+    uniform, skewed = bench.operators(model)[embedding_bag.UPDATE], bench.skewed(model, spec, embedding_bag.UPDATE)
+    knobs, other_knobs = bench.tuned(model, uniform), bench.tuned(model, skewed, data)
+    case = uniform.case(0)
+    uniform_s: list[float] = []
+    times_s = bench.measure(benchmark, skewed.case(0), other_knobs, lambda: uniform_s.append(_seconds(case, knobs, bench.threads)))
+    uniform_s = uniform_s[-len(times_s) :]
+    reached = ratio(uniform_s, times_s)
+    shape = _lookups(bench, model, data)
+    middle_s = (sorted(times)[len(times) // 2] for times in (times_s, uniform_s))
+    bench.add(benchmark, line(f"{model} {embedding_bag.UPDATE} / uniform", shape, *middle_s, reached, 1.0))
+
+
+def _seconds(case: Any, knobs: Any, threads: int) -> float:
+    import time
+
+    case.run(knobs, threads)  # as the operator beside it: one call before the one that counts
+    begin_s = time.perf_counter()
+    case.run(knobs, threads)
+    return time.perf_counter() - begin_s
+
+
+def _lookups(bench: Any, name: str, data: str) -> str:
+    model = bench.model(name).model
+    pooling = {table.pooling for table in model.tables}
+    return f"T {model.num_tables} E {model.embedding_dim} P {min(pooling):g} {data}"
+
+
+@by_model
+def test_iteration(bench: Any, line: Any, benchmark: Any, model: str) -> None:
+    """A step with what the races above chose, against the sum of its operators' bounds; loss, all that is no operator, and allocations."""
+    dlrm, operators, threads = bench.model(model), bench.operators(model), bench.threads
+    chosen = {key: knobs for (name, key), knobs in bench.chosen.items() if name == model and key in dlrm.config.operators}
+    of_shape = {(type(op), op.shape): chosen[key] for key, op in operators.items() if key in chosen and hasattr(op, "shape")}
+    for key, operator in operators.items():
+        if key not in chosen and hasattr(operator, "shape") and (type(operator), operator.shape) in of_shape:
+            chosen[key] = of_shape[type(operator), operator.shape]
+    before = dlrm.config
+    dlrm.configure(before.model_copy(update={"operators": {**before.operators, **chosen}}))
+    batches = [make_source(dlrm.model).batch(i) for i in range(4)]
+    loops = bench.loops(model, ("gemm", "fma", "stream", "gather", "scatter"))
+    passes: list[dict[str, float]] = []
+    steps = iter(range(10**6))
+
+    def setup() -> None:
+        loops.run()
+        dlrm.step(batches[next(steps) % 4])
+        dlrm.recorder.take()
+
+    def step() -> None:
+        dlrm.step(batches[next(steps) % 4])
+        passes.append(dlrm.recorder.take())
+
+    benchmark.pedantic(step, setup=setup, rounds=_STEPS, warmup_rounds=2)
+    times_s = list(benchmark.stats.stats.data)
+    passes = passes[-len(times_s) :]
+    bound_s = [sum(limits(op.work(), c, threads).bound_s for op in operators.values()) for c in loops.by_round(len(times_s))]
+    loss_s = [taken[LOSS] for taken in passes]
+    other_s = [max(total - sum(taken.values()), 1e-9) for total, taken in zip(times_s, passes, strict=True)]
+    middle = lambda values: sorted(values)[len(values) // 2]  # noqa: E731
+    bench.add(
+        benchmark,
+        line(f"{model} iteration", f"N {dlrm.model.minibatch}", middle(times_s), middle(bound_s), ratio(bound_s, times_s), _ITERATION),
+        line(f"{model} {LOSS}", "share of the iteration", middle(loss_s), None, ratio(loss_s, times_s), _OTHER_SHARE, True, "share"),
+        line(f"{model} {OTHER}", "Python between the passes", middle(other_s), None, ratio(other_s, times_s), _OTHER_SHARE, True, "share"),
+        *_allocations(line, model, dlrm, batches),
+    )
+    dlrm.configure(before)
+
+
+def _allocations(line: Any, name: str, dlrm: Any, batches: Any) -> list[Any]:
+    """Pages faulted in and Python memory grown over some steps: the median of three windows."""
+    faults, grown = [], []
+    for _ in range(3):
+        for i in range(_WARM_STEPS):
+            dlrm.step(batches[i % 4])
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for i in range(_STEPS):
+            dlrm.step(batches[i % 4])
+        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+        dlrm.recorder.take()
+    tracemalloc.start()
+    try:
+        for _ in range(3):
+            for i in range(_WARM_STEPS):
+                dlrm.step(batches[i % 4])
+            gc.collect()
+            held = tracemalloc.get_traced_memory()[0]
+            for i in range(_STEPS):
+                dlrm.step(batches[i % 4])
+            gc.collect()
+            grown.append(tracemalloc.get_traced_memory()[0] - held)
+            dlrm.recorder.take()
+    finally:
+        tracemalloc.stop()
+    return [
+        line(f"{name} {what}", f"{_STEPS} steps", None, None, _interval(values), 0.0, True, unit)
+        for what, values, unit in (("page faults", faults, "faults"), ("Python memory grown", grown, "B"))
+    ]
+
+
+def _interval(values: list[int]) -> Interval:
+    low, middle, high = sorted(values)
+    return Interval(median=middle, low=low, high=high, samples=len(values))
