@@ -100,6 +100,11 @@ class Bench:
     def __init__(self) -> None:
         self.lines: list[Line] = []
         self.chosen: dict[tuple[str, str], Knobs] = {}
+        self._name = ""
+        self._dlrm: DLRM | None = None
+        self._operators: dict[str, Operator] = {}
+        self._row_bytes = 0
+        self._loops: tuple[Loop, ...] = ()
 
     @functools.cached_property
     def topology(self) -> Any:
@@ -109,15 +114,24 @@ class Bench:
     def threads(self) -> int:
         return int(self.topology.physical_cores)
 
-    @functools.lru_cache(maxsize=1)  # noqa: B019 - one model is all that need fit, and the session ends with this
-    def model(self, name: str) -> DLRM:
-        model = load_model_by_name(name)
-        return DLRM(model, default_config(model, self.topology), machine=self.topology)
+    def release(self) -> None:
+        """Free models, arrays and loops; what was measured stays."""
+        self._name, self._dlrm, self._operators = "", None, {}
+        self._row_bytes, self._loops = 0, ()
+        self.__dict__.pop("_arrays", None)
 
-    @functools.lru_cache(maxsize=1)  # noqa: B019
+    def model(self, name: str) -> DLRM:
+        """One at a time is held."""
+        if self._dlrm is None or self._name != name:
+            self._dlrm, self._operators = None, {}  # before the next one is made
+            model = load_model_by_name(name)
+            self._name, self._dlrm = name, DLRM(model, default_config(model, self.topology), machine=self.topology)
+        return self._dlrm
+
     def operators(self, name: str) -> dict[str, Operator]:
         dlrm = self.model(name)
-        return {operator.key: operator for operator in dlrm.operators(make_source(dlrm.model))}
+        self._operators = self._operators or {operator.key: operator for operator in dlrm.operators(make_source(dlrm.model))}
+        return self._operators
 
     def skewed(self, name: str, spec: DataSpec, key: str) -> Operator:
         """One pass of a model on other indices."""
@@ -137,9 +151,10 @@ class Bench:
     def _arrays(self) -> Arrays:
         return Arrays(self.threads)
 
-    @functools.lru_cache(maxsize=1)  # noqa: B019
     def _all_loops(self, row_bytes: int) -> tuple[Loop, ...]:
         """The best variants of every point at one row width, by a first heat."""
+        if self._row_bytes == row_bytes:
+            return self._loops
         torch.set_num_threads(self.threads)
         sizes = replace(choose_sizes(self.topology, available_memory_bytes(self.topology)), row_bytes=(row_bytes,))
         loops = [loop for loop in loops_at(self.threads, sizes, self._arrays) if loop.point != ("fork_join",)]
@@ -148,7 +163,8 @@ class Bench:
         for i, loop in enumerate(loops):
             kept.setdefault(loop.point, []).append((loop.amount / heat.samples[f"{loop.point} {loop.variant}"].median_s, i))
         chosen = {i for rates in kept.values() for _, i in sorted(rates)[-_VARIANTS:]}
-        return tuple(loop for i, loop in enumerate(loops) if i in chosen)
+        self._row_bytes, self._loops = row_bytes, tuple(loop for i, loop in enumerate(loops) if i in chosen)
+        return self._loops
 
     def loops(self, name: str, patterns: Iterable[str]) -> CeilingLoops:
         """Ceilings of these patterns (gemm, fma, stream, gather, scatter), at the row width of a model's tables."""
@@ -241,8 +257,8 @@ def line() -> type[Line]:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """Public data beside the checkout, where there is any."""
-    return Path(__file__).parents[3] / "shared" / "data"
+    """Public data: where AUTOTUNE_DATA says, else beside the checkout."""
+    return Path(os.environ.get("AUTOTUNE_DATA", Path(__file__).parents[3] / "shared" / "data"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -258,6 +274,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     bench = config.stash.get(_BENCH, None)
     if bench is None or not bench.lines:
         return
+    bench.release()
     write = terminalreporter.write_line
     terminalreporter.section(f"fractions of the ceilings probed in the same rounds, {bench.threads} threads, {bench.topology.cpu_model}")
     write(f"{'operator':<38}{'shape':<30}{'time':>10}{'ceiling':>10}{'reached':>9}  {'95 % interval':<16}{'target':>8}  ")
