@@ -277,12 +277,12 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     bench.release()
     write = terminalreporter.write_line
     terminalreporter.section(f"fractions of the ceilings probed in the same rounds, {bench.threads} threads, {bench.topology.cpu_model}")
-    write(f"{'operator':<38}{'shape':<30}{'time':>10}{'ceiling':>10}{'reached':>9}  {'95 % interval':<16}{'target':>8}  ")
+    write(f"{'operator':<42}{'shape':<30}{'time':>10}{'ceiling':>10}{'reached':>9}  {'95 % interval':<20}{'target':>12}")
     for one in bench.lines:
         times = "".join(f"{format_time(seconds) if seconds is not None else '-':>10}" for seconds in (one.time_s, one.ceiling_s))
         low, middle, high = (_figure(value, one.unit) for value in (one.reached.low, one.reached.median, one.reached.high))
         target = "-" if one.target is None else ("<= " if one.at_most else ">= ") + _figure(one.target, one.unit)
-        write(f"{one.operator:<38}{one.shape:<30}{times}{middle:>9}  {f'[{low}, {high}]':<16}{target:>8}  {one.met}")
+        write(f"{one.operator:<42}{one.shape:<30}{times}{middle:>9}  {f'[{low}, {high}]':<20}{target:>12}  {one.met}")
     asked = [one for one in bench.lines if one.target is not None]
     write(f"{sum(one.met == 'met' for one in asked)} of {len(asked)} targets met")
 
