@@ -1,8 +1,8 @@
 """Kernels of the optimized DLRM. Import torch first, so that both share one OpenMP library.
 
-Arrays are taken in place, never converted or copied: fp32 on the CPU, rows contiguous, outputs overlapping nothing else. What does not
-fit raises TypeError (dtype, number of dimensions, read-only output) or ValueError (sizes, strides, overlaps, options) before anything is
-written. `threads` is the size of the OpenMP team.
+Arrays are taken in place, never converted or copied: fp32 on the CPU (halves of weights: int16), rows contiguous, outputs overlapping
+nothing else. What does not fit raises TypeError (dtype, number of dimensions, read-only output) or ValueError (sizes, strides, overlaps,
+options) before anything is written. `threads` is the size of the OpenMP team.
 """
 
 from collections.abc import Sequence
@@ -67,7 +67,17 @@ class EmbeddingTables:
     anything is written.
     """
 
-    def __init__(self, weights: Sequence[_Array]) -> None: ...
+    def __init__(self, weights: Sequence[_Array], state: Sequence[_Array] | None = None, epsilon: float = 1e-10) -> None:
+        """fp32 tables. With `state`, fp32 [rows_t] each, updates are row-wise Adagrad: with G the sum of a row's gradients,
+        state += mean(G^2), row -= learning_rate * G / (sqrt(state) + epsilon); else SGD."""
+
+    @staticmethod
+    def split(
+        upper: Sequence[_Array], lower: Sequence[_Array], state: Sequence[_Array] | None = None, epsilon: float = 1e-10
+    ) -> EmbeddingTables:
+        """Tables of fp32 weights kept as int16 bit patterns: upper[t] the upper 16 bits, a bf16 number that the forward pass reads;
+        lower[t] the rest, which an update joins to it."""
+
     @property
     def num_tables(self) -> int: ...
     @property
@@ -105,6 +115,13 @@ class EmbeddingTables:
 
     def validate(self, indices: _Array, offsets: _Array, num_bags: int, threads: int) -> None:
         """Only the checks of the look-ups, for N = num_bags."""
+    def task_sizes(self, indices: _Array, offsets: _Array, num_bags: int, bags_per_task: int) -> list[int]:
+        """Look-ups and bags of each task of a forward pass."""
+
+    def owner_sizes(self, indices: _Array, offsets: _Array, num_bags: int, strategy: _Strategy, threads: int) -> list[int]:
+        """Look-ups that each owner applies in an update, by race_free_range, race_free_modulo or bucketed (where a look-up takes all
+        threads the same time, so that the buckets are claimed in turn)."""
+
     def release_workspace(self) -> None:
         """Free what updates keep between calls."""
 
@@ -116,6 +133,9 @@ def libxsmm_opened() -> bool:
 
 def pack_weights(weights: _Array, forward: _Array, forward_width: int, backward: _Array, backward_width: int, threads: int) -> None:
     """weights [K, C] as zero-padded panels: forward [ceil(K/fw) * C * fw] over K, backward [ceil(C/bw) * K * bw] over C."""
+
+def pack_weights_bf16(upper: _Array, forward: _Array, forward_width: int, backward: _Array, backward_width: int, threads: int) -> None:
+    """The same of bf16, int16 [K, C], in pairs: forward [ceil(K/fw) * ceil(C/2) * fw * 2], backward [ceil(C/bw) * ceil(K/2) * bw * 2]."""
 
 def linear_forward(
     x: _Array,
@@ -148,6 +168,37 @@ def linear_backward_data(
 ) -> None:
     """dx [N, C] = dy [N, K] w, zero where mask [N, C] <= 0; packed: the backward panels, of width bk."""
 
+def linear_forward_bf16(
+    x: _Array,
+    packed: _Array,
+    bias: _Array | None,
+    y: _Array,
+    activation: _Activation,
+    bn: int,
+    bc: int,
+    bk: int,
+    columns_outer: bool,
+    thread_columns: int,
+    threads: int,
+    libxsmm: bool = False,
+) -> None:
+    """The same with x rounded to bf16, and packed in pairs, int16."""
+
+def linear_backward_data_bf16(
+    dy: _Array,
+    packed: _Array,
+    mask: _Array | None,
+    dx: _Array,
+    bn: int,
+    bc: int,
+    bk: int,
+    columns_outer: bool,
+    thread_columns: int,
+    threads: int,
+    libxsmm: bool = False,
+) -> None:
+    """The same with dy rounded to bf16, and packed in pairs, int16."""
+
 def linear_backward_weights(
     dy: _Array,
     x: _Array,
@@ -163,8 +214,64 @@ def linear_backward_weights(
     thread_columns: int,
     threads: int,
     libxsmm: bool = False,
+    state: _Array | None = None,
+    bias_state: _Array | None = None,
+    epsilon: float = 1e-10,
 ) -> None:
-    """d_weights [K, C] = dy^T x, d_bias [K] = sum of dy; or, with weights and bias, the SGD step, d_weights and d_bias being scratch."""
+    """d_weights [K, C] = dy^T x, d_bias [K] = sum of dy; or, with weights and bias, a step along both, d_weights and d_bias being scratch.
+
+    SGD; or with state [K, C] and bias_state [K] Adagrad: s += g^2, w -= learning_rate * g / (sqrt(s) + epsilon). A learning rate of 0
+    changes nothing, the states included.
+    """
+
+def linear_backward_weights_bf16(
+    dy: _Array,
+    x: _Array,
+    d_weights: _Array,
+    d_bias: _Array,
+    upper: _Array | None,
+    lower: _Array | None,
+    bias: _Array | None,
+    learning_rate: float,
+    bn: int,
+    bc: int,
+    bk: int,
+    columns_outer: bool,
+    thread_columns: int,
+    threads: int,
+    libxsmm: bool = False,
+    state: _Array | None = None,
+    bias_state: _Array | None = None,
+    epsilon: float = 1e-10,
+) -> None:
+    """The same with dy and x rounded to bf16 for d_weights, and weights as the upper and lower halves of fp32, int16 [K, C]."""
+
+def linear_descend(
+    d_weights: _Array,
+    d_bias: _Array,
+    weights: _Array,
+    bias: _Array,
+    state: _Array | None,
+    bias_state: _Array | None,
+    learning_rate: float,
+    epsilon: float,
+    threads: int,
+) -> None:
+    """The step that `linear_backward_weights` takes, along gradients that it wrote."""
+
+def linear_descend_bf16(
+    d_weights: _Array,
+    d_bias: _Array,
+    upper: _Array,
+    lower: _Array,
+    bias: _Array,
+    state: _Array | None,
+    bias_state: _Array | None,
+    learning_rate: float,
+    epsilon: float,
+    threads: int,
+) -> None:
+    """The same on halves of weights, int16 [K, C]."""
 
 def interaction_forward(features: _Array, out: _Array, samples_per_task: int, threads: int) -> None:
     """out [N, E + F(F-1)/2]: feature 0 of features [N, F, E], then the dot products of pairs j < i, by rows of the lower triangle."""

@@ -1,8 +1,12 @@
 // Embedding bags: checks, then one call.
+#include <algorithm>
+#include <cmath>
 #include <mutex>
 #include <vector>
 
 #include "bindings.h"
+#include "embedding_shares.h"
+#include "isa/vector.h"
 
 namespace autotune {
 namespace {
@@ -16,27 +20,27 @@ UpdateStrategy strategy_of(const std::string& name) {
   reject("strategy must be race_free_range, race_free_modulo, bucketed, atomic or unfused, got '" + name + "'");
 }
 
+using Halves = nb::ndarray<int16_t, nb::ndim<2>, nb::device::cpu>;  // bit patterns; torch has no arithmetic for uint16
+constexpr double kEpsilon = 1e-10;  // as torch.optim.Adagrad has it
+using State = std::optional<std::vector<Floats<1>>>;
+
 // T tables as one native handle: pointers are taken once, not at every call.
 class Tables {
  public:
-  explicit Tables(std::vector<Floats<2>> weights) : arrays_(std::move(weights)) {
-    require(!arrays_.empty(), "at least one table is needed, got none");
-    const int64_t dim = static_cast<int64_t>(arrays_[0].shape(1));
-    std::vector<Extent> extents;
-    for (size_t t = 0; t < arrays_.size(); ++t) {
-      const Floats<2>& table = arrays_[t];
-      const std::string name = "tables[" + std::to_string(t) + "]";
-      require_contiguous(name.c_str(), table);
-      const int64_t rows = static_cast<int64_t>(table.shape(0)), width = static_cast<int64_t>(table.shape(1));
-      require(width == dim && dim >= 1, name + " must have the width of tables[0], " + str(dim) + ", and at least 1, got " + str(width));
-      require(rows >= 1 && rows <= int64_t{0xffffffff}, name + " must have between 1 and 2^32 - 1 rows, got " + str(rows));
-      const Extent extent = extent_of("a table", table);
-      for (const Extent& other : extents) require_disjoint({extent}, {{"another table", other.begin, other.end}});
-      extents.push_back(extent);
-      pointers_.push_back(table.data());
-      rows_.push_back(rows);
-    }
-    tables_ = {static_cast<int64_t>(arrays_.size()), dim, pointers_.data(), rows_.data()};
+  Tables(std::vector<Floats<2>> weights, State state, double epsilon) : arrays_(std::move(weights)) {
+    take("tables", arrays_, pointers_);
+    tables_.weights = pointers_.data();
+    finish(std::move(state), epsilon);
+  }
+  Tables(std::vector<Halves> upper, std::vector<Halves> lower, State state, double epsilon)
+      : upper_(std::move(upper)), lower_(std::move(lower)) {
+    take("upper", upper_, upper_pointers_);
+    const std::vector<int64_t> rows = rows_;
+    take("lower", lower_, lower_pointers_);
+    require(rows == rows_ && upper_[0].shape(1) == lower_[0].shape(1), "upper and lower must have the same shapes, table by table");
+    tables_.upper = upper_pointers_.data();
+    tables_.lower = lower_pointers_.data();
+    finish(std::move(state), epsilon);
   }
   Tables(const Tables&) = delete;
 
@@ -57,6 +61,11 @@ class Tables {
   void update(const Indices& indices, const Indices& offsets, const ConstFloats<3>& gradient, float learning_rate,
               const std::optional<ConstFloats<1>>& scales, bool mean, const std::string& strategy, int64_t prefetch_distance, int threads) {
     const UpdateStrategy chosen = strategy_of(strategy);
+    require(tables_.upper == nullptr || chosen != UpdateStrategy::kAtomic,
+            "tables split into two halves cannot be updated by strategy atomic, which exchanges one word; use race_free_range or bucketed");
+    require(tables_.state == nullptr || (chosen != UpdateStrategy::kAtomic && chosen != UpdateStrategy::kUnfused),
+            "row-wise Adagrad steps a row by the sum of its gradients, so one owner must see them all: strategy must be race_free_range, "
+            "race_free_modulo or bucketed, got '" + strategy + "'");
     require_rows("gradient", gradient);
     const Bags bags = checked(indices, offsets, gradient, "gradient", scales, mean, prefetch_distance, threads);
     for (const Extent& extent : {extent_of("gradient", gradient), extent_of("indices", indices), extent_of("offsets", offsets), scales_extent(scales)})
@@ -68,7 +77,8 @@ class Tables {
     if (chosen == UpdateStrategy::kBucketed) {
       if (entries_.size() < lookups) entries_.resize(lookups);
       if (scales && entry_scales_.size() < lookups) entry_scales_.resize(lookups);
-      if (counts_.size() < team * team) counts_.resize(team * team);
+      const size_t buckets = kBucketsPerThread * team, counts = (team + 2) * buckets + 1;
+      if (counts_.size() < counts) counts_.resize(counts);
     } else if (chosen == UpdateStrategy::kUnfused && gradient_rows_.size() < lookups * static_cast<size_t>(tables_.dim)) {
       gradient_rows_.resize(lookups * static_cast<size_t>(tables_.dim));
     }
@@ -80,6 +90,25 @@ class Tables {
     const Bags bags = checked_bags(indices, offsets, num_bags, std::nullopt, false, 0, threads);
     nb::gil_scoped_release release;
     require_valid(bags, threads);
+  }
+
+  // Look-ups and bags of each task of a forward pass.
+  std::vector<int64_t> task_sizes(const Indices& indices, const Indices& offsets, int64_t num_bags, int64_t bags_per_task) const {
+    const Bags bags = checked_bags(indices, offsets, num_bags, std::nullopt, false, 0, 1);
+    require(bags_per_task >= 1, "bags_per_task must be at least 1, got " + str(bags_per_task));
+    require_valid(bags, 1);
+    return bags.wide ? task_sizes_of<int64_t>(bags, bags_per_task) : task_sizes_of<int32_t>(bags, bags_per_task);
+  }
+
+  // Look-ups that each owner applies in an update.
+  std::vector<int64_t> owner_sizes(const Indices& indices, const Indices& offsets, int64_t num_bags, const std::string& strategy,
+                                   int threads) const {
+    const UpdateStrategy chosen = strategy_of(strategy);
+    require(chosen == UpdateStrategy::kRaceFreeRange || chosen == UpdateStrategy::kRaceFreeModulo || chosen == UpdateStrategy::kBucketed,
+            "rows have owners by strategy race_free_range, race_free_modulo and bucketed, got '" + strategy + "'");
+    const Bags bags = checked_bags(indices, offsets, num_bags, std::nullopt, false, 0, threads);
+    require_valid(bags, 1);
+    return bags.wide ? owner_sizes_of<int64_t>(bags, chosen, threads) : owner_sizes_of<int32_t>(bags, chosen, threads);
   }
 
   // Frees what the last strategies needed: up to a gradient row for every look-up.
@@ -96,12 +125,94 @@ class Tables {
   std::vector<int64_t> rows() const { return rows_; }
 
  private:
+  template <class Index>
+  std::vector<int64_t> task_sizes_of(const Bags& bags, int64_t bags_per_task) const {
+    const Index* offsets = static_cast<const Index*>(bags.offsets);
+    const int64_t num_bags = bags.num_bags * tables_.num_tables, num_tasks = ceil_div(num_bags, bags_per_task);
+    std::vector<int64_t> sizes;
+    for (int64_t task = 0; task < num_tasks; ++task) {
+      const int64_t first = first_bag_of(offsets, num_bags, task, num_tasks), last = first_bag_of(offsets, num_bags, task + 1, num_tasks);
+      sizes.push_back(offsets[last] - offsets[first] + last - first);
+    }
+    return sizes;
+  }
+
+  template <class Index>
+  std::vector<int64_t> owner_sizes_of(const Bags& bags, UpdateStrategy strategy, int threads) const {
+    const Index* offsets = static_cast<const Index*>(bags.offsets);
+    const Index* indices = static_cast<const Index*>(bags.indices);
+    const uint32_t owners = static_cast<uint32_t>(threads), buckets = kBucketsPerThread * owners;
+    std::vector<int64_t> sizes(owners), filed(buckets);
+    for (int64_t t = 0; t < tables_.num_tables; ++t)
+      for (int64_t j = offsets[t * bags.num_bags]; j < static_cast<int64_t>(offsets[(t + 1) * bags.num_bags]); ++j) {
+        const uint64_t row = static_cast<uint64_t>(indices[j]);
+        if (strategy == UpdateStrategy::kBucketed) {
+          ++filed[bucket_of(static_cast<uint32_t>(row), static_cast<uint32_t>(t), buckets)];
+          continue;
+        }
+        uint32_t me = 0;
+        while (strategy == UpdateStrategy::kRaceFreeModulo
+                   ? row % owners != part_of(t, me, owners)
+                   : row < part_begin(tables_.rows[t], part_of(t, me, owners), owners) ||
+                         row >= part_begin(tables_.rows[t], part_of(t, me, owners) + 1, owners))
+          ++me;
+        ++sizes[me];
+      }
+    // Buckets go, the largest first, to whoever is done.
+    std::sort(filed.rbegin(), filed.rend());
+    for (const int64_t size : filed)
+      if (size > 0) *std::min_element(sizes.begin(), sizes.end()) += size;
+    return sizes;
+  }
+
   static Extent scales_extent(const std::optional<ConstFloats<1>>& scales) {
     return scales ? extent_of("per_sample_weights", *scales) : Extent{"per_sample_weights", nullptr, nullptr};
   }
 
+  // Checks one array a table and takes its pointer; sets rows and dim.
+  template <class Array, class Pointer>
+  void take(const std::string& group, std::vector<Array>& arrays, std::vector<Pointer>& pointers) {
+    require(!arrays.empty(), "at least one table is needed, got none");
+    tables_.num_tables = static_cast<int64_t>(arrays.size());
+    tables_.dim = static_cast<int64_t>(arrays[0].shape(1));
+    rows_.clear();
+    for (size_t t = 0; t < arrays.size(); ++t) {
+      Array& table = arrays[t];
+      const std::string name = group + "[" + std::to_string(t) + "]";
+      require_contiguous(name.c_str(), table);
+      const int64_t rows = static_cast<int64_t>(table.shape(0)), width = static_cast<int64_t>(table.shape(1));
+      require(width == tables_.dim && width >= 1,
+              name + " must have the width of " + group + "[0], " + str(tables_.dim) + ", and at least 1, got " + str(width));
+      require(rows >= 1 && rows <= int64_t{0xffffffff}, name + " must have between 1 and 2^32 - 1 rows, got " + str(rows));
+      hold(extent_of("a table", table));
+      pointers.push_back(reinterpret_cast<Pointer>(table.data()));
+      rows_.push_back(rows);
+    }
+    tables_.rows = rows_.data();
+  }
+
+  void finish(State state, double epsilon) {
+    require(std::isfinite(epsilon) && epsilon >= 0, "epsilon must be at least 0, got " + std::to_string(epsilon));
+    tables_.epsilon = static_cast<float>(epsilon);
+    if (!state) return;
+    states_ = std::move(*state);
+    require(states_.size() == rows_.size(), "state must have one array a table, got " + str(static_cast<int64_t>(states_.size())));
+    for (size_t t = 0; t < states_.size(); ++t) {
+      require_contiguous("state", states_[t]);
+      require_shape("state", states_[t], {rows_[t]});
+      hold(extent_of("the state of a table", states_[t]));
+      state_pointers_.push_back(states_[t].data());
+    }
+    tables_.state = state_pointers_.data();
+  }
+
+  void hold(const Extent& extent) {
+    for (const Extent& other : extents_) require_disjoint({extent}, {{"another table", other.begin, other.end}});
+    extents_.push_back(extent);
+  }
+
   void require_outside_tables(const Extent& extent) const {
-    for (const Floats<2>& table : arrays_) require_disjoint({extent_of("a table", table)}, {extent});
+    for (const Extent& table : extents_) require_disjoint({table}, {extent});
   }
 
   template <class Array>
@@ -145,8 +256,12 @@ class Tables {
   }
 
   std::vector<Floats<2>> arrays_;
-  std::vector<float*> pointers_;
+  std::vector<Halves> upper_, lower_;
+  std::vector<Floats<1>> states_;
+  std::vector<float*> pointers_, state_pointers_;
+  std::vector<uint16_t*> upper_pointers_, lower_pointers_;
   std::vector<int64_t> rows_;
+  std::vector<Extent> extents_;
   EmbeddingTables tables_{};
   std::mutex mutex_;
   std::vector<BucketEntry> entries_;
@@ -158,13 +273,23 @@ class Tables {
 
 void bind_embedding(nb::module_& m) {
   nb::class_<Tables>(m, "EmbeddingTables", "T tables of one width as one native handle; holds their memory alive.")
-      .def(nb::init<std::vector<Floats<2>>>(), "weights"_a.noconvert())
+      .def(nb::init<std::vector<Floats<2>>, State, double>(), "weights"_a.noconvert(), "state"_a.noconvert() = nb::none(),
+           "epsilon"_a = kEpsilon)
+      .def_static(
+          "split",
+          [](std::vector<Halves> upper, std::vector<Halves> lower, State state, double epsilon) {
+            return new Tables(std::move(upper), std::move(lower), std::move(state), epsilon);
+          },
+          "upper"_a.noconvert(), "lower"_a.noconvert(), "state"_a.noconvert() = nb::none(), "epsilon"_a = kEpsilon,
+          nb::rv_policy::take_ownership)
       .def("forward", &Tables::forward, "indices"_a.noconvert(), "offsets"_a.noconvert(), "out"_a.noconvert(),
            "per_sample_weights"_a.noconvert().none(), "mean"_a, "prefetch_distance"_a, "prefetch_hint"_a, "bags_per_task"_a,
            "streaming_stores"_a, "threads"_a)
       .def("update", &Tables::update, "indices"_a.noconvert(), "offsets"_a.noconvert(), "gradient"_a.noconvert(), "learning_rate"_a,
            "per_sample_weights"_a.noconvert().none(), "mean"_a, "strategy"_a, "prefetch_distance"_a, "threads"_a)
       .def("validate", &Tables::validate, "indices"_a.noconvert(), "offsets"_a.noconvert(), "num_bags"_a, "threads"_a)
+      .def("task_sizes", &Tables::task_sizes, "indices"_a.noconvert(), "offsets"_a.noconvert(), "num_bags"_a, "bags_per_task"_a)
+      .def("owner_sizes", &Tables::owner_sizes, "indices"_a.noconvert(), "offsets"_a.noconvert(), "num_bags"_a, "strategy"_a, "threads"_a)
       .def("release_workspace", &Tables::release_workspace)
       .def_prop_ro("num_tables", &Tables::num_tables)
       .def_prop_ro("dim", &Tables::dim)

@@ -24,8 +24,10 @@ std::vector<const KernelTable*> runnable_targets() {
     tables.push_back(&avx2_table());
   }
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512vl"))
+      __builtin_cpu_supports("avx512vl")) {
     tables.push_back(&avx512_table());
+    if (__builtin_cpu_supports("avx512bf16")) tables.push_back(&avx512_bf16_table());
+  }
 #endif
   return tables;
 }

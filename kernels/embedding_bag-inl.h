@@ -3,8 +3,8 @@
 
 #include <omp.h>
 
-#include "embedding_bag.h"
-#include "isa/vector.h"
+#include "embedding_rows-inl.h"
+#include "embedding_shares.h"
 #include "memory.h"
 
 namespace autotune {
@@ -21,27 +21,41 @@ struct EmbeddingKernels {
     const Index* offsets = static_cast<const Index*>(bags.offsets);
     const Index* indices = static_cast<const Index*>(bags.indices);
     const int64_t num_offsets = tables.num_tables * bags.num_bags + 1;
-    for (int64_t i = 0; i < num_offsets; ++i) {
-      // The first is 0 and the last is L: a look-up outside every bag would be dropped in silence.
-      const int64_t low = i + 1 == num_offsets ? bags.num_indices : i == 0 ? 0 : static_cast<int64_t>(offsets[i - 1]);
-      const int64_t high = i == 0 ? 0 : bags.num_indices;
-      const int64_t value = static_cast<int64_t>(offsets[i]);
-      if (value < low || value > high) return {2, bags.num_bags ? (i ? i - 1 : 0) / bags.num_bags : 0, i, value, bags.num_indices};
-    }
-    bool bad = false;
-#pragma omp parallel num_threads(threads) reduction(|| : bad)
+    bool bad_offsets = false, bad_indices = false;
+#pragma omp parallel num_threads(threads)
     {
       const int64_t team = omp_get_num_threads(), me = omp_get_thread_num();
-      for (int64_t t = 0; t < tables.num_tables; ++t) {
-        const int64_t begin = offsets[t * bags.num_bags], end = offsets[(t + 1) * bags.num_bags];
-        const int64_t first = begin + (end - begin) * me / team, last = begin + (end - begin) * (me + 1) / team;
-        if (any_outside(indices + first, last - first, tables.rows[t])) bad = true;
+      bool bad = false;
+      for (int64_t i = num_offsets * me / team; i < num_offsets * (me + 1) / team; ++i)
+        bad |= bad_offset(offsets, i, num_offsets, bags.num_indices);
+      if (bad) {
+#pragma omp atomic write
+        bad_offsets = true;
+      }
+#pragma omp barrier
+      // Offsets that leave the indices would lead the next loop out of them.
+      if (!bad_offsets) {
+        const int64_t first = bags.num_indices * me / team, last = bags.num_indices * (me + 1) / team;
+        bad = false;
+        for (int64_t t = 0; t < tables.num_tables; ++t) {
+          const int64_t begin = max_of(first, offsets[t * bags.num_bags]), end = min_of(last, offsets[(t + 1) * bags.num_bags]);
+          if (begin < end && any_outside(indices + begin, end - begin, tables.rows[t])) bad = true;
+        }
+        if (bad) {
+#pragma omp atomic write
+          bad_indices = true;
+        }
       }
     }
-    if (!bad) return {0, 0, 0, 0, 0};
-    for (int64_t t = 0; t < tables.num_tables; ++t)
-      for (int64_t j = offsets[t * bags.num_bags]; j < static_cast<int64_t>(offsets[(t + 1) * bags.num_bags]); ++j)
-        if (indices[j] < 0 || static_cast<int64_t>(indices[j]) >= tables.rows[t]) return {1, t, j, static_cast<int64_t>(indices[j]), tables.rows[t]};
+    if (bad_offsets)
+      for (int64_t i = 0; i < num_offsets; ++i)
+        if (bad_offset(offsets, i, num_offsets, bags.num_indices))
+          return {2, bags.num_bags ? (i ? i - 1 : 0) / bags.num_bags : 0, i, static_cast<int64_t>(offsets[i]), bags.num_indices};
+    if (bad_indices)
+      for (int64_t t = 0; t < tables.num_tables; ++t)
+        for (int64_t j = offsets[t * bags.num_bags]; j < static_cast<int64_t>(offsets[(t + 1) * bags.num_bags]); ++j)
+          if (indices[j] < 0 || static_cast<int64_t>(indices[j]) >= tables.rows[t])
+            return {1, t, j, static_cast<int64_t>(indices[j]), tables.rows[t]};
     return {0, 0, 0, 0, 0};
   }
 
@@ -52,20 +66,10 @@ struct EmbeddingKernels {
   // ---- forward ----------------------------------------------------------------------------------------------------------------------
 
   static void forward(const EmbeddingTables& tables, const Bags& bags, const Pooled& out, const ForwardOptions& options, int threads) {
-    if (bags.wide)
-      options.prefetch_hint == 0 ? run_forward<int64_t, 0>(tables, bags, out, options, threads)
-                                 : run_forward<int64_t, 1>(tables, bags, out, options, threads);
+    if (tables.upper != nullptr)
+      forward_of<SplitRows<Isa>>(tables, bags, out, options, threads);
     else
-      options.prefetch_hint == 0 ? run_forward<int32_t, 0>(tables, bags, out, options, threads)
-                                 : run_forward<int32_t, 1>(tables, bags, out, options, threads);
-  }
-
-  // row += scale * addend, over dim floats.
-  static inline void add_scaled(float* row, const float* addend, float scale, int64_t dim) {
-    const V s = Isa::set(scale);
-    int64_t e = 0;
-    for (; e + W <= dim; e += W) Isa::store(row + e, Isa::load(row + e) + s * Isa::load(addend + e));
-    for (; e < dim; ++e) row[e] += scale * addend[e];
+      forward_of<FloatRows<Isa>>(tables, bags, out, options, threads);
   }
 
  private:
@@ -85,51 +89,72 @@ struct EmbeddingKernels {
   static uint32_t unsigned_of(int32_t);
   static uint64_t unsigned_of(int64_t);
 
-  template <class Index, int Hint>
+  template <class Index>
+  static bool bad_offset(const Index* offsets, int64_t i, int64_t num_offsets, int64_t num_indices) {
+    // The first is 0 and the last is L: a look-up outside every bag would be dropped in silence.
+    const int64_t low = i + 1 == num_offsets ? num_indices : i == 0 ? 0 : static_cast<int64_t>(offsets[i - 1]);
+    const int64_t high = i == 0 ? 0 : num_indices;
+    return offsets[i] < low || offsets[i] > high;
+  }
+
+  template <class Rows>
+  static void forward_of(const EmbeddingTables& tables, const Bags& bags, const Pooled& out, const ForwardOptions& options, int threads) {
+    if (bags.wide)
+      options.prefetch_hint == 0 ? run_forward<Rows, int64_t, 0>(tables, bags, out, options, threads)
+                                 : run_forward<Rows, int64_t, 1>(tables, bags, out, options, threads);
+    else
+      options.prefetch_hint == 0 ? run_forward<Rows, int32_t, 0>(tables, bags, out, options, threads)
+                                 : run_forward<Rows, int32_t, 1>(tables, bags, out, options, threads);
+  }
+
+  template <class Rows, class Index, int Hint>
   static void run_forward(const EmbeddingTables& tables, const Bags& bags, const Pooled& out, const ForwardOptions& options, int threads) {
-    const int64_t tasks_per_table = ceil_div(bags.num_bags, options.bags_per_task);
-    const int64_t num_tasks = tasks_per_table * tables.num_tables;
+    const Index* offsets = static_cast<const Index*>(bags.offsets);
+    const int64_t num_bags = bags.num_bags * tables.num_tables;
+    const int64_t num_tasks = ceil_div(num_bags, options.bags_per_task);
 #pragma omp parallel num_threads(threads)
     {
 #pragma omp for schedule(dynamic, 1)
       for (int64_t task = 0; task < num_tasks; ++task) {
-        const int64_t t = task / tasks_per_table;
-        const int64_t first = (task % tasks_per_table) * options.bags_per_task;
-        const int64_t last = min_of(bags.num_bags, first + options.bags_per_task);
-        pool_task<Index, Hint>(tables, bags, out, options, t, first, last);
+        const int64_t last = first_bag_of(offsets, num_bags, task + 1, num_tasks);
+        for (int64_t bag = first_bag_of(offsets, num_bags, task, num_tasks); bag < last;) {
+          const int64_t t = bag / bags.num_bags, stop = min_of(last, (t + 1) * bags.num_bags);
+          pool_task<Rows, Index, Hint>(tables, bags, out, options, t, bag - t * bags.num_bags, stop - t * bags.num_bags);
+          bag = stop;
+        }
       }
       if (options.streaming_stores) store_fence();
     }
   }
 
-  template <class Index, int Hint>
+  template <class Rows, class Index, int Hint>
   static void pool_task(const EmbeddingTables& tables, const Bags& bags, const Pooled& out, const ForwardOptions& options, int64_t t,
                         int64_t first, int64_t last) {
     // A row that fills 1, 2, 4, 8 or 16 registers is summed in registers; 16 need the larger register file.
     const int64_t dim = tables.dim;
-    if (dim == 1 * W) return pool<Index, Hint, 1>(tables, bags, out, options, t, first, last);
-    if (dim == 2 * W) return pool<Index, Hint, 2>(tables, bags, out, options, t, first, last);
-    if (dim == 4 * W) return pool<Index, Hint, 4>(tables, bags, out, options, t, first, last);
-    if (dim == 8 * W) return pool<Index, Hint, 8>(tables, bags, out, options, t, first, last);
+    if (dim == 1 * W) return pool<Rows, Index, Hint, 1>(tables, bags, out, options, t, first, last);
+    if (dim == 2 * W) return pool<Rows, Index, Hint, 2>(tables, bags, out, options, t, first, last);
+    if (dim == 4 * W) return pool<Rows, Index, Hint, 4>(tables, bags, out, options, t, first, last);
+    if (dim == 8 * W) return pool<Rows, Index, Hint, 8>(tables, bags, out, options, t, first, last);
     if constexpr (Isa::kRegisters >= 32)
-      if (dim == 16 * W) return pool<Index, Hint, 16>(tables, bags, out, options, t, first, last);
-    pool<Index, Hint, 0>(tables, bags, out, options, t, first, last);
+      if (dim == 16 * W) return pool<Rows, Index, Hint, 16>(tables, bags, out, options, t, first, last);
+    pool<Rows, Index, Hint, 0>(tables, bags, out, options, t, first, last);
   }
 
   // Registers: vectors of a row held in registers; 0: any width, summed in scratch that stays in L1.
-  template <class Index, int Hint, int Registers>
+  template <class Rows, class Index, int Hint, int Registers>
   static void pool(const EmbeddingTables& tables, const Bags& bags, const Pooled& out, const ForwardOptions& options, int64_t t,
                    int64_t first, int64_t last) {
     const int64_t dim = tables.dim;
-    const float* weights = tables.weights[t];
+    const Rows rows(tables, t);
     const Index* indices = static_cast<const Index*>(bags.indices);
     const Index* offsets = static_cast<const Index*>(bags.offsets) + t * bags.num_bags;
-    const int64_t table_end = offsets[bags.num_bags];
+    const int64_t task_end = offsets[last];  // rows beyond it may be another thread's
     const int64_t distance = options.prefetch_distance;
     float* const scratch = Registers ? nullptr : static_cast<float*>(thread_scratch(kScratchPool, dim * sizeof(float)));
     // A bag writes its output once; rows come in by prefetch, `distance` look-ups ahead across bag boundaries.
-    for (int64_t i = offsets[first]; i < min_of(offsets[first] + distance, table_end); ++i)
-      prefetch_row<Hint>(weights + static_cast<int64_t>(indices[i]) * dim, dim);
+    for (int64_t i = offsets[first]; i < min_of(offsets[first] + distance, task_end); ++i)
+      rows.template prefetch<Hint>(static_cast<int64_t>(indices[i]) * dim, dim);
     for (int64_t n = first; n < last; ++n) {
       const int64_t begin = offsets[n], end = offsets[n + 1];
       float* const target = out.data + n * out.sample_stride + t * out.table_stride;
@@ -138,14 +163,14 @@ struct EmbeddingKernels {
         V sum[Registers];
         for (int v = 0; v < Registers; ++v) sum[v] = Isa::set(0);
         for (int64_t j = begin; j < end; ++j) {
-          if (distance > 0 && j + distance < table_end)
-            prefetch_row<Hint>(weights + static_cast<int64_t>(indices[j + distance]) * dim, dim);
-          const float* row = weights + static_cast<int64_t>(indices[j]) * dim;
+          if (distance > 0 && j + distance < task_end)
+            rows.template prefetch<Hint>(static_cast<int64_t>(indices[j + distance]) * dim, dim);
+          const int64_t row = static_cast<int64_t>(indices[j]) * dim;
           if (bags.scales != nullptr) {
             const V s = Isa::set(bags.scales[j]);
-            for (int v = 0; v < Registers; ++v) sum[v] += s * Isa::load(row + v * W);
+            for (int v = 0; v < Registers; ++v) sum[v] += s * rows.read(row + v * W);
           } else {
-            for (int v = 0; v < Registers; ++v) sum[v] += Isa::load(row + v * W);
+            for (int v = 0; v < Registers; ++v) sum[v] += rows.read(row + v * W);
           }
         }
         const V s = Isa::set(scale);
@@ -154,9 +179,13 @@ struct EmbeddingKernels {
       } else {
         for (int64_t e = 0; e < dim; ++e) scratch[e] = 0;
         for (int64_t j = begin; j < end; ++j) {
-          if (distance > 0 && j + distance < table_end)
-            prefetch_row<Hint>(weights + static_cast<int64_t>(indices[j + distance]) * dim, dim);
-          add_scaled(scratch, weights + static_cast<int64_t>(indices[j]) * dim, bags.scales != nullptr ? bags.scales[j] : 1.0f, dim);
+          if (distance > 0 && j + distance < task_end)
+            rows.template prefetch<Hint>(static_cast<int64_t>(indices[j + distance]) * dim, dim);
+          const int64_t row = static_cast<int64_t>(indices[j]) * dim;
+          const float weight = bags.scales != nullptr ? bags.scales[j] : 1.0f;
+          int64_t e = 0;
+          for (; e + W <= dim; e += W) Isa::store(scratch + e, Isa::load(scratch + e) + Isa::set(weight) * rows.read(row + e));
+          for (; e < dim; ++e) scratch[e] += weight * rows.read_one(row + e);
         }
         int64_t e = 0;
         for (; e + W <= dim; e += W) {

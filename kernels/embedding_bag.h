@@ -1,8 +1,12 @@
-// Embedding bags of all tables in one call: pooled look-ups, and their backward fused with the SGD update.
+// Embedding bags of all tables in one call: pooled look-ups, and their backward fused with the update.
 //
-// Shapes. T tables of one width E, table t of rows[t] x E floats, rows contiguous, weights[t] its first element; N bags per table; L look-ups.
+// Shapes. T tables of one width E, table t of rows[t] x E weights, rows contiguous; N bags per table; L look-ups.
 //   indices [L], table-major: bag b = t*N + n pools indices[offsets[b] .. offsets[b+1]), offsets [T*N + 1], non-decreasing from 0 to L.
 //   pooled / gradient: element (n, t, e) at n*sample_stride + t*table_stride + e, in floats.
+// Storage. fp32: weights[t] is the first element. Split: upper[t] and lower[t] hold bits 31..16 and 15..0 of every fp32 weight; the upper
+//   half alone is its bf16 truncation, which the forward pass reads; an update joins both, steps in fp32 and splits again, losing nothing.
+// Update. SGD: row -= learning_rate * g for every look-up in turn. Row-wise Adagrad, where `state` is given: with G the sum of a row's
+//   gradients over the batch, state[row] += mean(G^2), row -= learning_rate * G / (sqrt(state[row]) + epsilon).
 // Alignment: none required. Aliasing: no array overlaps another. Accumulation: fp32, in the order of the look-ups.
 // Threading: one OpenMP team of `threads`. Callers validate first (`embedding_validate`); kernels trust their input.
 #pragma once
@@ -14,8 +18,12 @@ namespace autotune {
 struct EmbeddingTables {
   int64_t num_tables;
   int64_t dim;
-  float* const* weights;
   const int64_t* rows;
+  float* const* weights;    // fp32 storage, else null
+  uint16_t* const* upper;   // split storage, else null
+  uint16_t* const* lower;
+  float* const* state;      // [rows] of each table for row-wise Adagrad; null: SGD
+  float epsilon;
 };
 
 struct Bags {
@@ -43,19 +51,20 @@ struct PooledGradient {
 struct ForwardOptions {
   int64_t prefetch_distance;  // rows ahead; 0: none
   int prefetch_hint;          // 0: L1, 1: L2
-  int64_t bags_per_task;
+  int64_t bags_per_task;      // on average: tasks are equal in look-ups and bags together
   bool streaming_stores;
 };
 
+// Row-wise Adagrad takes the first three; split storage all but kAtomic.
 enum class UpdateStrategy : int { kRaceFreeRange = 0, kRaceFreeModulo = 1, kBucketed = 2, kAtomic = 3, kUnfused = 4 };
 
-// One look-up filed under the owner of its row.
+// One look-up filed under the bucket of its row.
 struct BucketEntry {
   uint32_t row;
   uint32_t bag;
 };
 
-// Memory that outlives calls. entries [L] and entry_scales [L] for bucketed, counts [threads*threads] for bucketed,
+// Memory that outlives calls. entries [L] and entry_scales [L] for bucketed, counts [(threads + 2) * buckets + 1] for bucketed,
 // gradient_rows [L*E] for unfused; null where the strategy does not use it.
 struct UpdateWorkspace {
   BucketEntry* entries;

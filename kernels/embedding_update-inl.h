@@ -1,33 +1,37 @@
-// Embedding bags: backward fused with the SGD update, generic over the ISA. The contract is in embedding_bag.h.
+// Embedding bags: backward fused with the update, generic over ISA and storage. The contract is in embedding_bag.h.
 #pragma once
 
 #include <omp.h>
 
-#include "embedding_bag-inl.h"
+#include "embedding_adagrad-inl.h"
+#include "embedding_rows-inl.h"
+#include "embedding_shares.h"
+#include "memory.h"
 
 namespace autotune {
 
-template <class Isa>
-struct EmbeddingUpdateKernels {
+template <class Isa, class Rows>
+struct EmbeddingUpdateOf {
   static void update(const EmbeddingTables& tables, const Bags& bags, const PooledGradient& gradient, float learning_rate,
-                     UpdateStrategy strategy, int64_t prefetch_distance, const UpdateWorkspace& workspace, int threads) {
+                     UpdateStrategy strategy, int64_t distance, const UpdateWorkspace& workspace, int threads) {
     if (bags.wide)
-      run_update<int64_t>(tables, bags, gradient, learning_rate, strategy, prefetch_distance, workspace, threads);
+      run_update<int64_t>(tables, bags, gradient, learning_rate, strategy, distance, workspace, threads);
     else
-      run_update<int32_t>(tables, bags, gradient, learning_rate, strategy, prefetch_distance, workspace, threads);
+      run_update<int32_t>(tables, bags, gradient, learning_rate, strategy, distance, workspace, threads);
   }
 
  private:
-  static inline void add_scaled(float* row, const float* addend, float scale, int64_t dim) {
-    EmbeddingKernels<Isa>::add_scaled(row, addend, scale, dim);
-  }
-
   // -learning_rate, times the look-up's weight or one over its bag's length.
   template <class Index>
   static inline float step_of(const Bags& bags, const Index* offsets, int64_t bag, int64_t lookup, float learning_rate) {
     if (bags.scales != nullptr) return -learning_rate * bags.scales[lookup];
     if (bags.mean) return -learning_rate / static_cast<float>(offsets[bag + 1] - offsets[bag]);
     return -learning_rate;
+  }
+
+  // The gradient of the pooled vector of bag t*N + n.
+  static inline const float* source_of(const Bags& bags, const PooledGradient& gradient, int64_t bag, int64_t t) {
+    return gradient.data + (bag - t * bags.num_bags) * gradient.sample_stride + t * gradient.table_stride;
   }
 
   template <class Index>
@@ -41,7 +45,9 @@ struct EmbeddingUpdateKernels {
       case UpdateStrategy::kBucketed:
         return update_bucketed<Index>(tables, bags, gradient, learning_rate, distance, workspace, threads);
       case UpdateStrategy::kAtomic:
-        return update_atomic<Index>(tables, bags, gradient, learning_rate, threads);
+        // Two halves are not one word to exchange: the binding refuses split storage.
+        if constexpr (Rows::kReadBytes == 4) update_atomic<Index>(tables, bags, gradient, learning_rate, threads);
+        return;
       case UpdateStrategy::kUnfused:
         return update_unfused<Index>(tables, bags, gradient, learning_rate, distance, workspace, threads);
     }
@@ -51,12 +57,6 @@ struct EmbeddingUpdateKernels {
   static inline uint32_t fast_modulo(uint32_t value, uint64_t inverse, uint32_t divisor) {
     const uint64_t low = inverse * value;
     return static_cast<uint32_t>((static_cast<unsigned __int128>(low) * divisor) >> 64);
-  }
-
-  // Which of `owners` threads a row belongs to: a multiplicative hash, so that hot rows side by side do not meet at one owner.
-  static inline uint32_t owner_of(uint32_t row, uint32_t table, uint32_t owners) {
-    const uint32_t mixed = (row + table * 0x9e3779b1u) * 0x85ebca77u;
-    return static_cast<uint32_t>((static_cast<uint64_t>(mixed ^ (mixed >> 15)) * owners) >> 32);
   }
 
   struct Pending {
@@ -70,93 +70,126 @@ struct EmbeddingUpdateKernels {
   template <class Index, bool Modulo>
   static void update_race_free(const EmbeddingTables& tables, const Bags& bags, const PooledGradient& gradient, float learning_rate,
                                int64_t distance, int threads) {
+    const Index* offsets = static_cast<const Index*>(bags.offsets);
 #pragma omp parallel num_threads(threads)
-    scan_owned<Index, Modulo>(tables, bags, [&](const Pending* pending, int64_t count, int64_t t) {
-      const Index* offsets = static_cast<const Index*>(bags.offsets);
-      float* weights = tables.weights[t];
-      for (int64_t i = 0; i < min_of(distance, count); ++i) prefetch_row_for_write(weights + int64_t{pending[i].row} * tables.dim, tables.dim);
-      for (int64_t i = 0; i < count; ++i) {
-        if (distance > 0 && i + distance < count)
-          prefetch_row_for_write(weights + int64_t{pending[i + distance].row} * tables.dim, tables.dim);
-        const int64_t n = pending[i].bag - t * bags.num_bags;
-        add_scaled(weights + int64_t{pending[i].row} * tables.dim, gradient.data + n * gradient.sample_stride + t * gradient.table_stride,
-                   step_of(bags, offsets, pending[i].bag, pending[i].lookup, learning_rate), tables.dim);
-      }
-    });
+    if (tables.state != nullptr) {
+      // Room for all look-ups of a table: a row steps by their sum.
+      int64_t room = 1;
+      for (int64_t t = 0; t < tables.num_tables; ++t)
+        room = max_of(room, offsets[(t + 1) * bags.num_bags] - offsets[t * bags.num_bags] + 1);
+      Pending* const pending = static_cast<Pending*>(thread_scratch(kScratchLeft, room * sizeof(Pending)));
+      scan_owned<Index, Modulo>(tables, bags, pending, room, [&](int64_t count, int64_t t) {
+        AdagradStep<Isa, Rows>::step_table(
+            tables, t, pending, count, learning_rate, distance, [&](int64_t i) { return source_of(bags, gradient, pending[i].bag, t); },
+            [&](int64_t i) { return step_of(bags, offsets, pending[i].bag, pending[i].lookup, -1.0f); });
+      });
+    } else {
+      Pending pending[kPending];
+      scan_owned<Index, Modulo>(tables, bags, pending, kPending, [&](int64_t count, int64_t t) {
+        const Rows rows(tables, t);
+        for (int64_t i = 0; i < min_of(distance, count); ++i) rows.prefetch_for_write(int64_t{pending[i].row} * tables.dim, tables.dim);
+        for (int64_t i = 0; i < count; ++i) {
+          if (distance > 0 && i + distance < count) rows.prefetch_for_write(int64_t{pending[i + distance].row} * tables.dim, tables.dim);
+          add_to_row<Isa>(rows, int64_t{pending[i].row} * tables.dim, source_of(bags, gradient, pending[i].bag, t),
+                          step_of(bags, offsets, pending[i].bag, pending[i].lookup, learning_rate), tables.dim);
+        }
+      });
+    }
   }
 
-  // Collects, branch-free, the look-ups this thread owns and hands them to `apply` in batches, in order. Runs inside a parallel region.
+  // Collects, branch-free, the look-ups this thread owns into pending[0 .. room) and calls apply(count, table) when it is full and at
+  // the end of each table. Runs inside a parallel region.
   template <class Index, bool Modulo, class Apply>
-  static void scan_owned(const EmbeddingTables& tables, const Bags& bags, const Apply& apply) {
+  static void scan_owned(const EmbeddingTables& tables, const Bags& bags, Pending* pending, int64_t room, const Apply& apply) {
     const uint32_t team = static_cast<uint32_t>(omp_get_num_threads()), me = static_cast<uint32_t>(omp_get_thread_num());
     const uint64_t inverse = ~uint64_t{0} / team + 1;
     const Index* indices = static_cast<const Index*>(bags.indices);
     const Index* offsets = static_cast<const Index*>(bags.offsets);
-    Pending pending[kPending];
     for (int64_t t = 0; t < tables.num_tables; ++t) {
-      const uint64_t low = static_cast<uint64_t>(tables.rows[t]) * me / team;
-      const uint64_t span = static_cast<uint64_t>(tables.rows[t]) * (me + 1) / team - low;
+      const uint32_t part = part_of(t, me, team);
+      const uint64_t low = part_begin(tables.rows[t], part, team);
+      const uint64_t span = part_begin(tables.rows[t], part + 1, team) - low;
       int64_t count = 0;
       for (int64_t n = 0; n < bags.num_bags; ++n) {
         const int64_t bag = t * bags.num_bags + n;
         const int64_t end = offsets[bag + 1];
         for (int64_t j = offsets[bag]; j < end;) {
-          const int64_t stop = min_of(end, j + (kPending - count));
+          const int64_t stop = min_of(end, j + (room - count));
           for (; j < stop; ++j) {
             const uint64_t row = static_cast<uint64_t>(indices[j]);
             pending[count] = {static_cast<uint32_t>(row), static_cast<uint32_t>(bag), j};
             if constexpr (Modulo)
-              count += team == 1 || fast_modulo(static_cast<uint32_t>(row), inverse, team) == me;
+              count += team == 1 || fast_modulo(static_cast<uint32_t>(row), inverse, team) == part;
             else
               count += row - low < span;
           }
-          if (count == kPending) {
-            apply(pending, count, t);
+          if (count == room) {
+            apply(count, t);
             count = 0;
           }
         }
       }
-      apply(pending, count, t);
+      apply(count, t);
     }
   }
 
-  // Look-ups are filed by owner once (count, place, apply): the total work does not grow with the team.
+  // Look-ups are filed by bucket once (count, place, apply): the total work does not grow with the team. A bucket has one owner.
   template <class Index>
   static void update_bucketed(const EmbeddingTables& tables, const Bags& bags, const PooledGradient& gradient, float learning_rate,
                               int64_t distance, const UpdateWorkspace& workspace, int threads) {
     const Index* indices = static_cast<const Index*>(bags.indices);
     const Index* offsets = static_cast<const Index*>(bags.offsets);
-    const int64_t num_bags = tables.num_tables * bags.num_bags;
+    const int64_t num_bags = tables.num_tables * bags.num_bags, buckets = kBucketsPerThread * threads;
+    int64_t* const begins = workspace.counts + threads * buckets;  // of each bucket, and the end of the last
+    int64_t* const order = begins + buckets + 1;                   // buckets, the largest first
 #pragma omp parallel num_threads(threads)
     {
       const int64_t team = omp_get_num_threads(), me = omp_get_thread_num();
-      const int64_t begin = offsets[0], total = offsets[num_bags] - begin;
-      const int64_t first = begin + total * me / team, last = begin + total * (me + 1) / team;
-      int64_t* counts = workspace.counts + me * team;
-      for (int64_t o = 0; o < team; ++o) counts[o] = 0;
+      const int64_t total = offsets[num_bags];
+      const int64_t first = total * me / team, last = total * (me + 1) / team;
+      const int64_t low = buckets * me / team, high = buckets * (me + 1) / team;
+      int64_t* const counts = workspace.counts + me * buckets;
+      for (int64_t b = 0; b < buckets; ++b) counts[b] = 0;
       for_slice<Index>(bags, num_bags, first, last, [&](int64_t j, int64_t, int64_t t) {
-        ++counts[owner_of(static_cast<uint32_t>(indices[j]), static_cast<uint32_t>(t), static_cast<uint32_t>(team))];
+        ++counts[bucket_of(static_cast<uint32_t>(indices[j]), static_cast<uint32_t>(t), static_cast<uint32_t>(buckets))];
       });
 #pragma omp barrier
-      // Slots by owner, then by the thread that files: so an owner meets its look-ups in their order whatever the team.
-      int64_t* const next = static_cast<int64_t*>(thread_scratch(kScratchPool, team * sizeof(int64_t)));
-      int64_t slot = 0, mine_begin = 0, mine_end = 0;
-      for (int64_t o = 0; o < team; ++o) {
-        if (o == me) mine_begin = slot;
+      // Slots by bucket, then by the thread that files: so a bucket holds its look-ups in their order whatever the team. Each thread sums
+      // the columns of some buckets, then all sizes: its work grows with the team, not with the square of it.
+      for (int64_t b = low; b < high; ++b) {
+        int64_t filed = 0;
         for (int64_t p = 0; p < team; ++p) {
-          if (p == me) next[o] = slot;
-          slot += workspace.counts[p * team + o];
+          const int64_t of_thread = workspace.counts[p * buckets + b];
+          workspace.counts[p * buckets + b] = filed;
+          filed += of_thread;
         }
-        if (o == me) mine_end = slot;
+        order[b] = filed;
       }
+#pragma omp barrier
+      int64_t* const sizes = static_cast<int64_t*>(thread_scratch(kScratchPool, buckets * sizeof(int64_t)));
+      for (int64_t b = 0, slot = 0; b < buckets; ++b) {
+        sizes[b] = order[b];
+        counts[b] += slot;
+        if (b >= low && b < high) begins[b] = slot;
+        slot += sizes[b];
+      }
+      if (me == 0) begins[buckets] = total;
       for_slice<Index>(bags, num_bags, first, last, [&](int64_t j, int64_t bag, int64_t t) {
         const uint32_t row = static_cast<uint32_t>(indices[j]);
-        const int64_t at = next[owner_of(row, static_cast<uint32_t>(t), static_cast<uint32_t>(team))]++;
+        const int64_t at = counts[bucket_of(row, static_cast<uint32_t>(t), static_cast<uint32_t>(buckets))]++;
         workspace.entries[at] = {row, static_cast<uint32_t>(bag)};
         if (bags.scales != nullptr) workspace.entry_scales[at] = bags.scales[j];
       });
 #pragma omp barrier
-      apply_bucket<Index>(tables, bags, gradient, learning_rate, distance, workspace, mine_begin, mine_end);
+      for (int64_t b = low; b < high; ++b) {
+        int64_t before = 0;
+        for (int64_t c = 0; c < buckets; ++c) before += sizes[c] > sizes[b] || (sizes[c] == sizes[b] && c < b);
+        order[before] = b;
+      }
+#pragma omp barrier
+#pragma omp for schedule(dynamic, 1)
+      for (int64_t i = 0; i < buckets; ++i)
+        apply_bucket<Index>(tables, bags, gradient, learning_rate, distance, workspace, begins[order[i]], begins[order[i] + 1]);
     }
   }
 
@@ -184,24 +217,36 @@ struct EmbeddingUpdateKernels {
     const Index* offsets = static_cast<const Index*>(bags.offsets);
     const int64_t dim = tables.dim;
     const BucketEntry* entries = workspace.entries;
+    const auto step_at = [&](int64_t i, float rate) {
+      return bags.scales != nullptr ? -rate * workspace.entry_scales[i] : step_of(bags, offsets, entries[i].bag, 0, rate);
+    };
     // Entries come table by table; `ahead` is the table of the entry being prefetched.
     int64_t t = 0, ahead = 0;
+    if (tables.state != nullptr) {
+      for (int64_t i = begin; i < end; ++t) {
+        int64_t stop = i;
+        while (stop < end && int64_t{entries[stop].bag} < (t + 1) * bags.num_bags) ++stop;
+        AdagradStep<Isa, Rows>::step_table(
+            tables, t, entries + i, stop - i, learning_rate, distance,
+            [&](int64_t k) { return source_of(bags, gradient, entries[i + k].bag, t); },
+            [&](int64_t k) { return step_at(i + k, -1.0f); });
+        i = stop;
+      }
+      return;
+    }
     int64_t i_ahead = begin;
     const auto prefetch_next = [&] {
       const BucketEntry& entry = entries[i_ahead++];
       while (int64_t{entry.bag} >= (ahead + 1) * bags.num_bags) ++ahead;
-      prefetch_row_for_write(tables.weights[ahead] + int64_t{entry.row} * dim, dim);
+      Rows(tables, ahead).prefetch_for_write(int64_t{entry.row} * dim, dim);
     };
     if (distance > 0)
       while (i_ahead < min_of(end, begin + distance)) prefetch_next();
     for (int64_t i = begin; i < end; ++i) {
       if (distance > 0 && i_ahead < end) prefetch_next();
-      const int64_t bag = entries[i].bag;
-      while (bag >= (t + 1) * bags.num_bags) ++t;
-      const int64_t n = bag - t * bags.num_bags;
-      const float step = bags.scales != nullptr ? -learning_rate * workspace.entry_scales[i] : step_of(bags, offsets, bag, 0, learning_rate);
-      add_scaled(tables.weights[t] + int64_t{entries[i].row} * dim, gradient.data + n * gradient.sample_stride + t * gradient.table_stride,
-                 step, dim);
+      while (int64_t{entries[i].bag} >= (t + 1) * bags.num_bags) ++t;
+      add_to_row<Isa>(Rows(tables, t), int64_t{entries[i].row} * dim, source_of(bags, gradient, entries[i].bag, t),
+                      step_at(i, learning_rate), dim);
     }
   }
 
@@ -214,8 +259,8 @@ struct EmbeddingUpdateKernels {
     const int64_t num_bags = tables.num_tables * bags.num_bags;
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t bag = 0; bag < num_bags; ++bag) {
-      const int64_t t = bag / bags.num_bags, n = bag % bags.num_bags;
-      const float* source = gradient.data + n * gradient.sample_stride + t * gradient.table_stride;
+      const int64_t t = bag / bags.num_bags;
+      const float* source = source_of(bags, gradient, bag, t);
       for (int64_t j = offsets[bag]; j < static_cast<int64_t>(offsets[bag + 1]); ++j) {
         float* row = tables.weights[t] + static_cast<int64_t>(indices[j]) * tables.dim;
         const float step = step_of(bags, offsets, bag, j, learning_rate);
@@ -246,22 +291,34 @@ struct EmbeddingUpdateKernels {
     {
 #pragma omp for schedule(static)
       for (int64_t bag = 0; bag < num_bags; ++bag) {
-        const int64_t t = bag / bags.num_bags, n = bag % bags.num_bags;
-        const float* source = gradient.data + n * gradient.sample_stride + t * gradient.table_stride;
+        const int64_t t = bag / bags.num_bags;
+        const float* source = source_of(bags, gradient, bag, t);
         for (int64_t j = offsets[bag]; j < static_cast<int64_t>(offsets[bag + 1]); ++j) {
           float* row = workspace.gradient_rows + j * dim;
           const float step = step_of(bags, offsets, bag, j, learning_rate);
           for (int64_t e = 0; e < dim; ++e) row[e] = step * source[e];
         }
       }
-      scan_owned<Index, false>(tables, bags, [&](const Pending* pending, int64_t count, int64_t t) {
+      Pending pending[kPending];
+      scan_owned<Index, false>(tables, bags, pending, kPending, [&](int64_t count, int64_t t) {
+        const Rows rows(tables, t);
         for (int64_t i = 0; i < count; ++i) {
-          if (distance > 0 && i + distance < count)
-            prefetch_row_for_write(tables.weights[t] + int64_t{pending[i + distance].row} * dim, dim);
-          add_scaled(tables.weights[t] + int64_t{pending[i].row} * dim, workspace.gradient_rows + pending[i].lookup * dim, 1.0f, dim);
+          if (distance > 0 && i + distance < count) rows.prefetch_for_write(int64_t{pending[i + distance].row} * dim, dim);
+          add_to_row<Isa>(rows, int64_t{pending[i].row} * dim, workspace.gradient_rows + pending[i].lookup * dim, 1.0f, dim);
         }
       });
     }
+  }
+};
+
+template <class Isa>
+struct EmbeddingUpdateKernels {
+  static void update(const EmbeddingTables& tables, const Bags& bags, const PooledGradient& gradient, float learning_rate,
+                     UpdateStrategy strategy, int64_t distance, const UpdateWorkspace& workspace, int threads) {
+    if (tables.upper != nullptr)
+      EmbeddingUpdateOf<Isa, SplitRows<Isa>>::update(tables, bags, gradient, learning_rate, strategy, distance, workspace, threads);
+    else
+      EmbeddingUpdateOf<Isa, FloatRows<Isa>>::update(tables, bags, gradient, learning_rate, strategy, distance, workspace, threads);
   }
 };
 

@@ -9,6 +9,7 @@ namespace autotune {
 template <class Isa>
 struct LibxsmmKernels {
   using Gemm = GemmKernels<Isa>;
+  using Tiles = GemmTiles<Isa, Fp32Step<Isa>>;
   using Range = typename Gemm::Range;
 
   // As GemmKernels::multiply. plan: of all rows of a, not transposed.
@@ -31,7 +32,9 @@ struct LibxsmmKernels {
   // As GemmKernels::multiply_transposed, with the same packed scratch, which is padded: every task is a whole one.
   // whole, last: plans of bn rows over bc samples, and over those of the last, shorter pass.
   static void multiply_transposed(const SmmPlan& whole, const SmmPlan& last, const ConstMatrix& dy, const ConstMatrix& x, const Matrix& dw,
-                                  float* bias_gradient, const Epilogue& epilogue, float* bias, GemmBlocking blocking, int threads) {
+                                  float* bias_gradient, const Update* update, GemmBlocking blocking, int threads) {
+    Epilogue epilogue;
+    epilogue.update = update;
     const int64_t samples = dy.rows, bk = blocking.bk, bn = min_of(blocking.bn, dw.rows);
     const int64_t chunk = min_of(max_of(samples, 1), blocking.bc);
 #pragma omp parallel num_threads(threads)
@@ -46,9 +49,14 @@ struct LibxsmmKernels {
       const bool owns_bias = strips.begin == 0 && bias_gradient != nullptr;
       for (int64_t n = 0; n == 0 || n < samples; n += chunk) {
         const int64_t count = min_of(chunk, samples - n);
-        if (owns_bias) Gemm::sum_columns(dy, n, count, k_begin, k_end, bias_gradient, n == 0);
-        for (int64_t b = blocks.begin; b < blocks.end; ++b) Gemm::pack(dy, n, count, b * bn, bn, left + (b - blocks.begin) * bn * chunk);
-        for (int64_t s = strips.begin; s < strips.end; ++s) Gemm::pack(x, n, count, s * bk, bk, right + (s - strips.begin) * bk * chunk);
+        if (owns_bias && n == 0)
+          for (int64_t k = k_begin; k < k_end; ++k) bias_gradient[k] = 0;
+        GemmPacking<Isa>::template samples<Fp32Step<Isa>>(dy, n, count, k_begin, blocks.end - blocks.begin, bn, bn * chunk, left,
+                                                          [&](const float* sample) {
+                                                            if (owns_bias) Gemm::add(sample, k_begin, k_end, bias_gradient);
+                                                          });
+        GemmPacking<Isa>::template samples<Fp32Step<Isa>>(x, n, count, strips.begin * bk, strips.end - strips.begin, bk, bk * chunk, right,
+                                                          [](const float*) {});
         Gemm::walk(blocks, strips, blocking.columns_outer, [&](int64_t block, int64_t panel) {
           const int64_t first = block * bn;
           reduce(count == chunk ? whole : last, false, right + (panel - strips.begin) * bk * chunk, bk, left + (block - blocks.begin) * bn * chunk,
@@ -56,8 +64,7 @@ struct LibxsmmKernels {
           finish(dw, epilogue, first, min_of(dw.rows, first + bn) - first, panel, bk, tile, n == 0, n + count >= samples);
         });
       }
-      if (owns_bias && bias != nullptr)
-        for (int64_t k = k_begin; k < k_end; ++k) bias[k] -= epilogue.learning_rate * bias_gradient[k];
+      if (owns_bias && update != nullptr) Gemm::step_bias(*update, bias_gradient, k_begin, k_end);
     });
   }
 
@@ -76,11 +83,11 @@ struct LibxsmmKernels {
 
   static void finish(const Matrix& out, const Epilogue& epilogue, int64_t first, int64_t rows, int64_t panel, int64_t bk, const float* tile,
                      bool fresh, bool done) {
-    const typename Gemm::Part part{nullptr, 0, nullptr, 0, 0, &out, &epilogue, first, panel * bk, fresh, done};
-    if (bk == 64) return Gemm::template finish_tile<64 / Isa::kLanes>(part, 0, static_cast<int>(rows), tile);
-    if (bk == 48) return Gemm::template finish_tile<48 / Isa::kLanes>(part, 0, static_cast<int>(rows), tile);
-    if (bk == 32) return Gemm::template finish_tile<32 / Isa::kLanes>(part, 0, static_cast<int>(rows), tile);
-    Gemm::template finish_tile<16 / Isa::kLanes>(part, 0, static_cast<int>(rows), tile);
+    const typename Tiles::Part part{nullptr, 0, nullptr, 0, 0, &out, &epilogue, first, panel * bk, fresh, done};
+    if (bk == 64) return Tiles::template finish_tile<64 / Isa::kLanes>(part, 0, static_cast<int>(rows), tile);
+    if (bk == 48) return Tiles::template finish_tile<48 / Isa::kLanes>(part, 0, static_cast<int>(rows), tile);
+    if (bk == 32) return Tiles::template finish_tile<32 / Isa::kLanes>(part, 0, static_cast<int>(rows), tile);
+    Tiles::template finish_tile<16 / Isa::kLanes>(part, 0, static_cast<int>(rows), tile);
   }
 };
 

@@ -1,8 +1,10 @@
 // The obvious loops, with sums in double and no threads: what every other target is compared with. Never optimised.
+#include <bit>
 #include <cmath>
 #include <vector>
 
 #include "dispatch.h"
+#include "isa/vector.h"
 
 namespace autotune {
 
@@ -36,6 +38,12 @@ double weight_of(const Bags& bags, int64_t bag, int64_t lookup) {
   return 1.0;
 }
 
+// Weight `i` of table t: what the forward pass reads, or the whole.
+double weight_at(const EmbeddingTables& tables, int64_t t, int64_t i, bool whole) {
+  if (tables.upper == nullptr) return tables.weights[t][i];
+  return join_one(tables.upper[t][i], whole ? tables.lower[t][i] : uint16_t{0});
+}
+
 void embedding_forward(const EmbeddingTables& tables, const Bags& bags, const Pooled& out, const ForwardOptions&, int) {
   for (int64_t t = 0; t < tables.num_tables; ++t)
     for (int64_t n = 0; n < bags.num_bags; ++n)
@@ -43,7 +51,7 @@ void embedding_forward(const EmbeddingTables& tables, const Bags& bags, const Po
         const int64_t bag = t * bags.num_bags + n;
         double sum = 0;
         for (int64_t j = at(bags, bags.offsets, bag); j < at(bags, bags.offsets, bag + 1); ++j)
-          sum += weight_of(bags, bag, j) * tables.weights[t][at(bags, bags.indices, j) * tables.dim + e];
+          sum += weight_of(bags, bag, j) * weight_at(tables, t, at(bags, bags.indices, j) * tables.dim + e, false);
         out.data[n * out.sample_stride + t * out.table_stride + e] = static_cast<float>(sum);
       }
 }
@@ -51,17 +59,74 @@ void embedding_forward(const EmbeddingTables& tables, const Bags& bags, const Po
 void embedding_update(const EmbeddingTables& tables, const Bags& bags, const PooledGradient& gradient, float learning_rate, UpdateStrategy,
                       int64_t, const UpdateWorkspace&, int) {
   for (int64_t t = 0; t < tables.num_tables; ++t) {
-    // Each touched row's steps are summed in double first, so that the order of look-ups leaves no trace.
-    std::vector<double> steps(static_cast<size_t>(tables.rows[t] * tables.dim), 0.0);
+    // Each touched row's gradients are summed in double first, so that the order of look-ups leaves no trace.
+    std::vector<double> sums(static_cast<size_t>(tables.rows[t] * tables.dim), 0.0);
     for (int64_t n = 0; n < bags.num_bags; ++n) {
       const int64_t bag = t * bags.num_bags + n;
       for (int64_t j = at(bags, bags.offsets, bag); j < at(bags, bags.offsets, bag + 1); ++j)
         for (int64_t e = 0; e < tables.dim; ++e)
-          steps[static_cast<size_t>(at(bags, bags.indices, j) * tables.dim + e)] +=
+          sums[static_cast<size_t>(at(bags, bags.indices, j) * tables.dim + e)] +=
               weight_of(bags, bag, j) * gradient.data[n * gradient.sample_stride + t * gradient.table_stride + e];
     }
-    for (int64_t i = 0; i < tables.rows[t] * tables.dim; ++i)
-      tables.weights[t][i] = static_cast<float>(tables.weights[t][i] - learning_rate * steps[static_cast<size_t>(i)]);
+    for (int64_t row = 0; row < tables.rows[t]; ++row) {
+      const double* sum = sums.data() + row * tables.dim;
+      double rate = learning_rate;
+      if (tables.state != nullptr) {
+        double squares = 0;
+        for (int64_t e = 0; e < tables.dim; ++e) squares += sum[e] * sum[e];
+        const double state = tables.state[t][row] + squares / static_cast<double>(tables.dim);
+        tables.state[t][row] = static_cast<float>(state);
+        rate /= std::sqrt(state) + tables.epsilon;
+      }
+      for (int64_t e = 0; e < tables.dim; ++e) {
+        const int64_t i = row * tables.dim + e;
+        const float stepped = static_cast<float>(weight_at(tables, t, i, true) - rate * sum[e]);
+        if (tables.upper == nullptr)
+          tables.weights[t][i] = stepped;
+        else
+          split_one(stepped, tables.upper[t] + i, tables.lower[t] + i);
+      }
+    }
+  }
+}
+
+float widened(uint16_t upper) { return std::bit_cast<float>(uint32_t{upper} << 16); }
+
+float rounded(float x) {
+  const uint32_t bits = std::bit_cast<uint32_t>(x);
+  if (std::isnan(x)) return x;
+  return std::bit_cast<float>((bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000);
+}
+
+double stepped(double w, float* state, const Update& update, double gradient) {
+  if (state == nullptr) return w - update.learning_rate * gradient;
+  const double sum = *state + gradient * gradient;
+  if (update.learning_rate != 0) *state = static_cast<float>(sum);
+  return w - update.learning_rate * gradient / (std::sqrt(sum) + update.epsilon);
+}
+
+void step(const Update& update, int64_t row, int64_t column, int64_t cols, double gradient) {
+  const int64_t i = row * cols + column;
+  float* const state = update.state == nullptr ? nullptr : update.state + i;
+  if (update.upper == nullptr) {
+    float& weight = update.weights[row * update.stride + column];
+    weight = static_cast<float>(stepped(weight, state, update, gradient));
+  } else {
+    const float weight = std::bit_cast<float>(uint32_t{update.upper[i]} << 16 | update.lower[i]);
+    const uint32_t bits = std::bit_cast<uint32_t>(static_cast<float>(stepped(weight, state, update, gradient)));
+    update.upper[i] = static_cast<uint16_t>(bits >> 16);
+    update.lower[i] = static_cast<uint16_t>(bits);
+  }
+}
+
+void step_bias(const Update& update, int64_t k, double gradient) {
+  update.bias[k] = static_cast<float>(stepped(update.bias[k], update.bias_state == nullptr ? nullptr : update.bias_state + k, update, gradient));
+}
+
+void descend(const Update& update, const ConstMatrix& dw, const float* bias_gradient, int) {
+  for (int64_t k = 0; k < dw.rows; ++k) {
+    for (int64_t c = 0; c < dw.cols; ++c) step(update, k, c, dw.cols, dw.data[k * dw.stride + c]);
+    step_bias(update, k, bias_gradient[k]);
   }
 }
 
@@ -70,53 +135,72 @@ void finish(const Matrix& out, const Epilogue& epilogue, int64_t row, int64_t co
   if (epilogue.mask != nullptr && epilogue.mask[row * epilogue.mask_stride + column] <= 0) value = 0;
   if (epilogue.activation == Activation::kRelu) value = value < 0 ? 0 : value;
   if (epilogue.activation == Activation::kSigmoid) value = 1.0 / (1.0 + std::exp(-value));
-  if (epilogue.weights != nullptr) {
-    float& weight = epilogue.weights[row * epilogue.weights_stride + column];
-    weight = static_cast<float>(weight - epilogue.learning_rate * value);
-  } else {
-    out.data[row * out.stride + column] = static_cast<float>(value);
-  }
+  if (epilogue.update != nullptr) return step(*epilogue.update, row, column, out.cols, value);
+  out.data[row * out.stride + column] = static_cast<float>(value);
 }
 
-void gemm_multiply(const ConstMatrix& a, const float* panels, const Matrix& out, const Epilogue& epilogue, const GemmBlocking& blocking, int) {
+// left(row, r) and right(column, r), summed over r.
+template <class Left, class Right>
+void multiply(int64_t reduction, const Matrix& out, const Epilogue& epilogue, const Left& left, const Right& right) {
   for (int64_t row = 0; row < out.rows; ++row)
     for (int64_t column = 0; column < out.cols; ++column) {
       double sum = 0;
-      for (int64_t r = 0; r < a.cols; ++r)
-        sum += double{a.data[row * a.stride + r]} * panels[(column / blocking.bk * a.cols + r) * blocking.bk + column % blocking.bk];
+      for (int64_t r = 0; r < reduction; ++r) sum += double{left(row, r)} * right(column, r);
       finish(out, epilogue, row, column, sum);
     }
 }
 
-void gemm_multiply_transposed(const ConstMatrix& dy, const ConstMatrix& x, const Matrix& dw, float* bias_gradient, const Epilogue& epilogue,
-                              float* bias, GemmBlocking, int) {
-  for (int64_t k = 0; k < dw.rows; ++k) {
-    for (int64_t c = 0; c < dw.cols; ++c) {
-      double sum = 0;
-      for (int64_t n = 0; n < dy.rows; ++n) sum += double{dy.data[n * dy.stride + k]} * x.data[n * x.stride + c];
-      finish(dw, epilogue, k, c, sum);
-    }
-    if (bias_gradient == nullptr) continue;
+void gemm_multiply(const ConstMatrix& a, const float* panels, const Matrix& out, const Epilogue& epilogue, const GemmBlocking& blocking, int) {
+  const int64_t bk = blocking.bk;
+  multiply(
+      a.cols, out, epilogue, [&](int64_t row, int64_t r) { return a.data[row * a.stride + r]; },
+      [&](int64_t column, int64_t r) { return panels[(column / bk * a.cols + r) * bk + column % bk]; });
+}
+
+void gemm_multiply_bf16(const ConstMatrix& a, const uint16_t* panels, const Matrix& out, const Epilogue& epilogue, GemmBlocking blocking, int) {
+  const int64_t bk = blocking.bk, pairs = (a.cols + 1) / 2;
+  multiply(
+      a.cols, out, epilogue, [&](int64_t row, int64_t r) { return rounded(a.data[row * a.stride + r]); },
+      [&](int64_t column, int64_t r) { return widened(panels[((column / bk * pairs + r / 2) * bk + column % bk) * 2 + r % 2]); });
+}
+
+void gemm_multiply_transposed(const ConstMatrix& dy, const ConstMatrix& x, const Matrix& dw, float* bias_gradient, const Update* update,
+                              const GemmBlocking&, bool bf16, int) {
+  Epilogue epilogue;
+  epilogue.update = update;
+  const auto of = [&](float value) { return bf16 ? rounded(value) : value; };
+  multiply(
+      dy.rows, dw, epilogue, [&](int64_t k, int64_t n) { return of(dy.data[n * dy.stride + k]); },
+      [&](int64_t c, int64_t n) { return of(x.data[n * x.stride + c]); });
+  for (int64_t k = 0; bias_gradient != nullptr && k < dw.rows; ++k) {
     double sum = 0;
     for (int64_t n = 0; n < dy.rows; ++n) sum += dy.data[n * dy.stride + k];
     bias_gradient[k] = static_cast<float>(sum);
-    if (bias != nullptr) bias[k] = static_cast<float>(bias[k] - epilogue.learning_rate * sum);
+    if (update != nullptr) step_bias(*update, k, sum);
   }
 }
 
+// panels[(p * steps + s) * width * members + j * members + i] = w(p * width + j, s * members + i), zero outside w.
+template <class T, class At>
+void pack(int64_t columns, int64_t reduction, int64_t width, int64_t members, T* panels, const At& w) {
+  const int64_t steps = (reduction + members - 1) / members;
+  for (int64_t p = 0; p * width < columns; ++p)
+    for (int64_t s = 0; s < steps; ++s)
+      for (int64_t j = 0; j < width; ++j)
+        for (int64_t i = 0; i < members; ++i) {
+          const int64_t column = p * width + j, r = s * members + i;
+          *panels++ = column < columns && r < reduction ? w(column, r) : T{};
+        }
+}
+
 void gemm_pack_weights(const ConstMatrix& w, float* forward, int64_t forward_width, float* backward, int64_t backward_width, int) {
-  for (int64_t p = 0; p * forward_width < w.rows; ++p)
-    for (int64_t c = 0; c < w.cols; ++c)
-      for (int64_t j = 0; j < forward_width; ++j) {
-        const int64_t k = p * forward_width + j;
-        forward[(p * w.cols + c) * forward_width + j] = k < w.rows ? w.data[k * w.stride + c] : 0;
-      }
-  for (int64_t p = 0; p * backward_width < w.cols; ++p)
-    for (int64_t k = 0; k < w.rows; ++k)
-      for (int64_t j = 0; j < backward_width; ++j) {
-        const int64_t c = p * backward_width + j;
-        backward[(p * w.rows + k) * backward_width + j] = c < w.cols ? w.data[k * w.stride + c] : 0;
-      }
+  pack(w.rows, w.cols, forward_width, 1, forward, [&](int64_t k, int64_t c) { return w.data[k * w.stride + c]; });
+  pack(w.cols, w.rows, backward_width, 1, backward, [&](int64_t c, int64_t k) { return w.data[k * w.stride + c]; });
+}
+
+void gemm_pack_weights_bf16(const ConstHalves& w, uint16_t* forward, int64_t forward_width, uint16_t* backward, int64_t backward_width, int) {
+  pack(w.rows, w.cols, forward_width, 2, forward, [&](int64_t k, int64_t c) { return w.data[k * w.cols + c]; });
+  pack(w.cols, w.rows, backward_width, 2, backward, [&](int64_t c, int64_t k) { return w.data[k * w.cols + c]; });
 }
 
 void interaction_forward(const float* features, float* out, const InteractionShape& shape, int64_t, int) {
@@ -157,8 +241,8 @@ void libxsmm_multiply(const SmmPlan&, const ConstMatrix& a, const float* panels,
 }
 
 void libxsmm_multiply_transposed(const SmmPlan&, const SmmPlan&, const ConstMatrix& dy, const ConstMatrix& x, const Matrix& dw,
-                                 float* bias_gradient, const Epilogue& epilogue, float* bias, GemmBlocking blocking, int threads) {
-  gemm_multiply_transposed(dy, x, dw, bias_gradient, epilogue, bias, blocking, threads);
+                                 float* bias_gradient, const Update* update, GemmBlocking blocking, int threads) {
+  gemm_multiply_transposed(dy, x, dw, bias_gradient, update, blocking, false, threads);
 }
 
 }  // namespace
@@ -170,8 +254,11 @@ const KernelTable& reference_table() {
                                     embedding_forward,
                                     embedding_update,
                                     gemm_multiply,
+                                    gemm_multiply_bf16,
                                     gemm_multiply_transposed,
                                     gemm_pack_weights,
+                                    gemm_pack_weights_bf16,
+                                    descend,
                                     interaction_forward,
                                     interaction_backward,
                                     scalar_table().ceiling_fma,

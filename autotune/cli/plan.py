@@ -10,6 +10,7 @@ from typing import Annotated, cast
 import typer
 
 from autotune.cli.options import (
+    DataOption,
     DtypeOption,
     JsonOption,
     MaxRowsOption,
@@ -17,6 +18,7 @@ from autotune.cli.options import (
     ModelArgument,
     OptimizerOption,
     OutputOption,
+    parse_data,
 )
 from autotune.cli.output import check_outputs, show
 from autotune.cli.session import select_model
@@ -53,6 +55,7 @@ def command(
     together: Together = None,
     kinds: Kinds = None,
     split_above: SplitAbove = None,
+    data: DataOption = None,
     max_rows: MaxRowsOption = None,
     minibatch: MinibatchOption = None,
     dtype: DtypeOption = None,
@@ -67,6 +70,8 @@ def command(
     check_outputs(output)
     constraints = _constraints(pin or (), forbid or (), together or (), kinds, split_above)
     workload = select_model(model, Changes(max_rows, minibatch, dtype, optimizer))
+    if data is not None:
+        workload = workload.model_copy(update={"data": parse_data(data, workload.data)})
     limit = None if memory_per_socket is None else parse_bytes(memory_per_socket)
     if limit == 0:
         raise InputError(f"memory per socket must be positive, got {memory_per_socket} (--memory-per-socket); write for example 64GB")

@@ -84,7 +84,8 @@ class RankSession:
         if self.first:
             communication = self.config.communication or CommunicationKnobs()
             known = profile or cached_profile(self.whole, self.ranks.world, communication.backend)
-            found = [plan_for(self.model, self.ranks.world, known, self.ranks.local_world, self.config.threads).partition]
+            model = self.model.model_copy(update={"data": self.data})
+            found = [plan_for(model, self.ranks.world, known, self.ranks.local_world, self.config.threads).partition]
         dist.broadcast_object_list(found, 0)
         assert found[0] is not None
         return found[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -26,8 +26,12 @@ from autotune.cli.output import check_outputs, show
 from autotune.cli.progress import reporting
 from autotune.cli.ranks import describe, open_rank, start_ranks, wanted_ranks
 from autotune.cli.session import open_session
-from autotune.config.model import Changes
+from autotune.config.model import Changes, Model
 from autotune.report import text
+
+if TYPE_CHECKING:
+    from autotune.dlrm.checkpoint import Checkpoint
+    from autotune.dlrm.model import DLRM
 
 Steps = Annotated[int, typer.Option("--steps", min=1, metavar="N", help="Training iterations.")]
 CheckpointIn = Annotated[
@@ -66,24 +70,43 @@ def command(
         _run_rank(model, steps, config, force, data, changes, threads, seed, checkpoint_in, checkpoint_out, as_json, output)
         return
     session = open_session(model, changes=changes, threads=threads, data=data, config_file=config, force=force)
-    from autotune.dlrm.checkpoint import check_state, load_checkpoint, save_checkpoint
+    from autotune.dlrm.checkpoint import save_checkpoint
     from autotune.dlrm.train import train
     from autotune.report.record import run_result
 
-    state = None
-    if checkpoint_in is not None:
-        state = load_checkpoint(checkpoint_in)
-        check_state(session.model, state, str(checkpoint_in))
+    start = None if checkpoint_in is None else _checked(checkpoint_in, session.model)
     with reporting() as progress:
         progress.phase("building the model", None)
         dlrm, source = session.build(seed)
-        if state is not None:
-            dlrm.load_state_dict(state)
+        notes = session.notes if start is None else (*session.notes, *_begin(dlrm, start))
         progress.phase("training", steps)
         training = train(dlrm, source, steps, lambda _, loss: progress.advance(1, f"loss {loss:.4f}"))
     if checkpoint_out is not None:
-        save_checkpoint(checkpoint_out, dlrm.state_dict(), {"learning_rate": dlrm.model.learning_rate, "iter": steps})
-    show(run_result(training, session.notes), text.run_result, as_json, output)
+        meta = {"learning_rate": dlrm.model.learning_rate, "iter": steps}
+        save_checkpoint(checkpoint_out, dlrm.state_dict(), meta, dlrm.optimizer_state())
+    show(run_result(training, notes), text.run_result, as_json, output)
+
+
+def _checked(file: Path, model: Model) -> Checkpoint:
+    """Raises: InputError: it cannot be read, or is of another model."""
+    from autotune.dlrm.checkpoint import check_optimizer_state, check_state, read_checkpoint
+
+    found = read_checkpoint(file)
+    check_state(model, found.state, str(file))
+    if model.optimizer == "adagrad" and found.optimizer_state:
+        check_optimizer_state(model, found.optimizer_state, str(file))
+    return found
+
+
+def _begin(dlrm: DLRM, start: Checkpoint) -> tuple[str, ...]:
+    """Put a checkpoint into a model; what is worth a note."""
+    dlrm.load_state_dict(start.state)
+    if dlrm.model.optimizer == "sgd":
+        return ()
+    if not start.optimizer_state:
+        return ("the checkpoint holds no state of Adagrad: its sums begin at zero",)
+    dlrm.load_optimizer_state(start.optimizer_state)
+    return ()
 
 
 def _run_rank(
@@ -102,7 +125,7 @@ def _run_rank(
 ) -> None:
     """The same on one of several ranks; rank 0 tells."""
     session = open_rank(name, changes=changes, threads=threads, data=data, config_file=config, force=force)
-    from autotune.dlrm.checkpoint import check_state, load_checkpoint, save_checkpoint
+    from autotune.dlrm.checkpoint import save_checkpoint
     from autotune.dlrm.data import make_source
     from autotune.dlrm.parallel import ParallelDLRM
     from autotune.dlrm.ranks import interface
@@ -115,16 +138,13 @@ def _run_rank(
         source = make_source(session.model, session.data, seed=seed)
         planned = session.planned()
         dlrm = ParallelDLRM(session.model, planned, seed, machine=session.topology, place_network=network.place)
-        if checkpoint_in is not None:
-            state = load_checkpoint(checkpoint_in)
-            check_state(session.model, state, str(checkpoint_in))
-            dlrm.load_state_dict(state)
+        begun = () if checkpoint_in is None else _begin(dlrm, _checked(checkpoint_in, session.model))
         progress.phase("training", steps)
         training = train(dlrm, source, steps, lambda _, loss: progress.advance(1, f"loss {loss:.4f}"))
-        notes = describe(session, planned, interface())
+        notes = (*describe(session, planned, interface()), *begun)
         if checkpoint_out is not None:
-            weights = dlrm.state_dict()
+            weights, sums = dlrm.state_dict(), dlrm.optimizer_state()
             if first:
-                save_checkpoint(checkpoint_out, weights, {"learning_rate": session.model.learning_rate, "iter": steps})
+                save_checkpoint(checkpoint_out, weights, {"learning_rate": session.model.learning_rate, "iter": steps}, sums)
     if first:
         show(run_result(training, notes), text.run_result, as_json, output)

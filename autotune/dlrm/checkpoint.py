@@ -10,6 +10,7 @@ import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,16 @@ def state_shapes(model: Model) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def save_checkpoint(path: str | Path, state: Mapping[str, torch.Tensor], meta: Mapping[str, Any] | None = None) -> None:
+OPTIMIZER_STATE = "optimizer_state"
+"""Of a checkpoint: Adagrad's sums by the name of their weight; the public DLRM does not read it."""
+
+
+def save_checkpoint(
+    path: str | Path,
+    state: Mapping[str, torch.Tensor],
+    meta: Mapping[str, Any] | None = None,
+    optimizer_state: Mapping[str, torch.Tensor] | None = None,
+) -> None:
     """Write a checkpoint whole or not at all (temporary file, then rename).
 
     Besides ``state_dict`` it holds what the public DLRM reads back (``epoch``, ``iter``, ``nbatches``, ``train_loss``, ... and the state of
@@ -51,12 +61,16 @@ def save_checkpoint(path: str | Path, state: Mapping[str, torch.Tensor], meta: M
         state: tensors by name, see `state_shapes`.
         meta: further entries: numbers, strings, lists and dicts of them. ``learning_rate`` also goes into the optimizer's state.
 
+        optimizer_state: of a `DLRM`; none or empty where the optimizer keeps none.
+
     Raises:
         InputError: the file cannot be written.
     """
     check_writable(path)
     target = Path(os.path.realpath(path))
     entries = {**_public_entries(len(state), float((meta or {}).get("learning_rate", 0.0))), **(meta or {}), "state_dict": _compact(state)}
+    if optimizer_state:
+        entries[OPTIMIZER_STATE] = _compact(optimizer_state)
     temporary = target.with_name(f".{target.name[:64]}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
         with temporary.open("xb") as file:
@@ -71,7 +85,22 @@ def save_checkpoint(path: str | Path, state: Mapping[str, torch.Tensor], meta: M
             temporary.unlink(missing_ok=True)
 
 
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a file held."""
+
+    state: dict[str, torch.Tensor]
+    """Weights by name."""
+    optimizer_state: dict[str, torch.Tensor]
+    """Adagrad's sums by the name of their weight; empty where the file has none."""
+
+
 def load_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
+    """The weights of `read_checkpoint`."""
+    return read_checkpoint(path).state
+
+
+def read_checkpoint(path: str | Path) -> Checkpoint:
     """The tensors of a checkpoint: a state dict itself, or one under the key ``state_dict``.
 
     Nothing but tensors and plain values is unpickled. Files in the current format are mapped, not copied: their pages are read
@@ -95,6 +124,11 @@ def load_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
         reason = "other content" if unsafe else (str(error) or "an empty file").splitlines()[0].split(". ")[0][:200]
         raise InputError(f"a checkpoint must be a torch file of tensors and plain values, got {reason} ({path}); save it again") from error
     state = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else loaded
+    sums = loaded.get(OPTIMIZER_STATE, {}) if isinstance(loaded, Mapping) and state is not loaded else {}
+    return Checkpoint(_tensors(state, path), _tensors(sums, path))
+
+
+def _tensors(state: Any, path: Path) -> dict[str, torch.Tensor]:
     if not isinstance(state, Mapping):
         raise InputError(f"a checkpoint must hold a dict of tensors, got a {type(state).__name__} ({path}); save the model's state dict")
     for name, value in state.items():
@@ -105,7 +139,7 @@ def load_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
 
 
 def check_state(model: Model, state: Mapping[str, torch.Tensor], place: str = "checkpoint") -> None:
-    """Hold the tensors of a checkpoint against `model`.
+    """Hold the weights of a checkpoint against `model`.
 
     Args:
         place: where the state comes from, for the message.
@@ -113,7 +147,16 @@ def check_state(model: Model, state: Mapping[str, torch.Tensor], place: str = "c
     Raises:
         InputError: tensors are missing, not expected, of another shape, or not of floating point; they are named.
     """
-    shapes = state_shapes(model)
+    _check(model, state, state_shapes(model), "the tensors of a checkpoint", place)
+
+
+def check_optimizer_state(model: Model, state: Mapping[str, torch.Tensor], place: str = "checkpoint") -> None:
+    """The same of Adagrad's sums: fp32 [rows] for a table, the weight's shape for a layer."""
+    shapes = {name: shape[:1] if name.startswith("emb_l.") else shape for name, shape in state_shapes(model).items()}
+    _check(model, state, shapes, "the optimizer's state in a checkpoint", place)
+
+
+def _check(model: Model, state: Mapping[str, torch.Tensor], shapes: Mapping[str, tuple[int, ...]], what: str, place: str) -> None:
     wrong = [
         f"{name} is {_kind(state[name])} {list(state[name].shape)} instead of a dense float tensor {list(shape)}"
         for name, shape in shapes.items()
@@ -126,7 +169,7 @@ def check_state(model: Model, state: Mapping[str, torch.Tensor], place: str = "c
     )
     problems = [f"{kind}: {_listed(names)}" for kind, names in kinds if names]
     if problems:
-        rule = f"the tensors of a checkpoint must be those of model {model.name}"
+        rule = f"{what} must be those of model {model.name}"
         raise InputError(f"{rule}, got {'; '.join(problems)} ({place}); load it with the model it was saved from")
 
 

@@ -10,7 +10,7 @@ from autotune.config.partition import CommunicationKnobs
 from autotune.dlrm.sharding import Part, Shard
 from autotune.ops import all_reduce, all_to_all, embedding_bag
 from autotune.ops.all_to_all import Direction, Exchange
-from autotune.ops.mlp import Layer
+from autotune.ops.layer import Layer
 
 LOSS = "loss"
 """Place of the loss in the first bucket."""
@@ -51,7 +51,7 @@ class Connection:
         self.pooled_dense = torch.zeros(samples, dense.width)
         tables = [(f"table.{part.table}", (part.rows[1], part.width)) for part in dense.parts]
         ordered = sorted(reversed(list(layers.items())), key=lambda pair: pair[0].startswith("bottom"))
-        gradients = [(f"{name}.{kind}", tuple(of.shape)) for name, one in ordered for kind, of in (("w", one.weight), ("b", one.bias))]
+        gradients = [(f"{name}.{kind}", tuple(of.shape)) for name, one in ordered for kind, of in (("w", one.d_weight), ("b", one.d_bias))]
         shapes: list[tuple[str, tuple[int, ...]]] = [(LOSS, (1,)), *tables, *gradients]
         self.buckets = all_reduce.Buckets(shapes, knobs.bucket_bytes, overlap=knobs.overlap)
         of_tables = [self.buckets.gradients[name] for name, _ in tables]

@@ -22,7 +22,8 @@ from autotune.dlrm.data import Batch, BatchSource
 from autotune.errors import InputError
 from autotune.ops import embedding_bag, interaction, libxsmm, loss
 from autotune.ops.base import Operator
-from autotune.ops.mlp import Activation, Layer, LayerPass, default_knobs
+from autotune.ops.layer import Activation, Layer
+from autotune.ops.mlp import PASSES, LayerPass, default_knobs
 from autotune.ops.native import empty_rows, kernels, zeros
 from autotune.ops.timing import Recorder
 
@@ -60,7 +61,7 @@ def default_config(model: Model, machine: Topology | None = None, threads: int |
         interaction.BACKWARD: InteractionKnobs(),
     }
     for layer in _passes(model):
-        operators[layer.key] = default_knobs(*layer.shape[:4], threads)
+        operators[layer.key] = default_knobs(*layer.shape[:4], threads, model.dtype)
     return RunConfig(threads=threads, huge_pages=machine is None or machine.huge_pages != "never", operators=operators)
 
 
@@ -68,10 +69,12 @@ def _passes(model: Model) -> Iterator[LayerPass]:
     """Every pass of every layer. The first bottom layer has no backward-data: nothing below it learns."""
     for name, inputs, outputs, activation in layer_shapes(model):
         bottom, first = name.startswith("bottom"), name.endswith(".0")
-        yield LayerPass(f"{name}.forward", "forward", model.minibatch, inputs, outputs, activation, False)
-        if not (bottom and first):
-            yield LayerPass(f"{name}.backward_data", "backward_data", model.minibatch, inputs, outputs, activation, masked=not first)
-        yield LayerPass(f"{name}.backward_weights", "backward_weights", model.minibatch, inputs, outputs, activation, False)
+        for which in PASSES:
+            if which == "backward_data" and bottom and first:
+                continue
+            masked = which == "backward_data" and not first
+            shape = (model.minibatch, inputs, outputs, activation, masked)
+            yield LayerPass(f"{name}.{which}", which, *shape, dtype=model.dtype, optimizer=model.optimizer)
 
 
 class _Buffers:
@@ -123,7 +126,10 @@ class DLRM:
         for name, inputs, outputs, activation in layer_shapes(model):
             forward = self._layer_knobs(f"{name}.forward")
             backward = self._layer_knobs(f"{name}.backward_data") if name != "bottom_mlp.0" else forward
-            self._layers[name] = Layer(inputs, outputs, activation, generator=generator, forward=forward, backward_data=backward)
+            self._layers[name] = Layer(
+                inputs, outputs, activation, generator=generator, forward=forward, backward_data=backward,
+                dtype=model.dtype, optimizer=model.optimizer,
+            )  # fmt: skip
         self._bottom = [layer for name, layer in self._layers.items() if name.startswith("bottom")]
         self._top = [layer for name, layer in self._layers.items() if name.startswith("top")]
         self._buffers = _Buffers(model, model.minibatch, self.config.threads)
@@ -131,8 +137,9 @@ class DLRM:
     def _make_tables(self, seed: int) -> None:
         rows = [table.rows for table in self.model.tables]
         self.bags = embedding_bag.EmbeddingBags(
-            rows, self.model.embedding_dim, huge_pages=self.config.huge_pages, threads=self.config.threads, seed=seed
-        )
+            rows, self.model.embedding_dim, huge_pages=self.config.huge_pages, threads=self.config.threads, seed=seed,
+            dtype=self.model.dtype, optimizer=self.model.optimizer,
+        )  # fmt: skip
 
     def _move_tables(self) -> None:
         self.bags.move(self.config.huge_pages, self.config.threads)
@@ -229,22 +236,44 @@ class DLRM:
         return _DenseOperators(of_bottom[0], top, of_bottom[1])
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """The live weights under the public DLRM's names: ``emb_l.<t>.weight``, ``bot_l.<2i>.weight``, ``top_l.<2i>.bias`` ..."""
-        return {f"emb_l.{t}.weight": table for t, table in enumerate(self.bags.weights)} | self._dense_state()
+        """The weights in fp32 under the public DLRM's names: ``emb_l.<t>.weight``, ``bot_l.<2i>.weight``, ``top_l.<2i>.bias`` ...
+
+        Live in an fp32 model; copies where they are kept in halves.
+        """
+        return {f"emb_l.{t}.weight": self.bags.table(t) for t in range(self.model.num_tables)} | self._dense_state()
+
+    def _named_layers(self) -> Iterator[tuple[str, Layer]]:
+        for side, layers in (("bot_l", self._bottom), ("top_l", self._top)):
+            yield from ((f"{side}.{2 * i}", layer) for i, layer in enumerate(layers))
 
     def _dense_state(self) -> dict[str, torch.Tensor]:
         state = {}
-        for side, layers in (("bot_l", self._bottom), ("top_l", self._top)):
-            for i, layer in enumerate(layers):
-                state[f"{side}.{2 * i}.weight"], state[f"{side}.{2 * i}.bias"] = layer.weight, layer.bias
+        for name, layer in self._named_layers():
+            state[f"{name}.weight"], state[f"{name}.bias"] = layer.weights()
         return state
+
+    def optimizer_state(self) -> dict[str, torch.Tensor]:
+        """What Adagrad has summed, live, by the name of the weight: fp32 [rows] for a table, the weight's shape for a layer. SGD: empty."""
+        tables = {f"emb_l.{t}.weight": self.bags.state(t) for t in range(self.model.num_tables)}
+        return {name: state for name, state in tables.items() if state is not None} | self._dense_optimizer_state()
+
+    def _dense_optimizer_state(self) -> dict[str, torch.Tensor]:
+        return {f"{name}.{kind}": value for name, layer in self._named_layers() for kind, value in (layer.state() or {}).items()}
+
+    def load_optimizer_state(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Copy in what `optimizer_state` of a model of these shapes gave."""
+        for name, value in self.optimizer_state().items():
+            value.copy_(state[name])
 
     def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
         """Copy weights in. Names and shapes are those of `state_dict`; see `dlrm.checkpoint.check_state` for input from files."""
-        for name, weight in self.state_dict().items():
-            weight.copy_(state[name])
-        for layer in self._layers.values():
-            layer.pack(self.config.threads)
+        for t in range(self.model.num_tables):
+            self.bags.load(t, state[f"emb_l.{t}.weight"])
+        self._load_dense(state)
+
+    def _load_dense(self, state: Mapping[str, torch.Tensor]) -> None:
+        for name, layer in self._named_layers():
+            layer.load(state[f"{name}.weight"], state[f"{name}.bias"])
 
     def _forward(self, batch: Batch) -> _Buffers:
         buffers, threads = self._buffers_for(batch), self.config.threads
@@ -324,7 +353,8 @@ def complete(config: RunConfig | None, model: Model, machine: Topology | None = 
     """`config` with the default of every pass that it does not name.
 
     Raises:
-        InputError: a pass that the model has not, knobs of another kind, or a thread grid that does not divide the threads.
+        InputError: a pass that the model has not, knobs of another kind, libxsmm in bf16, or a thread grid that does not divide the
+            threads.
         MachineError: a pass is to run on libxsmm, which is not here.
     """
     default = default_config(model, machine, config.threads if config else None)
@@ -338,6 +368,13 @@ def complete(config: RunConfig | None, model: Model, machine: Topology | None = 
             wanted = default.operators[key].kind
             place = f"config: operators.{key}.kind"
             raise InputError(f"knobs of {key} must be of kind {wanted}, got {knobs.kind} ({place}); tune this model anew")
+        taken = embedding_bag.strategies(model.dtype, model.optimizer)
+        if isinstance(knobs, EmbeddingUpdateKnobs) and knobs.strategy not in taken:
+            rule = f"the strategy of an update in {model.dtype} with {model.optimizer} must be one of {', '.join(taken)}"
+            raise InputError(f"{rule}, got {knobs.strategy} (config: operators.{key}); choose one of them")
+        if isinstance(knobs, LayerKnobs) and knobs.implementation == "libxsmm" and model.dtype != "fp32":
+            rule = f"the implementation of a layer in {model.dtype} must be blocked or torch, since libxsmm serves fp32 alone"
+            raise InputError(f"{rule}, got libxsmm (config: operators.{key}.implementation); choose one of them, or tune this model anew")
         if isinstance(knobs, LayerKnobs) and config.threads % knobs.thread_columns:
             raise InputError(
                 f"thread_columns must divide threads ({config.threads}), got {knobs.thread_columns} (config: operators.{key}); set it to 1"

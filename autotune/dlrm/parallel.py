@@ -34,7 +34,7 @@ from autotune.errors import InputError
 from autotune.ops import all_reduce, all_to_all, embedding_bag, loss
 from autotune.ops.all_to_all import sample_bounds
 from autotune.ops.base import Operator, Work
-from autotune.ops.embedding_bag import Lookups
+from autotune.ops.embedding_bag import EmbeddingBags, Lookups
 
 SELECT = "embedding_bag.select"
 OPTIMIZER = "optimizer"
@@ -304,8 +304,8 @@ class ParallelDLRM(DLRM):
         with measure(OPTIMIZER):
             for layer in self._layers.values():
                 layer.descend(rate, threads)
-            for part, table in self._dense.weights:
-                table.add_(self._link.buckets.gradients[f"table.{part.table}"], alpha=-rate)
+            for part, bags, t in self._dense.tables:
+                bags.descend(t, self._link.buckets.gradients[f"table.{part.table}"], rate)
 
     def operators(self, source: BatchSource) -> list[Operator]:
         """This rank's passes in the order they run, those that talk included; see `DLRM.operators`."""
@@ -317,7 +317,7 @@ class ParallelDLRM(DLRM):
         forward = zip(shards, [whole[0], own[1], own[2]], [of_all, of_own, of_own], strict=True)
         update = zip(shards, [whole[0], whole[1], own[2]], [of_all, of_all, of_own], strict=True)
         selected = 8 * sum(lookups.indices.numel() for of_shard in whole for lookups in of_shard[0])
-        weights = 4 * sum(layer.weight.numel() + layer.bias.numel() for layer in self._layers.values())
+        weights = 4 * sum(layer.d_weight.numel() + layer.d_bias.numel() for layer in self._layers.values())
         dense, link = self._dense_operators(), self._link
         return [
             Fixed(SELECT, Work(flops=0, bytes_read=selected, bytes_written=selected)),
@@ -340,29 +340,52 @@ class ParallelDLRM(DLRM):
         """
         return self._link.talk(key, share)
 
-    def parts(self) -> list[tuple[Part, torch.Tensor]]:
-        """What this rank holds of the tables, replicated ones included, with the live weights."""
-        return [*self._shard.weights, *self._sparse.weights, *self._dense.weights]
+    def parts(self) -> list[tuple[Part, EmbeddingBags, int]]:
+        """What this rank holds of the tables, replicated ones included: every part, the bags that hold it and its number among them."""
+        return [*self._shard.tables, *self._sparse.tables, *self._dense.tables]
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """The whole model on rank 0, gathered table by table; the dense layers alone on every other rank. Every rank must call it."""
         state = {}
         for t, table in enumerate(self.model.tables):
-            mine = [(part, weight) for part, weight in self.parts() if part.table == t]
-            gathered: list[list[tuple[Part, torch.Tensor]]] | None = [[] for _ in range(self.ranks)] if self.rank == 0 else None
-            dist.gather_object(mine, gathered, dst=0)
+            gathered = self._gather(t, lambda bags, i: bags.table(i))
             if gathered is not None:
                 whole = torch.empty(table.rows, table.dim)
-                for part, weight in (pair for of_rank in gathered for pair in of_rank):
+                for part, weight in gathered:
                     whole[slice(*part.rows), slice(*part.columns)] = weight
                 state[f"emb_l.{t}.weight"] = whole
         return state | self._dense_state()
 
+    def optimizer_state(self) -> dict[str, torch.Tensor]:
+        """As `state_dict`: of the whole model on rank 0, and of the dense layers alone elsewhere. Every rank must call it."""
+        state = {}
+        if self.model.optimizer == "adagrad":
+            for t, table in enumerate(self.model.tables):
+                gathered = self._gather(t, lambda bags, i: bags.state(i))
+                if gathered is not None:
+                    whole = torch.empty(table.rows)
+                    for part, sums in gathered:
+                        whole[slice(*part.rows)] = sums
+                    state[f"emb_l.{t}.weight"] = whole
+        return state | self._dense_optimizer_state()
+
+    def _gather(self, table: int, of: Callable[[EmbeddingBags, int], torch.Tensor | None]) -> list[tuple[Part, torch.Tensor]] | None:
+        """Every rank's parts of a table, on rank 0; None elsewhere."""
+        mine = [(part, value) for part, bags, t in self.parts() if part.table == table and (value := of(bags, t)) is not None]
+        gathered: list[list[tuple[Part, torch.Tensor]]] | None = [[] for _ in range(self.ranks)] if self.rank == 0 else None
+        dist.gather_object(mine, gathered, dst=0)
+        return None if gathered is None else [pair for of_rank in gathered for pair in of_rank]
+
     def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
         """Copy in this rank's share of a whole model's weights."""
-        for part, weight in self.parts():
-            weight.copy_(state[f"emb_l.{part.table}.weight"][slice(*part.rows), slice(*part.columns)])
-        for name, weight in self._dense_state().items():
-            weight.copy_(state[name])
-        for layer in self._layers.values():
-            layer.pack(self.config.threads)
+        for part, bags, t in self.parts():
+            bags.load(t, state[f"emb_l.{part.table}.weight"][slice(*part.rows), slice(*part.columns)])
+        self._load_dense(state)
+
+    def load_optimizer_state(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Copy in this rank's share of what a whole model's optimizer had summed."""
+        if self.model.optimizer == "adagrad":
+            for part, bags, t in self.parts():
+                bags.load_state(t, state[f"emb_l.{part.table}.weight"][slice(*part.rows)])
+        for name, value in self._dense_optimizer_state().items():
+            value.copy_(state[name])

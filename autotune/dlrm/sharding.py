@@ -32,11 +32,15 @@ class Part:
 
 
 def check_partition(model: Model, partition: Partition) -> None:
-    """Raises: InputError: the partition does not place exactly the model's tables, or splits one past its rows or columns."""
+    """Raises: InputError: the partition does not place exactly the model's tables, splits one past its rows or columns, or splits the rows
+    of which Adagrad needs the whole."""
     if len(partition.tables) != model.num_tables:
         rule = f"a partition must place the {model.num_tables} tables of model {model.name}"
         raise InputError(f"{rule}, got {len(partition.tables)}; plan for this model")
     for t, (placement, table) in enumerate(zip(partition.tables, model.tables, strict=True)):
+        if placement.kind == "column_wise" and model.optimizer == "adagrad":
+            rule = "row-wise Adagrad needs whole rows, so a table must not be column_wise"
+            raise InputError(f"{rule}, got that (partition: tables[{t}].kind); split it by rows, or plan for this model")
         limit = {"row_wise": table.rows, "column_wise": table.dim}.get(placement.kind)
         if limit is not None and placement.bounds[-1] != limit:
             rule = f"the bounds of a {placement.kind} table must end at {limit}"
@@ -77,14 +81,20 @@ class Shard:
         column = 0
         for width, members in groupby(self.parts, key=lambda part: part.width):
             group = tuple(members)
-            weights = [
-                initial_weights(
-                    model.tables[part.table].rows, model.embedding_dim, part.table, seed,
-                    row_range=part.rows, column_range=part.columns, huge_pages=huge_pages, threads=threads,
-                )
-                for part in group
-            ]  # fmt: skip
-            self._groups.append((column, group, EmbeddingBags.of(weights, huge_pages=huge_pages)))
+
+            def values(t: int, first: int, last: int, group: tuple[Part, ...] = group) -> torch.Tensor:
+                part, whole = group[t], model.tables[group[t].table]
+                rows = (part.rows[0] + first, part.rows[0] + last)
+                return initial_weights(
+                    whole.rows, whole.dim, part.table, seed,
+                    row_range=rows, column_range=part.columns, huge_pages=huge_pages, threads=threads,
+                )  # fmt: skip
+
+            bags = EmbeddingBags.parts(
+                [part.rows[1] - part.rows[0] for part in group], width, values,
+                huge_pages=huge_pages, threads=threads, dtype=model.dtype, optimizer=model.optimizer,
+            )  # fmt: skip
+            self._groups.append((column, group, bags))
             column += width * len(group)
         self.width = column
         """Columns of all parts."""
@@ -95,9 +105,9 @@ class Shard:
         return [bags for _, _, bags in self._groups]
 
     @property
-    def weights(self) -> list[tuple[Part, torch.Tensor]]:
-        """Every part with its live weights, fp32 [rows, columns]."""
-        return [pair for _, group, bags in self._groups for pair in zip(group, bags.weights, strict=True)]
+    def tables(self) -> list[tuple[Part, EmbeddingBags, int]]:
+        """Every part, with the bags that hold it and its number among them."""
+        return [(part, bags, t) for _, group, bags in self._groups for t, part in enumerate(group)]
 
     def move(self, huge_pages: bool, threads: int) -> None:
         """Put the weights on pages of the other size."""
@@ -120,7 +130,7 @@ class Shard:
     def update(
         self, lookups: Sequence[Lookups], gradient: torch.Tensor, learning_rate: float, knobs: EmbeddingUpdateKnobs, threads: int
     ) -> None:
-        """One SGD step from the gradient of what `forward` gave, fp32 [samples, width]. Raises as `EmbeddingBags.update` does."""
+        """One step from the gradient of what `forward` gave, fp32 [samples, width]. Raises as `EmbeddingBags.update` does."""
         for (column, group, bags), of_group in zip(self._groups, lookups, strict=True):
             bags.update(of_group, _columns(gradient, column, len(group), bags.dim), learning_rate, knobs, threads)
 

@@ -13,9 +13,11 @@ from typing import Any, cast
 import torch
 
 from autotune.config.knobs import InteractionKnobs, LayerKnobs
+from autotune.config.model import Dtype, Optimizer
 from autotune.ops import interaction as _interaction
 from autotune.ops.embedding_bag import EmbeddingBags, Lookups, default_forward, default_update
-from autotune.ops.mlp import Activation, Pass, default_knobs
+from autotune.ops.layer import Activation
+from autotune.ops.mlp import Pass, default_knobs
 from autotune.ops.native import kernels
 
 __all__ = ["FusedEmbeddingBags", "Linear", "embedding_bag", "interaction", "linear"]
@@ -254,10 +256,10 @@ class _FusedUpdate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, anchor: Tensor, module: FusedEmbeddingBags, lookups: Lookups) -> Tensor:
         ctx.module, ctx.lookups = module, lookups
-        tables, threads = module.bags.weights, torch.get_num_threads()
-        samples = _samples(tables, lookups.offsets)
-        out = torch.empty(samples, len(tables), module.bags.dim)
-        module.bags.forward(lookups, out, default_forward(samples, len(tables), module.bags.dim, threads), threads, mean=module.mean)
+        tables, threads = len(module.bags.rows), torch.get_num_threads()
+        samples = (lookups.offsets.shape[0] - 1) // tables
+        out = torch.empty(samples, tables, module.bags.dim)
+        module.bags.forward(lookups, out, default_forward(samples, tables, module.bags.dim, threads), threads, mean=module.mean)
         return out
 
     @staticmethod
@@ -269,24 +271,40 @@ class _FusedUpdate(torch.autograd.Function):
 
 
 class FusedEmbeddingBags(torch.nn.Module):
-    """T tables whose SGD step happens in the backward pass: no gradient of a table is ever written out.
+    """T tables whose update happens in the backward pass: no gradient of a table is ever written out.
 
-    Keep the tables out of the optimizer; set `learning_rate` as the schedule says. The tables stay where they were made: fp32, on the
-    CPU; `.to()` does not move them.
+    Keep the tables out of the optimizer; set `learning_rate` as the schedule says. The tables stay where they were made, on the CPU;
+    `.to()` does not move them. They and what Adagrad keeps of them are buffers, so `state_dict` holds both: ``table_{t}``, or
+    ``upper_{t}`` and ``lower_{t}`` where they are split, and ``state_{t}``.
 
     Args:
         rows: rows of each table.
         dim: E.
-        learning_rate: of the fused SGD step.
+        learning_rate: of the fused step.
         mean: mean pooling instead of sum.
         seed: of the initial weights, uniform in +-1/sqrt(rows).
+        dtype: fp32, or bf16 for weights split into halves, of which the forward pass reads the upper.
+        optimizer: sgd, or adagrad for row-wise Adagrad.
+
+    Raises:
+        InputError: an unknown dtype or optimizer.
     """
 
-    def __init__(self, rows: Sequence[int], dim: int, *, learning_rate: float, mean: bool = False, seed: int = 0) -> None:
+    def __init__(
+        self,
+        rows: Sequence[int],
+        dim: int,
+        *,
+        learning_rate: float,
+        mean: bool = False,
+        seed: int = 0,
+        dtype: Dtype = "fp32",
+        optimizer: Optimizer = "sgd",
+    ) -> None:
         super().__init__()
-        self.bags = EmbeddingBags(rows, dim, threads=torch.get_num_threads(), seed=seed)
-        for t, table in enumerate(self.bags.weights):
-            self.register_buffer(f"table_{t}", table)
+        self.bags = EmbeddingBags(rows, dim, threads=torch.get_num_threads(), seed=seed, dtype=dtype, optimizer=optimizer)
+        for name, array in self.bags.arrays().items():
+            self.register_buffer(name, array)
         self.learning_rate, self.mean = learning_rate, mean
         self._anchor = torch.zeros((), requires_grad=True)  # autograd calls backward only where something wants a gradient
 

@@ -1,4 +1,4 @@
-"""Fully connected layers: forward, backward-data and backward-weights with the fused SGD step.
+"""Fully connected layers: forward, backward-data and backward-weights with the fused step of the optimizer.
 
 N samples, C inputs, K outputs. Activations are row-major with a padded leading dimension, so that layers hand them on without repacking.
 The blocked batch-reduce GEMM follows arXiv 2005.04680, section III.B, with activations left flat: its microkernel broadcasts them, and a
@@ -10,129 +10,32 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
 from autotune.config.knobs import LayerKnobs
+from autotune.config.model import Dtype, Optimizer
 from autotune.config.profile import Topology
 from autotune.ops import libxsmm
 from autotune.ops.base import Case, Check, Operator, Work
-from autotune.ops.native import cold_sets, empty_rows, kernels, zeros
+from autotune.ops.layer import Activation, Layer
+from autotune.ops.native import cold_sets, empty_rows, kernels
 
-Activation = Literal["none", "relu", "sigmoid"]
 Pass = Literal["forward", "backward_data", "backward_weights"]
+PASSES: tuple[Pass, ...] = ("forward", "backward_data", "backward_weights")
 
 WIDTHS: tuple[Literal[16, 32, 48, 64], ...] = (64, 48, 32, 16)
 _ROW_BLOCKS = (64, 128, 32, 48, 96, 24)
 _REDUCTIONS = (128, 256, 512, 1024)
 _EPSILON = 2.0**-23
+_BF16_EPSILON = 2.0**-8
 
 # What a check runs on: enough rows and reduction steps for every block size to be met more than once, with a remainder.
 _CHECK_ROWS = 2 * max(_ROW_BLOCKS) + 3
 _CHECK_REDUCTION = max(_REDUCTIONS) + 3
 _CHECK_RATE = 0.1
-
-
-class Layer:
-    """One fully connected layer with its weights, and the packed copies that the blocked GEMM reads.
-
-    Args:
-        inputs: C.
-        outputs: K.
-        activation: applied to the output.
-        generator: initial weights are normal with variance 2/(C+K), biases normal with variance 1/K, as in the public DLRM.
-        forward, backward_data: the packed copies follow their panel widths.
-    """
-
-    def __init__(
-        self,
-        inputs: int,
-        outputs: int,
-        activation: Activation,
-        *,
-        generator: torch.Generator,
-        forward: LayerKnobs,
-        backward_data: LayerKnobs,
-    ) -> None:
-        self.activation: Activation = activation
-        self.weight = zeros(outputs, inputs)
-        self.bias = zeros(outputs)
-        self.weight.normal_(0.0, math.sqrt(2.0 / (inputs + outputs)), generator=generator)
-        self.bias.normal_(0.0, math.sqrt(1.0 / outputs), generator=generator)
-        self.d_weight = zeros(outputs, inputs)
-        self.d_bias = zeros(outputs)
-        self._packed: dict[str, tuple[int, torch.Tensor]] = {}
-        self.configure(forward, backward_data)
-
-    def configure(self, forward: LayerKnobs, backward_data: LayerKnobs) -> None:
-        """Make the packed copies fit the panel widths, and fill them."""
-        outputs, inputs = self.weight.shape
-        for key, width, columns, reduction in (("forward", forward.bk, outputs, inputs), ("backward", backward_data.bk, inputs, outputs)):
-            if key not in self._packed or self._packed[key][0] != width:
-                self._packed[key] = (width, zeros(-(-columns // width) * width * reduction))
-        self._repack = {forward.implementation, backward_data.implementation} != {"torch"}
-        self.pack(1)
-
-    def pack(self, threads: int) -> None:
-        """Bring the packed copies up to date with the weights."""
-        if self._repack:
-            (forward_width, forward), (backward_width, backward) = self._packed["forward"], self._packed["backward"]
-            kernels.pack_weights(self.weight, forward, forward_width, backward, backward_width, threads)
-
-    def forward(self, x: torch.Tensor, y: torch.Tensor, knobs: LayerKnobs, threads: int) -> None:
-        """y[n, k] = act(sum_c x[n, c] weight[k, c] + bias[k]); x fp32 [N, C], y fp32 [N, K], written."""
-        if knobs.implementation == "torch":
-            torch.addmm(self.bias, x, self.weight.t(), out=y)
-            if self.activation == "relu":
-                y.relu_()
-            elif self.activation == "sigmoid":
-                y.sigmoid_()
-        else:
-            width, packed = self._packed["forward"]
-            kernels.linear_forward(x, packed, self.bias, y, self.activation, knobs.bn, knobs.bc, width, *_grid(knobs, threads))
-
-    def backward_data(self, dy: torch.Tensor, x: torch.Tensor | None, dx: torch.Tensor, knobs: LayerKnobs, threads: int) -> None:
-        """dx = (dy weight) * (x > 0): dy fp32 [N, K] before the activation; x [N, C] the ReLU output below, None without; dx written."""
-        if knobs.implementation == "torch":
-            torch.mm(dy, self.weight, out=dx)
-            if x is not None:
-                torch.ops.aten.threshold_backward.grad_input(dx, x, 0.0, grad_input=dx)
-        else:
-            width, packed = self._packed["backward"]
-            kernels.linear_backward_data(dy, packed, x, dx, knobs.bn, knobs.bc, width, *_grid(knobs, threads))
-
-    def backward_weights(self, dy: torch.Tensor, x: torch.Tensor, learning_rate: float, knobs: LayerKnobs, threads: int) -> None:
-        """weight -= learning_rate * dy^T x, bias -= learning_rate * sum_n dy[n], then the packed copies follow."""
-        if knobs.implementation == "torch":
-            self.gradients(dy, x, knobs, threads)
-            self.descend(learning_rate, threads)
-        else:
-            kernels.linear_backward_weights(
-                dy, x, self.d_weight, self.d_bias, self.weight, self.bias, learning_rate,
-                knobs.bn, knobs.bc, knobs.bk, *_grid(knobs, threads),
-            )  # fmt: skip
-            self.pack(threads)
-
-    def gradients(self, dy: torch.Tensor, x: torch.Tensor, knobs: LayerKnobs, threads: int) -> None:
-        """d_weight = dy^T x and d_bias = sum_n dy[n], for a step that is taken later: where other ranks have gradients too."""
-        if knobs.implementation == "torch":
-            torch.mm(dy.t(), x, out=self.d_weight)
-            torch.sum(dy, 0, out=self.d_bias)
-        else:
-            kernels.linear_backward_weights(
-                dy, x, self.d_weight, self.d_bias, None, None, 0.0, knobs.bn, knobs.bc, knobs.bk, *_grid(knobs, threads)
-            )
-
-    def descend(self, learning_rate: float, threads: int) -> None:
-        """One SGD step along d_weight and d_bias; the packed copies follow."""
-        self.weight.add_(self.d_weight, alpha=-learning_rate)
-        self.bias.add_(self.d_bias, alpha=-learning_rate)
-        self.pack(threads)
-
-
-def _grid(knobs: LayerKnobs, threads: int) -> tuple[bool, int, int, bool]:
-    return knobs.loop_order == "columns_outer", knobs.thread_columns, threads, knobs.implementation == "libxsmm"
 
 
 def shape_of(which: Pass, samples: int, inputs: int, outputs: int) -> tuple[int, int, int]:
@@ -153,47 +56,72 @@ class LayerPass(Operator):
         samples, inputs, outputs: N, C, K.
         activation: of the layer.
         masked: backward-data only: the layer below ends in ReLU.
+        dtype, optimizer: of the layer.
     """
 
-    def __init__(self, key: str, which: Pass, samples: int, inputs: int, outputs: int, activation: Activation, masked: bool) -> None:
+    def __init__(
+        self,
+        key: str,
+        which: Pass,
+        samples: int,
+        inputs: int,
+        outputs: int,
+        activation: Activation,
+        masked: bool,
+        dtype: Dtype = "fp32",
+        optimizer: Optimizer = "sgd",
+    ) -> None:
         self.key = key
         self.shape = (which, samples, inputs, outputs, activation, masked)
+        self.dtype: Dtype = dtype
+        self.optimizer: Optimizer = optimizer
 
     def work(self) -> Work:
-        """2*N*C*K flops. Every matrix of the pass is read or written once: x [N, C], y or dy [N, K], weight [K, C], the mask [N, C]."""
+        """2*N*C*K flops. Every matrix of the pass is read or written once: x [N, C], y or dy [N, K], weight [K, C], the mask [N, C], and
+        in the update Adagrad's state [K, C]. Two bytes of a weight are read in bf16, but for the update, which takes both halves."""
         which, n, c, k, _, masked = self.shape
-        x, y, w = 4 * n * c, 4 * n * k, 4 * c * k
-        read, written = {"forward": (x + w, y), "backward_data": (y + w + x * masked, x), "backward_weights": (x + y + w, w)}[which]
+        x, y, weights = 4 * n * c, 4 * n * k, c * k
+        w = _bytes_of(self.dtype) * weights
+        updated = 4 * weights * (2 if self.optimizer == "adagrad" else 1)
+        read, written = {
+            "forward": (x + w, y),
+            "backward_data": (y + w + x * masked, x),
+            "backward_weights": (x + y + updated, updated),
+        }[which]
         # Updated weights are packed anew, in a region of its own.
         return Work(flops=2 * n * c * k, bytes_read=read, bytes_written=written, parallel_regions=1 + (which == "backward_weights"))
 
     def default(self, machine: Topology) -> LayerKnobs:
-        return default_knobs(self.shape[0], *self.shape[1:4], machine.physical_cores)
+        return default_knobs(self.shape[0], *self.shape[1:4], machine.physical_cores, self.dtype)
 
     def candidates(self, machine: Topology, threads: int) -> Sequence[LayerKnobs]:
-        """Panel widths by padding; row blocks by divisors of the rows; reductions such that a task's operands stay in half of L2; both
-        orders; thread grids whose columns find a panel each; torch's own GEMM; and libxsmm's kernels where they are."""
+        """Panel widths by padding; row blocks by divisors of the rows; reductions such that a task's operands stay in half of L2, even in
+        bf16; both orders; thread grids whose columns find a panel each; torch's own GEMM; and in fp32 libxsmm's kernels where they are."""
         rows, columns, reduction = shape_of(self.shape[0], *self.shape[1:4])
-        default = self.default(machine)
+        default, size = self.default(machine), _bytes_of(self.dtype)
         chosen = [default, LayerKnobs(implementation="torch")]
-        budget = machine.l2_bytes // 8  # floats in half of L2
         grids = [g for g in (1, 2, 4, 8, 16) if threads % g == 0 and (g == 1 or columns >= 16 * g)]
+        longest = reduction if self.dtype == "fp32" else reduction + reduction % 2
         for bk in (w for w in WIDTHS if _padded(columns, w) <= 1.25 * _padded(columns, default.bk)):
             for bn in (b for b in _ROW_BLOCKS if b <= max(24, rows)):
-                for bc in sorted({min(reduction, b) for b in _REDUCTIONS}, reverse=True):
-                    if bk * bc + bn * bc + bn * bk > budget and bc > 128:
+                for bc in sorted({min(longest, b) for b in _REDUCTIONS}, reverse=True):
+                    if size * (bk * bc + bn * bc) + 4 * bn * bk > machine.l2_bytes // 2 and bc > 128:
                         continue
                     for order in ("rows_outer", "columns_outer"):
                         chosen += [LayerKnobs(bn=bn, bc=bc, bk=bk, loop_order=order, thread_columns=g) for g in grids]
-        if libxsmm.available():
+        if self.dtype == "fp32" and libxsmm.available():
             chosen += _libxsmm_candidates(default)
         return list(dict.fromkeys(chosen))
 
     def case(self, seed: int, warm: bool = False) -> Case:
-        return _LayerCase(self.shape, seed, warm)
+        return _LayerCase(self, seed, warm)
 
 
-def default_knobs(which: Pass, samples: int, inputs: int, outputs: int, cores: int) -> LayerKnobs:
+def _bytes_of(dtype: Dtype) -> int:
+    return 4 if dtype == "fp32" else 2
+
+
+def default_knobs(which: Pass, samples: int, inputs: int, outputs: int, cores: int, dtype: Dtype = "fp32") -> LayerKnobs:
     """Widest panel among those that pad least; 64 rows; grid columns only where the rows are too few for the cores.
 
     Best of 18 blockings each at 2048 x 1024 x 1024 on 2 cores with AVX-512, GF/s of the three passes: width 64 486, 459, 431; 48 473, 436,
@@ -221,12 +149,27 @@ def _padded(columns: int, width: int) -> int:
     return -(-columns // width) * width
 
 
+@dataclass(frozen=True)
+class _Wanted:
+    """One output of a pass, fp32, and by element how far off it may be."""
+
+    value: torch.Tensor
+    allowed: torch.Tensor
+    rounded: torch.Tensor
+    """How much further where the product itself is rounded to bf16, as torch does."""
+
+    def check(self, got: torch.Tensor, rounds: bool) -> Check:
+        """The excess over what is allowed says how far off it is."""
+        excess = (got - self.value).abs_().div_(self.allowed + self.rounded if rounds else self.allowed)
+        return Check(float(excess.max()), 1.0, f"element {int(excess.argmax())}")
+
+
 class _LayerCase(Case):
     """Activations rotate through more than the caches; weights stay, as they do in training."""
 
-    def __init__(self, shape: tuple[Pass, int, int, int, Activation, bool], seed: int, warm: bool) -> None:
-        self._shape = shape
-        which, n, c, k, _, self._masked = shape
+    def __init__(self, of: LayerPass, seed: int, warm: bool) -> None:
+        self._shape, self._dtype, self._optimizer = of.shape, of.dtype, of.optimizer
+        which, n, c, k, _, self._masked = of.shape
         self._seed, self._next = seed, 0
         self._layers: dict[int, Layer] = {}
         sets = 1 if warm else cold_sets(4 * n * (c + k))
@@ -249,10 +192,14 @@ class _LayerCase(Case):
         which, n, c, k, activation, _ = self._shape
         forward = backward = LayerKnobs(bk=knobs.bk)
         if which == "backward_weights":
-            forward, backward = default_knobs("forward", n, c, k, 1), default_knobs("backward_data", n, c, k, 1)
+            forward, backward = (default_knobs(of, n, c, k, 1, self._dtype) for of in ("forward", "backward_data"))
         if forward.bk not in self._layers:
             generator = torch.Generator().manual_seed(self._seed)
-            self._layers[forward.bk] = Layer(c, k, activation, generator=generator, forward=forward, backward_data=backward)
+            layer = self._layers[forward.bk] = Layer(
+                c, k, activation, generator=generator, forward=forward, backward_data=backward, dtype=self._dtype, optimizer=self._optimizer
+            )
+            for state in (layer.state() or {}).values():
+                state.fill_(1.0)  # at 0 the first step is the sign of the gradient, which rounding may turn
         return self._layers[forward.bk]
 
     def _call(
@@ -280,49 +227,66 @@ class _LayerCase(Case):
     def check(self, knobs: LayerKnobs, threads: int) -> Check:
         """Against double precision: two of the largest row blocks and a remainder; backward-weights more than its longest `bc`."""
         inputs, wanted = self._reference
-        layer = self._packed_for(knobs)
+        layer, rounds = self._packed_for(knobs), knobs.implementation == "torch"
         if self._shape[0] == "backward_weights":
-            before = [part.clone() for part in (layer.weight, layer.bias)]
+            before = [part.clone() for part in _updated(layer)]
             self._call(layer, inputs, None, _CHECK_RATE, knobs, threads)
-            checks = [_held_against(got, *of) for got, of in zip((layer.weight, layer.bias), wanted, strict=True)]
-            layer.weight.copy_(before[0])
-            layer.bias.copy_(before[1])
+            checks = [of.check(got, rounds) for got, of in zip(_updated(layer), wanted, strict=True)]
+            layer.load(*before[:2])
+            layer.load_state(dict(zip(layer.state() or {}, before[2:], strict=True)))
             return max(checks, key=lambda check: math.inf if math.isnan(check.worst) else check.worst)
-        out = empty_rows(*wanted[0][0].shape)
+        out = empty_rows(*wanted[0].value.shape)
         self._call(layer, inputs, out, _CHECK_RATE, knobs, threads)
-        return _held_against(out, *wanted[0])
+        return wanted[0].check(out, rounds)
 
     @functools.cached_property
-    def _reference(self) -> tuple[tuple[torch.Tensor, torch.Tensor], list[tuple[torch.Tensor, torch.Tensor]]]:
-        """Inputs; and by output what is wanted and how far off it may be, fp32: the same for every candidate, so it is computed once.
+    def _reference(self) -> tuple[tuple[torch.Tensor, torch.Tensor], list[_Wanted]]:
+        """Inputs; and by output what is wanted and how far off it may be: the same for every candidate, so it is computed once.
 
-        The bound is the standard one of a dot product: its length x epsilon x the sum of absolute products. One more than the length
-        stands for rounding the double-precision result to fp32.
+        The bound is the standard one of a dot product: its length x epsilon x the sum of absolute products, from inputs that in bf16 were
+        rounded before. One more than the length stands for rounding the double-precision result to fp32.
         """
         which, n, c, k, activation, masked = self._shape
-        x, dy = self._inputs(min(n, _CHECK_REDUCTION if which == "backward_weights" else _CHECK_ROWS), self._seed)
+        inputs = self._inputs(min(n, _CHECK_REDUCTION if which == "backward_weights" else _CHECK_ROWS), self._seed)
         layer = self._packed_for(LayerKnobs())
-        wide_x, wide_dy, weight, bias = x.double(), dy.double(), layer.weight.double(), layer.bias.double()
+        x, dy = (tensor.double() if self._dtype == "fp32" else tensor.bfloat16().double() for tensor in inputs)
+        weight, bias = (part.double() for part in layer.weights())
+        read = weight if self._dtype == "fp32" else layer.upper.view(torch.bfloat16).double()
         if which == "forward":
-            wanted = torch.addmm(bias, wide_x, weight.t())
-            scale = torch.addmm(bias.abs(), wide_x.abs(), weight.t().abs())
+            product, scale = x @ read.t(), torch.addmm(bias.abs(), x.abs(), read.t().abs())
+            wanted = product + bias
             wanted = torch.relu(wanted) if activation == "relu" else torch.sigmoid(wanted) if activation == "sigmoid" else wanted
-            return (x, dy), [_bounded(wanted, scale, c + 2)]
+            return inputs, [self._wanted(wanted, (c + 3) * _EPSILON * scale, product.abs())]
         if which == "backward_data":
-            wanted = wide_dy @ weight
-            return (x, dy), [_bounded(wanted * (wide_x > 0) if masked else wanted, wide_dy.abs() @ weight.abs(), k)]
-        rate, length = _CHECK_RATE, len(x) + 2
-        updated = torch.addmm(weight, wide_dy.t(), wide_x, alpha=-rate)
-        scale = torch.addmm(weight.abs(), wide_dy.t().abs(), wide_x.abs(), alpha=rate)
-        of_bias = _bounded(bias - rate * wide_dy.sum(0), bias.abs() + rate * wide_dy.abs().sum(0), length)
-        return (x, dy), [_bounded(updated, scale, length), of_bias]
+            product, scale = dy @ read, dy.abs() @ read.abs()
+            return inputs, [self._wanted(product * (inputs[0] > 0) if masked else product, (k + 1) * _EPSILON * scale, product.abs())]
+        exact = inputs[1].double()  # the gradient of the bias is not rounded
+        gradients = ((dy.t() @ x, dy.t().abs() @ x.abs()), (exact.sum(0), exact.abs().sum(0)))
+        return inputs, self._stepped((weight, bias), gradients, len(x) + 3)
+
+    def _stepped(
+        self, parts: tuple[torch.Tensor, ...], gradients: tuple[tuple[torch.Tensor, torch.Tensor], ...], length: int
+    ) -> list[_Wanted]:
+        """Weight and bias after one step, then what Adagrad has summed, from (gradient, sum of absolute products) of each.
+
+        Adagrad's step g / sqrt(1 + g^2) moves no more than the gradient does, and is rounded four times.
+        """
+        stepped, sums = [], []
+        for i, (before, (gradient, scale)) in enumerate(zip(parts, gradients, strict=True)):
+            error, rounded, step, half = length * _EPSILON * scale, gradient.abs() * (i == 0), gradient, before.abs()
+            if self._optimizer == "adagrad":
+                total = 1.0 + gradient**2
+                step, error = gradient / total.sqrt(), error + 4 * _EPSILON
+                of_square = (2 * gradient.abs() + error) * error + 2 * _EPSILON * total
+                sums.append(self._wanted(total, of_square, (2 * gradient.abs() + rounded) * rounded))
+            stepped.append(self._wanted(before - _CHECK_RATE * step, _CHECK_RATE * error + 3 * _EPSILON * half, _CHECK_RATE * rounded))
+        return stepped + sums
+
+    def _wanted(self, value: torch.Tensor, allowed: torch.Tensor, product: torch.Tensor) -> _Wanted:
+        rounded = product * (_BF16_EPSILON if self._dtype == "bf16" else 0.0)
+        return _Wanted(value.float(), (allowed + 1e-6).float(), rounded.float())
 
 
-def _bounded(wanted: torch.Tensor, scale: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-    return wanted.float(), ((length + 1) * _EPSILON * scale + 1e-6).float()
-
-
-def _held_against(got: torch.Tensor, wanted: torch.Tensor, allowed: torch.Tensor) -> Check:
-    """The excess over what is allowed says how far off it is."""
-    excess = (got - wanted).abs_().div_(allowed)
-    return Check(float(excess.max()), 1.0, f"element {int(excess.argmax())}")
+def _updated(layer: Layer) -> list[torch.Tensor]:
+    """What a step changes: weight, bias, and Adagrad's sums of both."""
+    return [*layer.weights(), *(layer.state() or {}).values()]

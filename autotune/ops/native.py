@@ -27,20 +27,21 @@ __all__ = ["cold_sets", "empty_rows", "kernels", "leading_dimension", "target", 
 _FLOATS_PER_LINE = 16
 
 
-def zeros(*shape: int, huge_pages: bool = True, threads: int = 1) -> torch.Tensor:
-    """fp32 zeros on pages of their own, aligned to 2 MiB, placed by first touch of `threads` threads.
+def zeros(*shape: int, huge_pages: bool = True, threads: int = 1, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Zeros, fp32 unless said otherwise, on pages of their own, aligned to 2 MiB, placed by first touch of `threads` threads.
 
     Raises:
         MachineError: the memory cannot be had.
     """
-    count = math.prod(shape)
+    elements = math.prod(shape)
+    count = -(-elements * dtype.itemsize // 4)
     try:
         flat = torch.from_numpy(kernels.allocate(count, huge_pages))
     except MemoryError as error:
         step = "free memory or use a smaller model"
         raise MachineError(f"{count * 4} bytes of memory are needed, and the machine refused them; {step}") from error
     kernels.fill_zero(flat, threads)
-    return flat.view(*shape)
+    return flat.view(dtype)[:elements].view(*shape)
 
 
 def leading_dimension(columns: int) -> int:

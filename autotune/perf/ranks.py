@@ -38,7 +38,7 @@ def describe_rank(lockstep: Lockstep) -> list[tuple[dict[str, Work], int, int]]:
     dlrm = lockstep.dlrm
     works = {operator.key: operator.work() for operator in lockstep.operators(lockstep)}
     owned = sum(1 for placement in dlrm.partition.tables if dlrm.rank in placement.ranks)
-    mine = (works, owned, sum(4 * weight.numel() for _, weight in dlrm.parts()))
+    mine = (works, owned, sum(4 * bags.rows[t] * bags.dim for _, bags, t in dlrm.parts()))
     everybodys: list[tuple[dict[str, Work], int, int]] = [mine] * lockstep.ranks
     dist.all_gather_object(everybodys, mine)
     return everybodys

@@ -20,6 +20,7 @@ import numpy as np
 from autotune.config.model import FLOAT_BYTES, Model, Table
 from autotune.config.profile import Ceilings
 from autotune.perf.roofline import row_ceiling
+from autotune.plan.reuse import Reuse
 
 # Where there is no profile: the ratio of row bandwidth to network bandwidth is what matters, and it is assumed. A row costs one cache line
 # beside its own: rows of one line reach half the bandwidth of long ones. Rows of a working set that a last-level cache holds come faster.
@@ -97,6 +98,7 @@ class Costs:
         threads: of a rank.
         network_bytes_per_s: what one rank sends per second; None assumes a rate.
         state_bytes_per_row: what an optimizer keeps for a whole row, in memory only.
+        reuse: of every table, where only a file knows; None takes such data as uniform.
     """
 
     model: Model
@@ -105,6 +107,7 @@ class Costs:
     threads: int = 1
     network_bytes_per_s: float | None = None
     state_bytes_per_row: int = 0
+    reuse: tuple[Reuse, ...] | None = None
     _rates: dict[tuple[str, int, float], float] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def item(self, t: int, rows: tuple[int, int], columns: tuple[int, int] | None = None) -> Item:
@@ -117,7 +120,7 @@ class Costs:
         dim = table.dim if columns is None else columns[1] - columns[0]
         share = size / table.rows
         lookups = self.model.minibatch * table.pooling
-        touched, unique = lookups * share, self.distinct(table, lookups) * share
+        touched, unique = lookups * share, self.distinct(t, lookups) * share
         rows_s = sum(self._rows_s(access, dim, size, touched, unique) for access in ("gather", "scatter"))
         exchange_s = 2 * self.model.minibatch * dim * FLOAT_BYTES * self._away() / self._network()
         return Item(t, rows, rows_s + exchange_s, self.memory_bytes(table, size, dim), columns)
@@ -134,18 +137,20 @@ class Costs:
         moved_rows = 2 * table.rows if dense else samples
         lookups = samples * table.pooling
         own = lookups / self.ranks
-        own_unique = self.distinct(table, own)
+        own_unique = self.distinct(t, own)
         time_s = self._rows_s("gather", table.dim, table.rows, own, own_unique)
         if dense:
             time_s += self._rows_s("scatter", table.dim, table.rows, own, own_unique)
             time_s += self._rows_s("scatter", table.dim, table.rows, table.rows, table.rows)
         else:
-            time_s += self._rows_s("scatter", table.dim, table.rows, lookups, self.distinct(table, lookups))
+            time_s += self._rows_s("scatter", table.dim, table.rows, lookups, self.distinct(t, lookups))
         return time_s + moved_rows * table.dim * FLOAT_BYTES * self._away() / self._network()
 
-    def distinct(self, table: Table, lookups: float) -> float:
-        """Expected distinct rows of a whole table; what is known only from a file counts as uniform."""
-        data = self.model.data
+    def distinct(self, t: int, lookups: float) -> float:
+        """Expected distinct rows of a whole table."""
+        table, data = self.model.tables[t], self.model.data
+        if self.reuse is not None:
+            return min(self.reuse[t].distinct(lookups), float(table.rows))
         if data.distribution == "zipf" and data.alpha is not None:
             return distinct_zipf(table.rows, lookups, data.alpha)
         return distinct(table.rows, lookups)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from dataclasses import dataclass, field
 
 from autotune.config.model import Model
 from autotune.config.partition import Kind, Partition, Placement
 from autotune.config.profile import Ceilings
 from autotune.errors import InputError, MachineError
-from autotune.plan.constraints import SPLIT_COLUMNS, Constraints, Freedom, resolve
+from autotune.plan.balance import assigned, even_out
+from autotune.plan.constraints import Constraints, Freedom, resolve
 from autotune.plan.cost import Costs, Item
-from autotune.plan.search import assign
+from autotune.plan.parts import SPLITS, Division, Parts
+from autotune.plan.reuse import Reuse
 from autotune.units import format_bytes
 
 # A table heavier than what a rank does on average is split, or it would rule the iteration; but row-wise parts send whole pooled rows, and
@@ -21,7 +22,6 @@ from autotune.units import format_bytes
 _SPLIT_COST = 1.5
 # Copies of replicated tables may take this share of a rank's memory.
 _COPIES_SHARE = 0.1
-_SPLITS: tuple[Kind, ...] = ("row_wise", "column_wise")
 # Options named in one message.
 _NAMED_OPTIONS = 3
 
@@ -64,45 +64,6 @@ class Plan:
         return self.slowest_s / mean if mean else 1.0
 
 
-class _Division(NamedTuple):
-    """How a table is placed: whole as one part."""
-
-    kind: Kind
-    parts: int
-
-
-class _Parts:
-    """Tables as the items of a division, each priced once."""
-
-    def __init__(self, costs: Costs) -> None:
-        self.costs = costs
-        self._known: dict[tuple[int, _Division], list[Item]] = {}
-
-    def of(self, freedom: Freedom, division: _Division) -> list[Item]:
-        """Equal parts; whole tables that stay together are one item."""
-        key = (freedom.tables[0], division)
-        if key not in self._known:
-            self._known[key] = [replace(item, ranks=freedom.ranks) for item in self._priced(freedom, *division)]
-        return self._known[key]
-
-    def _priced(self, freedom: Freedom, kind: Kind, count: int) -> list[Item]:
-        (t, *beside), item = freedom.tables, self.costs.item
-        rows, dim = self.costs.model.tables[t].rows, self.costs.model.tables[t].dim
-        if kind == "row_wise":
-            return [item(t, (rows * i // count, rows * (i + 1) // count)) for i in range(count)]
-        if kind == "column_wise":
-            units = dim // SPLIT_COLUMNS
-            bounds = [SPLIT_COLUMNS * (units * i // count) for i in range(count)] + [dim]
-            return [item(t, (0, rows), (bounds[i], bounds[i + 1])) for i in range(count)]
-        first = item(t, (0, rows))
-        others = [item(other, (0, self.costs.model.tables[other].rows)) for other in beside]
-        time_s, memory = (first.time_s + sum(one.time_s for one in others), first.memory_bytes + sum(one.memory_bytes for one in others))
-        return [replace(first, time_s=time_s, memory_bytes=memory, beside=tuple(beside))]
-
-    def whole(self, freedom: Freedom) -> Item:
-        return self.of(freedom, _Division("table_wise", 1))[0]
-
-
 def plan(
     model: Model,
     ranks: int,
@@ -113,6 +74,7 @@ def plan(
     network_bytes_per_s: float | None = None,
     optimizer_state_bytes_per_row: int = 0,
     constraints: Constraints | None = None,
+    reuse: tuple[Reuse, ...] | None = None,
 ) -> Plan:
     """Place every table.
 
@@ -128,6 +90,7 @@ def plan(
         network_bytes_per_s: that one rank sends; None assumes one.
         optimizer_state_bytes_per_row: kept beside every row of a table; plain SGD keeps none.
         constraints: what the plan must keep; None demands nothing.
+        reuse: of the model's data (`plan.reuse.observed`); None takes what only a file knows as uniform.
 
     Raises:
         InputError: ranks below 1; constraints that contradict each other or that the memory cannot keep.
@@ -139,7 +102,7 @@ def plan(
         raise InputError(f"optimizer state per row must not be negative, got {optimizer_state_bytes_per_row}; give bytes, 0 for SGD")
     constraints = constraints or Constraints()
     freedoms = resolve(constraints, model, ranks)
-    parts = _Parts(Costs(model, ranks, ceilings, threads, network_bytes_per_s, optimizer_state_bytes_per_row))
+    parts = Parts(Costs(model, ranks, ceilings, threads, network_bytes_per_s, optimizer_state_bytes_per_row, reuse))
     limit = math.inf if memory_per_rank_bytes is None else memory_per_rank_bytes
     needed = sum(parts.whole(freedom).memory_bytes for freedom in freedoms)
     if needed > ranks * limit:
@@ -166,7 +129,7 @@ def _no_room(model: Model, ranks: int, limit: float, needed: int, constraints: C
     )
 
 
-def _check_constrained(parts: _Parts, freedoms: Sequence[Freedom], forced: set[int], limit: float, constraints: Constraints) -> None:
+def _check_constrained(parts: Parts, freedoms: Sequence[Freedom], forced: set[int], limit: float, constraints: Constraints) -> None:
     """Raises: InputError: copies, pinned tables or a table that may not be split ask for more than a rank has."""
     copied = sum(parts.whole(freedom).memory_bytes for freedom in freedoms if freedom.tables[0] in forced)
     room = limit - copied
@@ -194,7 +157,7 @@ def _check_constrained(parts: _Parts, freedoms: Sequence[Freedom], forced: set[i
             raise InputError(f"tables bound to one rank must fit its memory, got {got}; bind fewer to it, or raise --memory-per-socket")
 
 
-def _copies(parts: _Parts, freedoms: Sequence[Freedom], forced: set[int], limit: float) -> set[int]:
+def _copies(parts: Parts, freedoms: Sequence[Freedom], forced: set[int], limit: float) -> set[int]:
     """Tables that are cheaper in copies, the smallest first, while they take little memory; with those that can be nothing else."""
     costs, chosen = parts.costs, set(forced)
     whole = [(freedom, parts.whole(freedom)) for freedom in freedoms]
@@ -210,17 +173,15 @@ def _copies(parts: _Parts, freedoms: Sequence[Freedom], forced: set[int], limit:
     return chosen if total <= costs.ranks * (limit - used) else forced
 
 
-def _place(parts: _Parts, freedoms: Sequence[Freedom], room: float) -> list[tuple[_Division, Item, int]] | None:
+def _place(parts: Parts, freedoms: Sequence[Freedom], room: float) -> list[tuple[Division, Item, int]] | None:
     """Items with how their table is divided and their rank; None where they do not fit."""
-    ranks = parts.costs.ranks
     total_s = sum(parts.whole(freedom).time_s for freedom in freedoms)
     free_of = {freedom.tables[0]: freedom for freedom in freedoms}
     divisions = {t: _divide(parts, freedom, total_s, room) for t, freedom in free_of.items()}
     while True:
-        items = [item for t, division in divisions.items() for item in parts.of(free_of[t], division)]
-        chosen = assign(items, [room] * ranks)
+        chosen = assigned(parts, free_of, divisions, room)
         if chosen is not None:
-            return [(divisions[item.table], item, rank) for item, rank in zip(items, chosen, strict=True)]
+            break
         # Smaller parts find room: the largest part that can be is halved.
         for t in sorted(divisions, key=lambda t: -_largest(parts.of(free_of[t], divisions[t]))):
             finer = _finer(parts, free_of[t], divisions[t])
@@ -229,36 +190,46 @@ def _place(parts: _Parts, freedoms: Sequence[Freedom], room: float) -> list[tupl
                 break
         else:
             return None
+    # Few light tables may be best left whole: both ends are tried.
+    whole = {t: Division("table_wise", 1) if _may_be_whole(parts, freedom, room) else divisions[t] for t, freedom in free_of.items()}
+    divisions = even_out(parts, free_of, [whole, divisions], room)
+    placed = assigned(parts, free_of, divisions, room)
+    assert placed is not None
+    return [(divisions[item.table], item, rank) for item, rank in placed]
+
+
+def _may_be_whole(parts: Parts, freedom: Freedom, room: float) -> bool:
+    return "table_wise" in freedom.kinds and parts.whole(freedom).memory_bytes <= room
 
 
 def _largest(items: Iterable[Item]) -> int:
     return max(item.memory_bytes for item in items)
 
 
-def _divide(parts: _Parts, freedom: Freedom, total_s: float, room: float) -> _Division:
+def _divide(parts: Parts, freedom: Freedom, total_s: float, room: float) -> Division:
     """What leaves the slowest rank fastest: ruled by the largest part, or by the mean with all that a split adds.
 
     A split is into as many parts as the fair share of the time asks for, or half of them and so on, or as memory asks for.
     """
     whole, ranks = parts.whole(freedom), parts.costs.ranks
     may_be_whole = "table_wise" in freedom.kinds
-    options = [_Division("table_wise", 1)] if may_be_whole else []
-    for kind in _SPLITS:
+    options = [Division("table_wise", 1)] if may_be_whole else []
+    for kind in SPLITS:
         if kind not in freedom.kinds:
             continue
         most = freedom.most[kind]
         count = min(most, math.ceil(whole.time_s * ranks / total_s)) if total_s else 1
         while count > 1:
-            division = _Division(kind, count)
+            division = Division(kind, count)
             if sum(part.time_s for part in parts.of(freedom, division)) <= _SPLIT_COST * whole.time_s:
                 options.append(division)
             count //= 2
         if whole.memory_bytes > room:
-            options.append(_Division(kind, _count_for(parts, freedom, kind, room)))
+            options.append(Division(kind, _count_for(parts, freedom, kind, room)))
         elif not may_be_whole:
-            options.append(_Division(kind, 2))
+            options.append(Division(kind, 2))
 
-    def rank_of(division: _Division) -> tuple[bool, float, float]:
+    def rank_of(division: Division) -> tuple[bool, float, float]:
         items = parts.of(freedom, division)
         sum_s = sum(item.time_s for item in items)
         slowest_s = max(max(item.time_s for item in items), (total_s - whole.time_s + sum_s) / ranks)
@@ -267,26 +238,26 @@ def _divide(parts: _Parts, freedom: Freedom, total_s: float, room: float) -> _Di
     return min(options, key=rank_of)
 
 
-def _count_for(parts: _Parts, freedom: Freedom, kind: Kind, room: float) -> int:
+def _count_for(parts: Parts, freedom: Freedom, kind: Kind, room: float) -> int:
     """The fewest parts, two at least, that fit a rank each; the most there can be where none do."""
     most = freedom.most[kind]
     if room <= 0:
         return most
     counts = range(min(most, max(2, math.floor(parts.whole(freedom).memory_bytes / room))), most)
-    return next((count for count in counts if _largest(parts.of(freedom, _Division(kind, count))) <= room), most)
+    return next((count for count in counts if _largest(parts.of(freedom, Division(kind, count))) <= room), most)
 
 
-def _finer(parts: _Parts, freedom: Freedom, division: _Division) -> _Division | None:
+def _finer(parts: Parts, freedom: Freedom, division: Division) -> Division | None:
     """Half the parts' size by the cheaper kind, or as near to it as can be; None where parts cannot be smaller."""
     now = _largest(parts.of(freedom, division))
-    options = [_Division(kind, min(freedom.most[kind], 2 * division.parts)) for kind in _SPLITS if kind in freedom.kinds]
+    options = [Division(kind, min(freedom.most[kind], 2 * division.parts)) for kind in SPLITS if kind in freedom.kinds]
     smaller = [option for option in options if option.parts > 1 and _largest(parts.of(freedom, option)) < now]
     return min(smaller, key=lambda option: sum(part.time_s for part in parts.of(freedom, option)), default=None)
 
 
 def _result(
-    parts: _Parts,
-    placed: Sequence[tuple[_Division, Item, int]],
+    parts: Parts,
+    placed: Sequence[tuple[Division, Item, int]],
     copies: set[int],
     copied_bytes: int,
     memory: float | None,
@@ -294,7 +265,7 @@ def _result(
 ) -> Plan:
     costs, model, ranks = parts.costs, parts.costs.model, parts.costs.ranks
     placements = [Placement(kind="replicated")] * model.num_tables
-    by_table: dict[int, list[tuple[_Division, Item, int]]] = {}
+    by_table: dict[int, list[tuple[Division, Item, int]]] = {}
     for one in placed:
         by_table.setdefault(one[1].table, []).append(one)
     for t, held in by_table.items():
@@ -328,7 +299,8 @@ def _notes(costs: Costs, partition: Partition) -> tuple[str, ...]:
     told = {
         "no profile given: bandwidths are assumed, so times compare with each other only": costs.ceilings is None,
         "the network's bandwidth is assumed": costs.network_bytes_per_s is None,
-        f"look-ups of {data} data are taken as uniform": data in ("histogram", "criteo"),
+        f"look-ups of {data} data are taken as uniform: their file was not read": data in ("histogram", "criteo") and costs.reuse is None,
+        f"how often rows of {data} data are met again was counted in their first minibatch": costs.reuse is not None,
         "which row-wise part holds a table's hottest rows is not known; each is predicted its share": data == "zipf"
         and any(placement.kind == "row_wise" for placement in partition.tables),
     }

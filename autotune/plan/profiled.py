@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from autotune.config.model import Model
+from dataclasses import replace
+
+from autotune.config.model import FLOAT_BYTES, Model
 from autotune.config.profile import Profile
+from autotune.errors import InputError
 from autotune.perf.network import best_fit
 from autotune.perf.share import per_rank
 from autotune.plan.constraints import Constraints
 from autotune.plan.planner import Plan, plan
+from autotune.plan.reuse import observed
 
 
 def plan_for(
@@ -31,8 +35,15 @@ def plan_for(
 
     Raises:
         MachineError: the tables do not fit.
+        InputError: the constraints allow nothing that the optimizer can do.
     """
     network = profile.network if profile else None
+    constraints = constraints or Constraints()
+    if model.optimizer == "adagrad":  # row-wise: a number for every row, from the whole of it
+        kinds = tuple(kind for kind in constraints.kinds if kind != "column_wise")
+        if not kinds:
+            raise InputError("row-wise Adagrad needs whole rows, got column_wise as the only kind (--kinds); allow another")
+        constraints = replace(constraints, kinds=kinds)
     return plan(
         model,
         ranks,
@@ -40,5 +51,7 @@ def plan_for(
         threads=threads,
         memory_per_rank_bytes=memory_per_rank_bytes,
         constraints=constraints,
+        optimizer_state_bytes_per_row=FLOAT_BYTES if model.optimizer == "adagrad" else 0,
+        reuse=observed(model),
         network_bytes_per_s=best_fit(network, "all_to_all", "native").bandwidth_bytes_per_s if network else None,
     )

@@ -17,7 +17,7 @@ _LEAST_GAIN = 1e-9
 _CLOSE = 1e-3
 
 
-def assign(items: Sequence[Item], free_bytes: Sequence[float]) -> list[int] | None:
+def assign(items: Sequence[Item], free_bytes: Sequence[float], *, most_nodes: int = _EXACT_NODES) -> list[int] | None:
     """The rank of every item, one that it may use; two parts of one table never share a rank.
 
     Greedy: items bound to one rank, then longest time first to the rank with the least; where memory runs out, largest first instead,
@@ -26,6 +26,7 @@ def assign(items: Sequence[Item], free_bytes: Sequence[float]) -> list[int] | No
 
     Args:
         free_bytes: memory of each rank.
+        most_nodes: of the branch and bound; 0 leaves it out where an order found room.
 
     Returns:
         None where no order found room.
@@ -35,7 +36,7 @@ def assign(items: Sequence[Item], free_bytes: Sequence[float]) -> list[int] | No
     if found is None:
         return _exact(items, free_bytes, None, _ROOM_NODES) if few else None
     found = _improve(items, free_bytes, found)
-    return _exact(items, free_bytes, found, _EXACT_NODES) if few else found
+    return _exact(items, free_bytes, found, most_nodes) if few and most_nodes else found
 
 
 def _any_order(items: Sequence[Item], free_bytes: Sequence[float]) -> list[int] | None:

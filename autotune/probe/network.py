@@ -55,7 +55,7 @@ class _Transfer:
     """None on a rank outside the group."""
 
 
-def measure_network(backend: str = "gloo", *, budget_s: float = 20.0, progress: Progress = NO_PROGRESS) -> Network:
+def measure_network(backend: str = "gloo", *, budget_s: float = 12.0, progress: Progress = NO_PROGRESS) -> Network:
     """Measure the network among all ranks. torch.distributed must be initialised; every rank calls it.
 
     Args:

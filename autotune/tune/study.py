@@ -47,7 +47,8 @@ def check_sockets(sockets: int) -> None:
     if sockets < 1:
         raise InputError(f"sockets must be at least 1, got {sockets}; give --sockets 1")
     if sockets > 1:
-        raise InputError(f"this process tunes one socket, got {sockets}; autotune tune --sockets {sockets} starts a rank on each")
+        step = f"autotune tune --sockets {sockets}, or autotune.tune in Python, starts a rank on each"
+        raise InputError(f"this process tunes one socket, got {sockets}; {step}")
 
 
 def tune(

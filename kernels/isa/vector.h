@@ -22,6 +22,26 @@ template <int N>
 struct IntVector {
   typedef int type __attribute__((vector_size(N * 4)));
 };
+template <int N>
+struct BitVectors {
+  typedef uint32_t Words __attribute__((vector_size(N * 4)));
+  typedef uint16_t Halves __attribute__((vector_size(N * 2)));
+  typedef uint16_t UnalignedHalves __attribute__((vector_size(N * 2), aligned(2), may_alias));
+};
+
+static inline float join_one(uint16_t upper, uint16_t lower) {
+  const uint32_t bits = uint32_t{upper} << 16 | lower;
+  float value;
+  __builtin_memcpy(&value, &bits, 4);
+  return value;
+}
+
+static inline void split_one(float value, uint16_t* upper, uint16_t* lower) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, &value, 4);
+  *upper = static_cast<uint16_t>(bits >> 16);
+  *lower = static_cast<uint16_t>(bits);
+}
 
 // Lanes: floats per vector. Registers: architectural vector registers, which bound a microtile. Tag keeps the instantiations of two
 // targets apart in the linker's eyes.
@@ -34,6 +54,14 @@ struct VectorIsa {
 
   static inline V load(const float* p) { return *reinterpret_cast<const Unaligned*>(p); }
   static inline void store(float* p, V v) { *reinterpret_cast<Unaligned*>(p) = v; }
+  // A float's upper 16 bits are a bf16 number, truncated; its lower 16 bits are what that leaves out.
+  static inline V load_bf16(const uint16_t* upper) { return reinterpret_cast<V>(widen(upper) << 16); }
+  static inline V join(const uint16_t* upper, const uint16_t* lower) { return reinterpret_cast<V>(widen(upper) << 16 | widen(lower)); }
+  static inline void split(V v, uint16_t* upper, uint16_t* lower) {
+    const Words bits = reinterpret_cast<Words>(v);
+    narrow(bits >> 16, upper);
+    narrow(bits, lower);
+  }
   // x - 0 is x to the bit, -0 included, so this folds to a broadcast; 0 + x would not.
   static inline V set(float x) { return x - V{}; }
   // NaN stays NaN, as in the framework.
@@ -65,6 +93,33 @@ struct VectorIsa {
   }
 
  private:
+  using Words = typename BitVectors<Lanes>::Words;
+  using Halves = typename BitVectors<Lanes>::Halves;
+  using UnalignedHalves = typename BitVectors<Lanes>::UnalignedHalves;
+
+  static inline Words widen(const uint16_t* p) {
+    // One instruction where the ISA has it: the compiler makes four of the general form. (Masks of ones: the plain forms warn.)
+#if defined(__AVX512F__)
+    if constexpr (Lanes == 16)
+      return reinterpret_cast<Words>(_mm512_maskz_cvtepu16_epi32(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
+#endif
+#if defined(__AVX2__)
+    if constexpr (Lanes == 8) return reinterpret_cast<Words>(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+#endif
+    const Halves halves = *reinterpret_cast<const UnalignedHalves*>(p);
+    return __builtin_convertvector(halves, Words);
+  }
+  // The lower 16 bits of each.
+  static inline void narrow(Words bits, uint16_t* p) {
+#if defined(__AVX512F__)
+    if constexpr (Lanes == 16) {
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_maskz_cvtepi32_epi16(0xffff, reinterpret_cast<__m512i>(bits)));
+      return;
+    }
+#endif
+    *reinterpret_cast<UnalignedHalves*>(p) = __builtin_convertvector(bits, Halves);
+  }
+
   // Pairs (x, y) of 2*Half vectors become one each: groups of 2*Half lanes shrink to Half, x's groups in front of y's.
   template <int Half>
   static inline void fold(V* v) {
@@ -88,6 +143,9 @@ struct ScalarIsa {
   typedef float V;
   static inline V load(const float* p) { return *p; }
   static inline void store(float* p, V v) { *p = v; }
+  static inline V load_bf16(const uint16_t* upper) { return join_one(*upper, 0); }
+  static inline V join(const uint16_t* upper, const uint16_t* lower) { return join_one(*upper, *lower); }
+  static inline void split(V v, uint16_t* upper, uint16_t* lower) { split_one(v, upper, lower); }
   static inline V set(float x) { return x; }
   static inline V relu(V v) { return v < 0.0f ? 0.0f : v; }
   static inline V where_positive(V condition, V v) { return condition <= 0.0f ? 0.0f : v; }
@@ -104,16 +162,21 @@ static inline void store_fence() {
 
 // hint 0: into L1, 1: into L2. The argument of the builtin must be a constant.
 template <int Hint>
-static inline void prefetch_row(const float* row, int64_t floats) {
-  const char* p = reinterpret_cast<const char*>(row);
-  const int64_t bytes = floats * 4;
+static inline void prefetch_bytes(const void* first, int64_t bytes) {
+  const char* p = static_cast<const char*>(first);
   for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(p + b, 0, Hint == 0 ? 3 : 2);
 }
 
-static inline void prefetch_row_for_write(const float* row, int64_t floats) {
-  const char* p = reinterpret_cast<const char*>(row);
-  const int64_t bytes = floats * 4;
+static inline void prefetch_bytes_for_write(const void* first, int64_t bytes) {
+  const char* p = static_cast<const char*>(first);
   for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(p + b, 1, 3);
 }
+
+template <int Hint>
+static inline void prefetch_row(const float* row, int64_t floats) {
+  prefetch_bytes<Hint>(row, floats * 4);
+}
+
+static inline void prefetch_row_for_write(const float* row, int64_t floats) { prefetch_bytes_for_write(row, floats * 4); }
 
 }  // namespace autotune

@@ -3,6 +3,7 @@
 
 #include "../ceilings-inl.h"
 #include "../dispatch.h"
+#include "../embedding_bag-inl.h"
 #include "../embedding_update-inl.h"
 #include "../gemm-inl.h"
 #include "../interaction-inl.h"
@@ -18,8 +19,11 @@ static constexpr KernelTable table_of(const char* name) {
           EmbeddingKernels<Isa>::forward,
           EmbeddingUpdateKernels<Isa>::update,
           GemmKernels<Isa>::multiply,
+          GemmKernels<Isa>::multiply_bf16,
           GemmKernels<Isa>::multiply_transposed,
-          GemmKernels<Isa>::pack_weights,
+          GemmPacking<Isa>::weights,
+          GemmPacking<Isa>::weights_bf16,
+          OptimizerKernels<Isa>::descend,
           InteractionKernels<Isa>::forward,
           InteractionKernels<Isa>::backward,
           CeilingKernels<Isa>::fma,

@@ -19,6 +19,7 @@ from autotune.dlrm.data import make_source
 from autotune.dlrm.model import default_config, layer_shapes
 from autotune.ops import embedding_bag, interaction
 from autotune.ops.loss import KEY as LOSS
+from autotune.ops.mlp import PASSES, LayerPass
 from autotune.perf.roofline import limits, peak_ceiling
 from autotune.perf.table import OTHER
 
@@ -120,6 +121,48 @@ def _lookups(bench: Any, name: str, data: str) -> str:
     model = bench.model(name).model
     pooling = {table.pooling for table in model.tables}
     return f"T {model.num_tables} E {model.embedding_dim} P {min(pooling):g} {data}"
+
+
+@pytest.mark.parametrize("model", ["rm2"])
+@pytest.mark.parametrize(
+    ("key", "changes"),
+    [(embedding_bag.FORWARD, {"dtype": "bf16"}), (embedding_bag.UPDATE, {"optimizer": "adagrad"})],
+    ids=["forward-bf16", "update-adagrad"],
+)
+def test_embedding_beside_fp32_and_sgd(bench: Any, line: Any, benchmark: Any, model: str, key: str, changes: dict[str, str]) -> None:
+    """How many times as fast as in fp32 with SGD, on the same look-ups and with the same knobs."""
+    plain = bench.operators(model)[key]
+    spec = bench.model(model).model
+    samples, rows = spec.minibatch, [table.rows for table in spec.tables]
+    bags = embedding_bag.EmbeddingBags(rows, spec.embedding_dim, threads=bench.threads, **changes)
+    source = make_source(spec)
+    batches = [embedding_bag.Lookups(batch.indices, batch.offsets) for batch in map(source.batch, range(4))]
+    other = (embedding_bag.EmbeddingForward if key == embedding_bag.FORWARD else embedding_bag.EmbeddingUpdate)(bags, batches, samples)
+    knobs = bench.model(model).config.operators[key]
+    name = f"{model} {key} / {'fp32' if 'dtype' in changes else 'sgd'}"
+    _beside(bench, line, benchmark, name, " ".join(changes.values()), plain, knobs, other)
+
+
+@pytest.mark.parametrize("which", PASSES)
+@pytest.mark.parametrize("changes", [{"dtype": "bf16"}, {"optimizer": "adagrad"}], ids=["bf16", "adagrad"])
+def test_layer_beside_fp32_and_sgd(bench: Any, line: Any, benchmark: Any, which: Any, changes: dict[str, Any]) -> None:
+    """How many times as fast as in fp32 with SGD, at 2048 x 1024 x 1024, with the default knobs of each."""
+    if which != "backward_weights" and "optimizer" in changes:
+        pytest.skip("the optimizer is in backward-weights alone")
+    plain, other = (LayerPass(f"layer.{which}", which, 2048, 1024, 1024, "relu", masked=True, **of) for of in ({}, changes))
+    name = f"gemm {which} / {'fp32' if 'dtype' in changes else 'sgd'}"
+    shape = f"N 2048 C 1024 K 1024 {' '.join(changes.values())}"
+    _beside(bench, line, benchmark, name, shape, plain, plain.default(bench.topology), other, other.default(bench.topology))
+
+
+def _beside(
+    bench: Any, line: Any, benchmark: Any, name: str, shape: str, plain: Any, knobs: Any, other: Any, other_knobs: Any = None
+) -> None:
+    case, plain_s = plain.case(0), []
+    times_s = bench.measure(benchmark, other.case(0), other_knobs or knobs, lambda: plain_s.append(_seconds(case, knobs, bench.threads)))
+    plain_s = plain_s[-len(times_s) :]
+    middle_s = (sorted(times)[len(times) // 2] for times in (times_s, plain_s))
+    bench.add(benchmark, line(name, shape, *middle_s, ratio(plain_s, times_s), None))
 
 
 @by_model

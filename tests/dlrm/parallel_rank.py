@@ -28,14 +28,14 @@ def main(cases_file: str, out: str, rank: int, ranks: int, store: str) -> None:
         dlrm = ParallelDLRM(model, config)
         source = make_source(model)
         losses = [dlrm.step(source.batch(i)) for i in range(case["steps"])]
-        state = dlrm.state_dict()
-        copies = [weight for part, weight in dlrm.parts() if not partition.tables[part.table].ranks]
+        state, sums = dlrm.state_dict(), dlrm.optimizer_state()
+        copies = [bags.table(t) for part, bags, t in dlrm.parts() if not partition.tables[part.table].ranks]
         digests: list[list[float]] = [[] for _ in range(ranks)]
         dist.all_gather_object(digests, [float(weight.double().sum()) for weight in copies])
         all_losses: list[list[float]] = [[] for _ in range(ranks)]
         dist.all_gather_object(all_losses, losses)
         if rank == 0:
-            torch.save({"losses": all_losses, "state": state, "copies": digests}, f"{out}.{number}")
+            torch.save({"losses": all_losses, "state": state, "sums": sums, "copies": digests}, f"{out}.{number}")
     dist.destroy_process_group()
 
 

@@ -106,7 +106,8 @@ def test_the_probe_finds_the_rate_that_was_set(two_hosts: Hosts, gbit: int) -> N
     network = json.loads(two_hosts.run("-m", "autotune", "probe", "--sockets", "2", "--refresh-network", "--json"))["network"]
     assert (network["hosts"], network["interface"]) == (2, "at0")
     rates = {(fit["operation"], fit["form"]): 8e-9 * fit["bandwidth_bytes_per_s"] for fit in network["fits"]}
-    # Nothing sends faster than the limit. Both cores together may be too slow for 10 Gbit/s, so only 1 must be reached.
+    # Nothing sends faster than the limit. Point-to-point was seen at 10.4 and 10.6 of 10 Gbit/s on two idle cores, but copying at that rate
+    # takes most of both: a slow or busy machine falls short without the probe being wrong, so only 1 must be reached.
     assert max(rates.values()) < 1.15 * gbit, rates
     if gbit == 1:
         assert rates["point_to_point", ""] > 0.85, rates
@@ -141,10 +142,10 @@ def test_the_tuned_wire_follows_the_rate(two_hosts: Hosts) -> None:
     model = two_hosts.folder / "talkative.yaml"
     model.write_text(_TALKATIVE, encoding="utf-8")
     tuned = {}
-    for gbit in (0.1, 10):
+    for gbit, budget in ((0.1, "12s"), (10, "6s")):
         two_hosts.limit(gbit)
         output = str(two_hosts.folder / f"{gbit}.tuned.yaml")
-        words = ("-m", "autotune", "tune", str(model), "--sockets", "2", "--wire", "any", "--budget", "12s", "-o", output, "--json")
+        words = ("-m", "autotune", "tune", str(model), "--sockets", "2", "--wire", "any", "--budget", budget, "-o", output, "--json")
         tuned[gbit] = json.loads(two_hosts.run(*words))
     slow, fast = tuned[0.1], tuned[10]
     assert slow["config"]["communication"]["wire_dtype"] == "bf16", slow["gains"]

@@ -13,7 +13,7 @@ from autotune import _kernels as kernels
 
 EPSILON = 2.0**-23
 GUARD = -12345.678
-MARGIN = 32  # floats before and after: two vectors of the widest target
+MARGIN = 32  # elements before and after: two vectors of the widest target
 
 
 class Guarded:
@@ -22,31 +22,33 @@ class Guarded:
     `padding` widens each dimension by as many elements as it says; `shift` moves the view off the alignment of the allocator.
     """
 
-    def __init__(self, *shape: int, padding: tuple[int, ...] = (), shift: int = 0, fill: float = GUARD) -> None:
+    def __init__(
+        self, *shape: int, padding: tuple[int, ...] = (), shift: int = 0, fill: float = GUARD, dtype: torch.dtype = torch.float32
+    ) -> None:
         wide = [size + extra for size, extra in zip(shape, padding or (0,) * len(shape), strict=True)]
         count = int(torch.tensor(wide).prod())
-        self.buffer = torch.full((MARGIN + shift + count + MARGIN,), fill)
+        self.buffer = torch.full((MARGIN + shift + count + MARGIN,), fill if dtype.is_floating_point else int(fill), dtype=dtype)
         view = self.buffer[MARGIN + shift : MARGIN + shift + count].view(wide)
         for dimension, size in enumerate(shape):
             # The rows of the view begin behind the padding in all dimensions but the last, where alignment would suffer.
             begin = 0 if dimension + 1 == len(shape) else wide[dimension] - size
             view = view.narrow(dimension, begin, size)
         self.view = view
-        self._fill = fill
+        self._fill = self.buffer[:1].clone()
 
     @classmethod
     def of(cls, values: Tensor, padding: tuple[int, ...] = (), shift: int = 0, fill: float = GUARD) -> Guarded:
-        guarded = cls(*values.shape, padding=padding, shift=shift, fill=fill)
+        guarded = cls(*values.shape, padding=padding, shift=shift, fill=fill if values.is_floating_point() else GUARD, dtype=values.dtype)
         guarded.view.copy_(values)
         return guarded
 
     def assert_untouched(self) -> None:
         inside = self.view.clone()
-        self.view.fill_(self._fill)
-        guard = torch.tensor(self._fill).view(torch.int32)  # as bits, since a NaN differs from itself
-        written = (self.buffer.view(torch.int32) != guard).nonzero().flatten()
+        self.view.copy_(self._fill.expand(self.view.shape))
+        bits = torch.int32 if self.buffer.is_floating_point() else torch.int16  # since a NaN differs from itself
+        written = (self.buffer.view(bits) != self._fill.view(bits)).nonzero().flatten()
         self.view.copy_(inside)
-        assert not len(written), f"written outside the view, at floats {written[:8].tolist()} of {len(self.buffer)}"
+        assert not len(written), f"written outside the view, at elements {written[:8].tolist()} of {len(self.buffer)}"
 
 
 def assert_close(actual: Tensor, expected: Tensor, tolerance: Tensor, what: str) -> None:

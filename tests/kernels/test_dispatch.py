@@ -14,7 +14,7 @@ import pytest
 from autotune import _kernels as kernels
 from autotune import errors
 
-LANES = {"reference": 1, "scalar": 1, "wide_avx2": 16, "avx2": 8, "avx512": 16}
+LANES = {"reference": 1, "scalar": 1, "wide_avx2": 16, "avx2": 8, "avx512": 16, "avx512_bf16": 16}
 
 
 def in_a_new_process(wanted: str | None, cwd: Path) -> subprocess.CompletedProcess[str]:

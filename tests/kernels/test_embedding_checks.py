@@ -193,3 +193,55 @@ def test_forward_refuses_a_read_only_output(small: Small) -> None:
     out.flags.writeable = False
     with pytest.raises(TypeError):
         kernels.EmbeddingTables(small.tables).forward(small.indices, small.offsets, out, None, False, **FORWARD)
+
+
+@pytest.mark.parametrize(
+    ("split", "adagrad", "strategy", "rule"),
+    [
+        (True, False, "atomic", "cannot be updated by strategy atomic"),
+        (True, True, "atomic", "cannot be updated by strategy atomic"),
+        (False, True, "atomic", "strategy must be race_free_range, race_free_modulo or bucketed, got 'atomic'"),
+        (False, True, "unfused", "strategy must be race_free_range, race_free_modulo or bucketed, got 'unfused'"),
+    ],
+)
+def test_a_strategy_that_the_tables_do_not_take_is_refused(small: Small, split: bool, adagrad: bool, strategy: str, rule: str) -> None:
+    halves = [[table.short() for table in small.tables] for _ in range(2)]
+    states = [torch.zeros(len(table)) for table in small.tables] if adagrad else None
+    handle = kernels.EmbeddingTables.split(*halves, states) if split else kernels.EmbeddingTables(small.tables, states)
+    before = [array.clone() for array in (*small.tables, *halves[0], *halves[1], *(states or ()))]
+    with pytest.raises(ValueError, match=rule):
+        handle.update(small.indices, small.offsets, small.gradient, 1.0, None, False, strategy, 8, 2)  # type: ignore[arg-type]
+    assert all(map(torch.equal, (*small.tables, *halves[0], *halves[1], *(states or ())), before))
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        pytest.param(lambda u, w, s: kernels.EmbeddingTables.split([], []), id="none"),
+        pytest.param(lambda u, w, s: kernels.EmbeddingTables.split([u], [w]), id="fp32 lower"),
+        pytest.param(lambda u, w, s: kernels.EmbeddingTables.split([u], [u.clone(), u.clone()]), id="another number of tables"),
+        pytest.param(lambda u, w, s: kernels.EmbeddingTables.split([u], [u[:3].clone()]), id="fewer rows"),
+        pytest.param(lambda u, w, s: kernels.EmbeddingTables.split([u], [u[:, :3].clone()]), id="another width"),
+        pytest.param(lambda u, w, s: kernels.EmbeddingTables.split([u], [u]), id="one array for both"),
+        pytest.param(lambda u, w, s: kernels.EmbeddingTables.split([u.t()], [u.t().clone()]), id="transposed"),
+        pytest.param(lambda u, w, s: kernels.EmbeddingTables([w], []), id="no state"),
+        pytest.param(lambda u, w, s: kernels.EmbeddingTables([w], [s[:3]]), id="short state"),
+        pytest.param(lambda u, w, s: kernels.EmbeddingTables([w], [s.double()]), id="double state"),
+        pytest.param(lambda u, w, s: kernels.EmbeddingTables([w], [w[:, 0]]), id="strided state"),
+        pytest.param(lambda u, w, s: kernels.EmbeddingTables([w], [w.view(-1)[:4]]), id="state over the table"),
+        pytest.param(lambda u, w, s: kernels.EmbeddingTables([w], [s], -1e-9), id="negative epsilon"),
+        pytest.param(lambda u, w, s: kernels.EmbeddingTables([w], [s], float("nan")), id="epsilon not a number"),
+    ],
+)
+def test_halves_and_states_that_do_not_fit_are_refused(build: Callable[[Tensor, Tensor, Tensor], Any]) -> None:
+    with pytest.raises((TypeError, ValueError)):
+        build(torch.zeros(4, 6, dtype=torch.int16), torch.zeros(4, 6), torch.zeros(4))
+
+
+def test_an_output_over_a_half_or_a_state_is_refused() -> None:
+    memory = torch.zeros(96)
+    half, state = memory[:32].view(torch.int16).view(4, 16), memory[64:68]
+    handle = kernels.EmbeddingTables.split([half], [torch.zeros(4, 16, dtype=torch.int16)], [state])
+    for begin in (0, 60):
+        with pytest.raises(ValueError, match="must not overlap"):
+            handle.forward(torch.tensor([1]), torch.tensor([0, 1]), memory[begin : begin + 16].view(1, 1, 16), None, False, **FORWARD)

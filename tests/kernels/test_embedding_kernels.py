@@ -283,3 +283,124 @@ def test_a_hot_row_looked_up_thousands_of_times(target: str, mode: str) -> None:
                 expected, magnitude = case.updated(t, 0.25)
                 error = (actual[t].double() - expected).abs()
                 assert bool((error <= 2300 * 2.0**-23 * magnitude).all()), f"{strategy} with {threads} threads, table {t}"
+
+
+def halves(table: Tensor) -> tuple[Tensor, Tensor]:
+    """Upper and lower 16 bits of every weight, int16."""
+    both = table.contiguous().view(torch.int16).view(*table.shape, 2)
+    return both[..., 1].contiguous(), both[..., 0].contiguous()
+
+
+def joined(upper: Tensor, lower: Tensor) -> Tensor:
+    return torch.stack([lower, upper], -1).view(torch.float32)[..., 0]
+
+
+def inside(array: Tensor) -> tuple[Tensor, Tensor]:
+    """A copy of the array inside a larger buffer, which must stay 77 around it."""
+    buffer = torch.full((64 + array.numel() + 64,), 77, dtype=array.dtype)
+    view = buffer[64 : 64 + array.numel()].view(array.shape)
+    view.copy_(array)
+    return view, buffer
+
+
+def update_all(
+    case: Case, strategy: str, threads: int, *, split: bool, states: list[Tensor] | None, epsilon: float = 1e-10, distance: int = 8
+) -> list[Tensor]:
+    """Tables, then states, after one update; arrays that are written lie between guards."""
+    views, buffers = [], []
+    for array in (*(half for table in case.tables for half in halves(table)), *(states or ())):
+        view, buffer = inside(array)
+        views.append(view)
+        buffers.append(buffer)
+    count = 2 * len(case.tables)
+    kept = views[count:] or None
+    tables = copies(case)
+    if split:
+        handle = kernels.EmbeddingTables.split(views[:count:2], views[1:count:2], kept, epsilon)  # type: ignore[arg-type]
+    else:
+        handle = kernels.EmbeddingTables(tables, kept, epsilon)  # type: ignore[arg-type]
+    handle.update(case.indices, case.offsets, case.gradient, 0.25, case.scales, case.mean, strategy, distance, threads)  # type: ignore[arg-type]
+    assert all(bool((buffer[:64] == 77).all() and (buffer[-64:] == 77).all()) for buffer in buffers)
+    if split:
+        tables = [joined(*views[i : i + 2]) for i in range(0, count, 2)]
+    return [*tables, *views[count:]]
+
+
+def states_of(case: Case) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(5)
+    return [torch.rand(len(table), generator=generator) for table in case.tables]
+
+
+@DRAWN
+@given(case=cases(), distance=st.sampled_from((0, 1, 8, 1024)), hint=st.integers(0, 1), bags=st.sampled_from((1, 5, 1000)))
+def test_forward_of_split_tables_is_that_of_their_upper_halves(case: Case, distance: int, hint: int, bags: int, target: str) -> None:
+    parts = [halves(table) for table in case.tables]
+    whole = [joined(upper, torch.zeros_like(lower)) for upper, lower in parts]
+    split = kernels.EmbeddingTables.split([upper for upper, _ in parts], [lower for _, lower in parts])
+    results = []
+    for handle in (split, kernels.EmbeddingTables(whole)):
+        out = torch.full((case.num_bags, len(case.tables), case.tables[0].shape[1]), float("nan"))
+        handle.forward(case.indices, case.offsets, out, case.scales, case.mean, distance, hint, bags, False, 3)
+        results.append(out)
+    assert torch.equal(*results)
+
+
+@DRAWN
+@given(case=cases(), threads=st.integers(1, 4), adagrad=st.booleans())
+def test_update_of_split_tables_is_that_of_fp32_to_the_bit(case: Case, threads: int, adagrad: bool, target: str) -> None:
+    states = states_of(case) if adagrad else None
+    for strategy in ORDERED if adagrad else (*ORDERED, "unfused"):
+        got = update_all(case, strategy, threads, split=True, states=states)
+        wanted = update_all(case, strategy, threads, split=False, states=states)
+        assert all(map(torch.equal, got, wanted)), strategy
+
+
+def check_adagrad(case: Case, strategy: str, threads: int, distance: int, close: Any, rounding_of: Any, split: bool = False) -> None:
+    """Against the formula in double. The step is lr * G / (sqrt(state) + eps), G off by its rounding and state relatively by G^2's."""
+    learning_rate, epsilon, states = 0.25, 1e-3, states_of(case)
+    results = update_all(case, strategy, threads, split=split, states=states, epsilon=epsilon, distance=distance)
+    for t, before in enumerate(states):
+        rows, bags, weights = case.pooled_of(t)
+        table = case.tables[t].double()
+        terms = weights[:, None] * case.gradient[:, t].double()[bags]
+        total, magnitude = torch.zeros_like(table).index_add(0, rows, terms), torch.zeros_like(table).index_add(0, rows, terms.abs())
+        of_sum = rounding_of(int(rows.bincount().max()) + 2 if len(rows) else 0, magnitude)
+        state, dim = before.double() + total.square().mean(1), table.shape[1]
+        of_state = rounding_of(dim + 6, state) + (2 * total.abs() * of_sum + of_sum.square()).mean(1)
+        close(results[len(states) + t], state, of_state, f"state of table {t}, {strategy}")
+        root = state.sqrt() + epsilon
+        of_root = of_state / (2 * state.sqrt()).clamp_min(1e-6) + 2.0**-22 * root
+        step = learning_rate * total / root[:, None]
+        of_step = learning_rate * of_sum / root[:, None] + 2 * step.abs() * (of_root / root)[:, None]
+        close(results[t], table - step, of_step + rounding_of(2, table.abs() + step.abs()), f"table {t}, {strategy}")
+        others = torch.ones(len(table), dtype=torch.bool).index_fill(0, rows, False)
+        assert torch.equal(results[t][others], case.tables[t][others])
+        assert torch.equal(results[len(states) + t][others], before[others])
+
+
+@DRAWN
+@given(case=cases(), threads=st.integers(1, 4), distance=st.sampled_from((0, 1, 8, 1024)), split=st.booleans())
+def test_row_wise_adagrad_steps_by_the_summed_gradient(
+    case: Case, threads: int, distance: int, split: bool, target: str, close: Any, rounding_of: Any
+) -> None:
+    for strategy in ORDERED:
+        check_adagrad(case, strategy, threads, distance, close, rounding_of, split)
+
+
+@DRAWN
+@given(case=cases())
+def test_adagrad_is_the_same_to_the_bit_in_every_strategy_and_team(case: Case, target: str) -> None:
+    first = update_all(case, "race_free_range", 1, split=False, states=states_of(case))
+    for strategy in ORDERED:
+        for threads in range(1, 6):
+            actual = update_all(case, strategy, threads, split=False, states=states_of(case))
+            assert all(map(torch.equal, actual, first)), f"{strategy} with {threads} threads"
+
+
+@pytest.mark.parametrize("mode", ["sum", "mean", "weighted"])
+def test_adagrad_with_a_hot_row_looked_up_thousands_of_times(target: str, mode: str, close: Any, rounding_of: Any) -> None:
+    case = make_case(20, [3000, 5], torch.tensor([[700, 0, 1, 1500], [0, 0, 40, 0]]), mode, wide=False, hot=0.5, seed=11)
+    first = update_all(case, "bucketed", 1, split=True, states=states_of(case))
+    for strategy in ORDERED:
+        check_adagrad(case, strategy, 3, 8, close, rounding_of)
+        assert all(map(torch.equal, update_all(case, strategy, 5, split=True, states=states_of(case)), first))

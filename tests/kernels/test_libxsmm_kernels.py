@@ -91,12 +91,19 @@ def test_forward_and_backward_data(
 
 @needs_libxsmm
 @DRAWN
-@given(size=sizes, none=st.booleans(), blocking=blockings(), fused=st.booleans(), padding=paddings, seed=st.integers(0, 2**31))
+@given(
+    size=sizes,
+    none=st.booleans(),
+    blocking=blockings(),
+    step=st.sampled_from(("none", "sgd", "adagrad")),
+    padding=paddings,
+    seed=st.integers(0, 2**31),
+)
 def test_backward_weights(
     size: tuple[int, int, int],
     none: bool,
     blocking: Blocking,
-    fused: bool,
+    step: str,
     padding: int,
     seed: int,
     target: str,
@@ -112,16 +119,23 @@ def test_backward_weights(
     d_weights, d_bias = guarded(k, c, padding=(0, padding)), guarded(k)
     d_weights.view.fill_(NAN)
     d_bias.view.fill_(NAN)
-    step = (weights.view, bias.view, 0.125) if fused else (None, None, 0.0)
-    kernels.linear_backward_weights(dy, x, d_weights.view, d_bias.view, *step, *blocking, libxsmm=True)
-    for array in (weights, bias, d_weights, d_bias):
+    state, bias_state = guarded.of(torch.ones(k, c)), guarded.of(torch.ones(k))
+    along = (weights.view, bias.view, 0.125) if step != "none" else (None, None, 0.0)
+    states = {"state": state.view, "bias_state": bias_state.view} if step == "adagrad" else {}
+    kernels.linear_backward_weights(dy, x, d_weights.view, d_bias.view, *along, *blocking, libxsmm=True, **states)
+    for array in (weights, bias, d_weights, d_bias, state, bias_state):
         array.assert_untouched()
     dw, dw_magnitude = dy.double().t() @ x.double(), dy.double().abs().t() @ x.double().abs()
     db, db_magnitude = dy.double().sum(0), dy.double().abs().sum(0)
-    if not fused:
+    if step == "none":
         close(d_weights.view, dw, rounding_of(n, dw_magnitude), f"weight gradient on {target}")
         close(d_bias.view, db, rounding_of(n, db_magnitude), f"bias gradient on {target}")
         return
+    if step == "adagrad":
+        # Sums from 1 on: their square is no further off than twice the gradient's error times its magnitude, and the step no more than it.
+        for sums, g, magnitude in ((state, dw, dw_magnitude), (bias_state, db, db_magnitude)):
+            close(sums.view, 1 + g**2, rounding_of(n + 4, 1 + 3 * magnitude**2 + g**2), f"sums of squares on {target}")
+        dw, db, dw_magnitude, db_magnitude, n = dw / (1 + dw**2).sqrt(), db / (1 + db**2).sqrt(), dw_magnitude + 1, db_magnitude + 1, n + 4
     close(weights.view, w.double() - 0.125 * dw, rounding_of(n, w.double().abs() + 0.125 * dw_magnitude), f"updated weights on {target}")
     close(bias.view, b.double() - 0.125 * db, rounding_of(n, b.double().abs() + 0.125 * db_magnitude), f"updated bias on {target}")
 
@@ -188,3 +202,13 @@ def test_a_library_that_is_another_is_refused_by_name() -> None:
     code = "import torch; from autotune import _kernels as k; print(k.libxsmm_open('libm.so.6'))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert "libm.so.6 has no libxsmm_smmdispatch_reducebatch_strd" in done.stdout, done.stderr[-2000:]
+
+
+@needs_libxsmm
+def test_halves_of_bf16_are_refused_and_nothing_is_written() -> None:
+    y = torch.zeros(4, 16)
+    with pytest.raises(ValueError, match="libxsmm serves fp32 alone"):
+        kernels.linear_forward_bf16(
+            torch.ones(4, 6), torch.ones(96, dtype=torch.int16), None, y, "none", 8, 8, 16, False, 1, 2, libxsmm=True
+        )
+    assert not y.any()

@@ -15,7 +15,7 @@ from autotune.config.profile import Topology
 from autotune.config.tuned import TunedConfig
 from autotune.dlrm.data import make_source
 from autotune.dlrm.model import DLRM
-from autotune.errors import MachineError
+from autotune.errors import InputError, MachineError
 from autotune.ops import libxsmm
 from autotune.ops.mlp import LayerPass
 from autotune.ops.native import kernels
@@ -72,9 +72,18 @@ def test_its_candidates_differ_and_match_the_reference(topology: Topology) -> No
             assert check.passed, (which, knobs, check)
 
 
+def test_a_model_in_bf16_is_refused_with_it_and_has_no_such_candidate(topology: Topology) -> None:
+    model = load_model_by_name("tiny").model_copy(update={"dtype": "bf16"})
+    with pytest.raises(InputError, match=r"in bf16 must be blocked or torch.*got libxsmm.*top_mlp\.0\.forward\.implementation"):
+        DLRM(model, RunConfig(threads=1, operators={"top_mlp.0.forward": CHOSEN}))
+    halves = LayerPass("top_mlp.0.forward", "forward", 200, 100, 70, "relu", masked=False, dtype="bf16")
+    assert {knobs.implementation for knobs in halves.candidates(topology, 2)} == {"blocked", "torch"}
+
+
 @needs_libxsmm
-def test_a_model_trains_on_it_as_on_our_own() -> None:
-    model = load_model_by_name("tiny")
+@pytest.mark.parametrize("optimizer", ["sgd", "adagrad"])
+def test_a_model_trains_on_it_as_on_our_own(optimizer: str) -> None:
+    model = load_model_by_name("tiny").model_copy(update={"optimizer": optimizer})
     ours = DLRM(model, RunConfig(threads=2))
     layers = {key: knobs for key, knobs in ours.config.operators.items() if isinstance(knobs, LayerKnobs)}
     theirs = {key: knobs.model_copy(update={"implementation": "libxsmm"}) for key, knobs in layers.items()}

@@ -1,0 +1,212 @@
+"""One fully connected layer in memory: its weights, the packed copies that the blocked GEMM reads, and its passes.
+
+N samples, C inputs, K outputs. In bf16 a weight is kept as the two halves of an fp32: passes read the upper one, a bf16; the step joins
+both, and splits them again (Split-SGD-BF16, arXiv 2005.04680, section III.C). No fp32 copy exists. Activations and gradients stay fp32 in
+memory; the GEMM rounds what it reads.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+
+from autotune.config.knobs import LayerKnobs
+from autotune.config.model import Dtype, Optimizer
+from autotune.ops.native import kernels, zeros
+
+Activation = Literal["none", "relu", "sigmoid"]
+
+EPSILON = 1e-10
+"""Of Adagrad, as in torch.optim."""
+
+
+def split_weights(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Upper and lower 16 bits, int16, of fp32."""
+    bits = weight.view(torch.int32)
+    return (bits >> 16).to(torch.int16), bits.to(torch.int16)
+
+
+def join_weights(upper: torch.Tensor, lower: torch.Tensor) -> torch.Tensor:
+    """The fp32 whose halves these are, exactly."""
+    return ((upper.to(torch.int32) << 16) | (lower.to(torch.int32) & 0xFFFF)).view(torch.float32)
+
+
+def packed_values(columns: int, reduction: int, width: int, dtype: Dtype) -> int:
+    """Values in the panels of a weight: pairs along the reduction in bf16."""
+    return -(-columns // width) * width * (reduction if dtype == "fp32" else -(-reduction // 2) * 2)
+
+
+def _int16_zeros(count: int) -> torch.Tensor:
+    return zeros(-(-count // 2)).view(torch.int16)[:count]
+
+
+class Layer:
+    """One fully connected layer with its weights, and the packed copies that the blocked GEMM reads.
+
+    Args:
+        inputs: C.
+        outputs: K.
+        activation: applied to the output.
+        generator: initial weights are normal with variance 2/(C+K), biases normal with variance 1/K, as in the public DLRM.
+        forward, backward_data: the packed copies follow their panel widths.
+        dtype: of the arithmetic. fp32: `weight` is live. bf16: `upper` and `lower` are, int16 [K, C].
+        optimizer: sgd, or adagrad: s += g^2, w -= learning_rate * g / (sqrt(s) + 1e-10), with a state s for weight and bias.
+    """
+
+    weight: torch.Tensor
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        activation: Activation,
+        *,
+        generator: torch.Generator,
+        forward: LayerKnobs,
+        backward_data: LayerKnobs,
+        dtype: Dtype = "fp32",
+        optimizer: Optimizer = "sgd",
+    ) -> None:
+        self.activation: Activation = activation
+        self.dtype: Dtype = dtype
+        self._shape = (outputs, inputs)
+        weight, self.bias = zeros(outputs, inputs), zeros(outputs)
+        weight.normal_(0.0, math.sqrt(2.0 / (inputs + outputs)), generator=generator)
+        self.bias.normal_(0.0, math.sqrt(1.0 / outputs), generator=generator)
+        self._parts: tuple[torch.Tensor, ...] = (weight,)
+        if dtype == "fp32":
+            self.weight = weight
+        else:
+            self.upper, self.lower = (_int16_zeros(weight.numel()).view(outputs, inputs) for _ in range(2))
+            self._parts = (self.upper, self.lower)
+            self._set(weight)
+        self.d_weight, self.d_bias = zeros(outputs, inputs), zeros(outputs)
+        self._state = (zeros(outputs, inputs), zeros(outputs)) if optimizer == "adagrad" else (None, None)
+        self._packed: dict[str, tuple[int, torch.Tensor]] = {}
+        self.configure(forward, backward_data)
+
+    def weights(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """weight [K, C] and bias [K], fp32: the live ones, but for a weight in halves, which is joined into a new tensor."""
+        return (self._parts[0] if self.dtype == "fp32" else join_weights(self.upper, self.lower)), self.bias
+
+    def load(self, weight: torch.Tensor, bias: torch.Tensor) -> None:
+        """Copy weight [K, C] and bias [K], fp32, in; the packed copies follow."""
+        self._set(weight)
+        self.bias.copy_(bias)
+        self.pack(torch.get_num_threads())
+
+    def state(self) -> dict[str, torch.Tensor] | None:
+        """What Adagrad has summed, live: of ``weight`` [K, C] and ``bias`` [K], fp32; None with SGD."""
+        weight, bias = self._state
+        return None if weight is None or bias is None else {"weight": weight, "bias": bias}
+
+    def load_state(self, state: Mapping[str, torch.Tensor] | None) -> None:
+        """Copy in what `state` gave; None with SGD."""
+        for name, held in (self.state() or {}).items():
+            assert state is not None, "an Adagrad layer needs its state"
+            held.copy_(state[name])
+
+    def _set(self, weight: torch.Tensor) -> None:
+        for part, value in zip(self._parts, (weight,) if self.dtype == "fp32" else split_weights(weight), strict=True):
+            part.copy_(value)
+
+    def configure(self, forward: LayerKnobs, backward_data: LayerKnobs) -> None:
+        """Make the packed copies fit the panel widths, and fill them."""
+        outputs, inputs = self._shape
+        for key, width, columns, reduction in (("forward", forward.bk, outputs, inputs), ("backward", backward_data.bk, inputs, outputs)):
+            if key not in self._packed or self._packed[key][0] != width:
+                count = packed_values(columns, reduction, width, self.dtype)
+                self._packed[key] = (width, zeros(count) if self.dtype == "fp32" else _int16_zeros(count))
+        self._repack = {forward.implementation, backward_data.implementation} != {"torch"}
+        self.pack(1)
+
+    def pack(self, threads: int) -> None:
+        """Bring the packed copies up to date with the weights."""
+        if self._repack:
+            (forward_width, forward), (backward_width, backward) = self._packed["forward"], self._packed["backward"]
+            pack = kernels.pack_weights if self.dtype == "fp32" else kernels.pack_weights_bf16
+            pack(self._parts[0], forward, forward_width, backward, backward_width, threads)
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor, knobs: LayerKnobs, threads: int) -> None:
+        """y[n, k] = act(sum_c x[n, c] weight[k, c] + bias[k]); x fp32 [N, C], y fp32 [N, K], written."""
+        if knobs.implementation == "torch":
+            if self.dtype == "fp32":
+                torch.addmm(self.bias, x, self.weight.t(), out=y)
+            else:
+                y.copy_(torch.mm(x.bfloat16(), self._bf16.t())).add_(self.bias)
+            if self.activation == "relu":
+                y.relu_()
+            elif self.activation == "sigmoid":
+                y.sigmoid_()
+        else:
+            width, packed = self._packed["forward"]
+            run = kernels.linear_forward if self.dtype == "fp32" else kernels.linear_forward_bf16
+            run(x, packed, self.bias, y, self.activation, knobs.bn, knobs.bc, width, *_grid(knobs, threads))
+
+    def backward_data(self, dy: torch.Tensor, x: torch.Tensor | None, dx: torch.Tensor, knobs: LayerKnobs, threads: int) -> None:
+        """dx = (dy weight) * (x > 0): dy fp32 [N, K] before the activation; x [N, C] the ReLU output below, None without; dx written."""
+        if knobs.implementation == "torch":
+            if self.dtype == "fp32":
+                torch.mm(dy, self.weight, out=dx)
+            else:
+                dx.copy_(torch.mm(dy.bfloat16(), self._bf16))
+            if x is not None:
+                torch.ops.aten.threshold_backward.grad_input(dx, x, 0.0, grad_input=dx)
+        else:
+            width, packed = self._packed["backward"]
+            run = kernels.linear_backward_data if self.dtype == "fp32" else kernels.linear_backward_data_bf16
+            run(dy, packed, x, dx, knobs.bn, knobs.bc, width, *_grid(knobs, threads))
+
+    def backward_weights(self, dy: torch.Tensor, x: torch.Tensor, learning_rate: float, knobs: LayerKnobs, threads: int) -> None:
+        """A step along dy^T x and sum_n dy[n]; the packed copies follow. A learning rate of 0 changes nothing, the state included."""
+        if knobs.implementation == "torch":
+            self.gradients(dy, x, knobs, threads)
+            self.descend(learning_rate, threads)
+        else:
+            blocking = (knobs.bn, knobs.bc, knobs.bk, *_grid(knobs, threads))
+            state, bias_state = self._state
+            if self.dtype == "fp32":
+                kernels.linear_backward_weights(
+                    dy, x, self.d_weight, self.d_bias, self.weight, self.bias, learning_rate, *blocking, state=state, bias_state=bias_state
+                )
+            else:
+                kernels.linear_backward_weights_bf16(
+                    dy, x, self.d_weight, self.d_bias, self.upper, self.lower, self.bias, learning_rate, *blocking,
+                    state=state, bias_state=bias_state,
+                )  # fmt: skip
+            self.pack(threads)
+
+    def gradients(self, dy: torch.Tensor, x: torch.Tensor, knobs: LayerKnobs, threads: int) -> None:
+        """d_weight = dy^T x and d_bias = sum_n dy[n], for a step that is taken later: where other ranks have gradients too."""
+        if knobs.implementation == "torch":
+            if self.dtype == "fp32":
+                torch.mm(dy.t(), x, out=self.d_weight)
+            else:
+                self.d_weight.copy_(torch.mm(dy.bfloat16().t(), x.bfloat16()))
+            torch.sum(dy, 0, out=self.d_bias)
+        else:
+            blocking = (knobs.bn, knobs.bc, knobs.bk, *_grid(knobs, threads))
+            if self.dtype == "fp32":
+                kernels.linear_backward_weights(dy, x, self.d_weight, self.d_bias, None, None, 0.0, *blocking)
+            else:
+                kernels.linear_backward_weights_bf16(dy, x, self.d_weight, self.d_bias, None, None, None, 0.0, *blocking)
+
+    def descend(self, learning_rate: float, threads: int) -> None:
+        """One step along d_weight and d_bias; the packed copies follow."""
+        rest = (self.bias, *self._state, learning_rate, EPSILON, threads)
+        if self.dtype == "fp32":
+            kernels.linear_descend(self.d_weight, self.d_bias, self.weight, *rest)
+        else:
+            kernels.linear_descend_bf16(self.d_weight, self.d_bias, self.upper, self.lower, *rest)
+        self.pack(threads)
+
+    @property
+    def _bf16(self) -> torch.Tensor:
+        return self.upper.view(torch.bfloat16)
+
+
+def _grid(knobs: LayerKnobs, threads: int) -> tuple[bool, int, int, bool]:
+    return knobs.loop_order == "columns_outer", knobs.thread_columns, threads, knobs.implementation == "libxsmm"

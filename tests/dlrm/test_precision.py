@@ -1,0 +1,139 @@
+"""Training in bf16 halves and with Adagrad: what the whole model learns, and what a checkpoint carries."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from autotune.catalog import load_model_by_name
+from autotune.config.knobs import EmbeddingUpdateKnobs, RunConfig
+from autotune.config.model import Changes, DataSpec, Model, Table
+from autotune.dlrm.checkpoint import check_optimizer_state, read_checkpoint, save_checkpoint
+from autotune.dlrm.data import Batch, make_source
+from autotune.dlrm.model import DLRM
+from autotune.errors import InputError
+
+
+def criteo_like() -> Model:
+    """The shape of Criteo's click logs, small: 13 dense features, 26 tables from 3 rows to thousands, one look-up each, hot rows."""
+    rows = (1460, 583, 5000, 3000, 305, 24, 1251, 633, 3, 4000, 2683, 5000, 3194)
+    rows += (27, 1499, 4200, 10, 2565, 2173, 4, 5000, 18, 15, 3600, 105, 2572)
+    return Model(
+        schema=1,
+        name="criteo-like",
+        source="test",
+        description="test",
+        minibatch=128,
+        learning_rate=0.1,
+        data=DataSpec(distribution="zipf", alpha=1.05),
+        bottom_mlp=(13, 64, 16),
+        top_mlp=(64, 32, 1),
+        tables=tuple(Table(rows=count, dim=16, pooling=1) for count in rows),
+    )
+
+
+def learnable(batch: Batch) -> Batch:
+    """The batch with labels that its features decide: a click where two dense features and one table's row number agree."""
+    samples = len(batch.labels)
+    signal = batch.dense[:, 0] + batch.dense[:, 3] + (batch.indices[:samples] % 3 - 1).float()
+    labels = (signal > signal.median()).float()
+    return Batch(batch.dense, batch.indices, batch.offsets, labels)
+
+
+def losses(model: Model, steps: int) -> torch.Tensor:
+    dlrm, source = DLRM(model), make_source(model)
+    return torch.tensor([dlrm.step(learnable(source.batch(i))) for i in range(steps)])
+
+
+def test_bf16_halves_follow_fp32_within_1_percent_over_500_steps() -> None:
+    wide, narrow = (losses(criteo_like().changed(Changes(dtype=dtype)), 500) for dtype in ("fp32", "bf16"))
+    assert wide[-50:].mean() < 0.75 * wide[:50].mean(), "nothing was learned, so nothing is compared"
+    assert not torch.equal(wide, narrow), "rounding to bf16 must show"
+    # Single steps of 128 samples scatter; what training follows is their mean over a stretch.
+    stretches = [(wide[i : i + 50].mean(), narrow[i : i + 50].mean()) for i in range(0, 500, 50)]
+    assert all(float(abs(b / a - 1)) < 0.01 for a, b in stretches), stretches
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("strategy", ["race_free_range", "race_free_modulo", "bucketed"])
+def test_adagrad_steps_are_the_formulas(dtype: str, strategy: str) -> None:
+    """Against the same forward and backward by autograd, and the formulas on coalesced gradients."""
+    model = load_model_by_name("tiny").changed(Changes(dtype=dtype, optimizer="adagrad"))
+    dlrm = DLRM(model, RunConfig(threads=2, operators={"embedding_bag.update": EmbeddingUpdateKnobs(strategy=strategy)}))
+    weights = {name: value.double().clone() for name, value in dlrm.state_dict().items()}
+    sums = {name: torch.zeros(len(value)) if name.startswith("emb") else torch.zeros_like(value) for name, value in weights.items()}
+    source = make_source(model)
+    for step in range(4):
+        batch = source.batch(step)
+        leaves = {name: value.clone().requires_grad_() for name, value in weights.items()}
+        loss = _plain_loss(model, leaves, batch)
+        torch.autograd.backward(loss)
+        assert dlrm.step(batch) == pytest.approx(loss.item(), rel=1e-5 if dtype == "fp32" else 2e-2)
+        for name, leaf in leaves.items():
+            gradient = leaf.grad
+            assert gradient is not None
+            table = name.startswith("emb")
+            sums[name] = sums[name] + (gradient.square().mean(1) if table else gradient.square())
+            scale = sums[name].sqrt() + 1e-10
+            weights[name] = weights[name] - model.learning_rate * gradient / (scale[:, None] if table else scale)
+        if dtype == "bf16":
+            break  # from here on the two train from weights that were rounded differently
+    worst = 1e-4 if dtype == "fp32" else 0.1
+    # The first step of Adagrad is the gradient's sign, which rounding to bf16 flips where it is small: there only the sums can be compared.
+    for name, value in dlrm.state_dict().items() if dtype == "fp32" else ():
+        moved = float((weights[name] - value).norm() / (weights[name] - dlrm_start(model)[name]).norm())
+        assert moved < worst, f"{name}: off by {moved:.1e} of its step"
+    for name, value in dlrm.optimizer_state().items():
+        assert float((sums[name] - value).norm() / sums[name].norm()) < worst, name
+
+
+def dlrm_start(model: Model) -> dict[str, torch.Tensor]:
+    return DLRM(model, RunConfig(threads=1)).state_dict()
+
+
+def _plain_loss(model: Model, weights: dict[str, torch.Tensor], batch: Batch) -> torch.Tensor:
+    def mlp(x: torch.Tensor, side: str, layers: int) -> torch.Tensor:
+        for i in range(layers):
+            x = torch.nn.functional.linear(x, weights[f"{side}.{2 * i}.weight"], weights[f"{side}.{2 * i}.bias"])
+            x = torch.sigmoid(x) if side == "top_l" and i == layers - 1 else torch.relu(x)
+        return x
+
+    samples = len(batch.labels)
+    low = mlp(batch.dense.double(), "bot_l", len(model.bottom_mlp) - 1)
+    vectors = [low]
+    for t in range(model.num_tables):
+        offsets = batch.offsets[t * samples : (t + 1) * samples + 1].long()
+        begin, end = int(offsets[0]), int(offsets[-1])
+        indices, table = batch.indices[begin:end].long(), weights[f"emb_l.{t}.weight"]
+        vectors.append(torch.nn.functional.embedding_bag(indices, table, offsets[:-1] - begin, mode="sum"))
+    stacked = torch.stack(vectors, 1)
+    rows, columns = torch.tril_indices(len(vectors), len(vectors), -1)
+    dots = torch.bmm(stacked, stacked.transpose(1, 2))[:, rows, columns]
+    clicks = mlp(torch.cat([low, dots], 1), "top_l", len(model.top_mlp)).squeeze(1)
+    return torch.nn.functional.binary_cross_entropy(clicks, batch.labels.double())
+
+
+def test_a_checkpoint_carries_adagrads_sums(tmp_path: Path) -> None:
+    model = load_model_by_name("tiny").changed(Changes(dtype="bf16", optimizer="adagrad"))
+    source = make_source(model)
+    first = DLRM(model, seed=1)
+    for i in range(3):
+        first.step(source.batch(i))
+    save_checkpoint(tmp_path / "c.pt", first.state_dict(), {}, first.optimizer_state())
+    found = read_checkpoint(tmp_path / "c.pt")
+    check_optimizer_state(model, found.optimizer_state)
+    second = DLRM(model, seed=2)
+    second.load_state_dict(found.state)
+    second.load_optimizer_state(found.optimizer_state)
+    assert [second.step(source.batch(i)) for i in range(3, 6)] == [first.step(source.batch(i)) for i in range(3, 6)]
+    wrong = {name: value for name, value in found.optimizer_state.items() if name != "top_l.0.bias"}
+    with pytest.raises(InputError, match=r"optimizer's state .* missing: top_l\.0\.bias"):
+        check_optimizer_state(model, wrong)
+
+
+def test_a_strategy_that_adagrad_does_not_take_is_refused() -> None:
+    model = load_model_by_name("tiny").changed(Changes(optimizer="adagrad"))
+    with pytest.raises(InputError, match=r"strategy of an update in fp32 with adagrad must be one of .*, got atomic"):
+        DLRM(model, RunConfig(threads=1, operators={"embedding_bag.update": EmbeddingUpdateKnobs(strategy="atomic")}))

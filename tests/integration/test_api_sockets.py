@@ -1,0 +1,44 @@
+"""The API on several sockets: ranks in processes of their own, results of the same types."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+import autotune
+from autotune.config.knobs import RunConfig
+from autotune.config.model import DataSpec
+from autotune.errors import InputError, MachineError
+
+
+@pytest.fixture(autouse=True)
+def shared_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranks may share cores, so that one core is enough; the package is found where it is."""
+    monkeypatch.setenv("AUTOTUNE_OVERSUBSCRIBE", "1")
+    monkeypatch.setenv("PYTHONPATH", str(Path(autotune.__file__).parents[1]))
+    for name in [name for name in os.environ if name.startswith(("OMP_", "GOMP_"))]:
+        monkeypatch.delenv(name)
+
+
+def test_run_on_two_sockets_gives_the_losses_of_one() -> None:
+    model = autotune.load_model("tiny").model_copy(update={"name": "mine"})
+    zipf = DataSpec(distribution="zipf", alpha=1.2)
+    one, two = (autotune.run(model, steps=3, sockets=sockets, data=zipf) for sockets in (None, 2))
+    assert (type(two), two.model, two.steps) == (type(one), "mine", 3)
+    assert two.losses == pytest.approx(one.losses, rel=1e-5)
+    assert two.config.partition is not None
+    assert two.config.partition.ranks == 2
+
+
+def test_errors_of_ranks_are_those_of_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="sockets must be 1 or more, got 0"):
+        autotune.run("tiny", sockets=0)
+    with pytest.raises(InputError, match="RunConfig is of one process"):
+        autotune.profile("tiny", sockets=2, config=RunConfig(threads=1))
+    with pytest.raises(InputError, match="pooling_kind varying"):
+        autotune.run("tiny", sockets=2, data=DataSpec(pooling_kind="varying"))
+    monkeypatch.delenv("AUTOTUNE_OVERSUBSCRIBE")
+    with pytest.raises(MachineError, match="every rank needs a core of its own"):
+        autotune.tune("tiny", sockets=100_000, output=tmp_path / "out.yaml")
