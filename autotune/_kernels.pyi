@@ -125,6 +125,12 @@ class EmbeddingTables:
     def release_workspace(self) -> None:
         """Free what updates keep between calls."""
 
+def libxsmm_open(name: str) -> str:
+    """Opens libxsmm by path or name, once a process. Returns why it cannot serve; empty when it can."""
+
+def libxsmm_opened() -> bool:
+    """Whether ``libxsmm=True`` works: the passes of a layer then run libxsmm's kernels instead of ours."""
+
 def pack_weights(weights: _Array, forward: _Array, forward_width: int, backward: _Array, backward_width: int, threads: int) -> None:
     """weights [K, C] as zero-padded panels: forward [ceil(K/fw) * C * fw] over K, backward [ceil(C/bw) * K * bw] over C."""
 
@@ -143,6 +149,7 @@ def linear_forward(
     columns_outer: bool,
     thread_columns: int,
     threads: int,
+    libxsmm: bool = False,
 ) -> None:
     """y [N, K] = activation(x [N, C] w^T + bias [K]); packed: the forward panels, of width bk."""
 
@@ -157,6 +164,7 @@ def linear_backward_data(
     columns_outer: bool,
     thread_columns: int,
     threads: int,
+    libxsmm: bool = False,
 ) -> None:
     """dx [N, C] = dy [N, K] w, zero where mask [N, C] <= 0; packed: the backward panels, of width bk."""
 
@@ -172,6 +180,7 @@ def linear_forward_bf16(
     columns_outer: bool,
     thread_columns: int,
     threads: int,
+    libxsmm: bool = False,
 ) -> None:
     """The same with x rounded to bf16, and packed in pairs, int16."""
 
@@ -186,6 +195,7 @@ def linear_backward_data_bf16(
     columns_outer: bool,
     thread_columns: int,
     threads: int,
+    libxsmm: bool = False,
 ) -> None:
     """The same with dy rounded to bf16, and packed in pairs, int16."""
 
@@ -203,6 +213,7 @@ def linear_backward_weights(
     columns_outer: bool,
     thread_columns: int,
     threads: int,
+    libxsmm: bool = False,
     state: _Array | None = None,
     bias_state: _Array | None = None,
     epsilon: float = 1e-10,
@@ -228,6 +239,7 @@ def linear_backward_weights_bf16(
     columns_outer: bool,
     thread_columns: int,
     threads: int,
+    libxsmm: bool = False,
     state: _Array | None = None,
     bias_state: _Array | None = None,
     epsilon: float = 1e-10,

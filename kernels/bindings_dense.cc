@@ -1,5 +1,6 @@
 // Fully connected layers and the interaction: checks, then one call.
 #include "bindings.h"
+#include "libxsmm.h"
 
 #include <type_traits>
 
@@ -83,10 +84,18 @@ void pack_weights_bf16(const ConstShortInts<2>& weights, const ShortInts<1>& for
   kernels().gemm_pack_weights_bf16(upper, halves(forward.data()), forward_width, halves(backward.data()), backward_width, threads);
 }
 
+// Steps of one piece of a reduction over samples: a piece of 64 x 64 of each operand fits L1.
+constexpr int64_t kPiece = 64;
+
+void require_libxsmm(bool bf16) {
+  require(!bf16, "libxsmm serves fp32 alone; use the blocked implementation in bf16");
+  if (!libxsmm_opened()) throw std::runtime_error("libxsmm must be opened before it is used; see autotune.ops.libxsmm");
+}
+
 // out = epilogue(a * packed), in the arithmetic of the packed copy's type. a_name ... out_name: what the pass calls them.
 template <class Packed>
 void multiply(const char* a_name, const ConstFloats<2>& a, const Packed& packed, const char* out_name, const Floats<2>& out,
-              const Epilogue& epilogue, const Extent& of_epilogue, const GemmBlocking& blocking, int threads) {
+              const Epilogue& epilogue, const Extent& of_epilogue, const GemmBlocking& blocking, int threads, bool libxsmm) {
   const int64_t columns = static_cast<int64_t>(out.shape(1));
   constexpr int64_t members = kMembers<std::remove_const_t<typename Packed::Scalar>>;
   require_rows(a_name, a);
@@ -96,16 +105,20 @@ void multiply(const char* a_name, const ConstFloats<2>& a, const Packed& packed,
   require_shape("packed", packed, {packed_size(cols(a), columns, blocking.bk, members)});
   require_layer(cols(a), columns);
   require_disjoint({extent_of(out_name, out)}, {extent_of(a_name, a), extent_of("packed", packed), of_epilogue});
+  if (libxsmm) require_libxsmm(members == 2);
   nb::gil_scoped_release release;
-  if constexpr (members == 1)
-    kernels().gemm_multiply(matrix(a), packed.data(), matrix(out), epilogue, blocking, threads);
-  else
+  if constexpr (members == 1) {
+    if (!libxsmm) return kernels().gemm_multiply(matrix(a), packed.data(), matrix(out), epilogue, blocking, threads);
+    const SmmPlan plan = libxsmm_plan(rows(a), blocking.bn, blocking.bk, cols(a), blocking.bc, stride_of(a, 0), false);
+    kernels().libxsmm_multiply(plan, matrix(a), packed.data(), matrix(out), epilogue, blocking, threads);
+  } else {
     kernels().gemm_multiply_bf16(matrix(a), halves(packed.data()), matrix(out), epilogue, blocking, threads);
+  }
 }
 
 template <class Packed>
 void linear_forward(const ConstFloats<2>& x, const Packed& packed, const std::optional<ConstFloats<1>>& bias, const Floats<2>& y,
-                    const std::string& activation, int64_t bn, int64_t bc, int64_t bk, bool columns_outer, int64_t thread_columns, int threads) {
+                    const std::string& activation, int64_t bn, int64_t bc, int64_t bk, bool columns_outer, int64_t thread_columns, int threads, bool libxsmm) {
   const GemmBlocking blocking = blocking_of(bn, bc, bk, columns_outer, thread_columns, threads);
   Epilogue epilogue;
   epilogue.activation = activation_of(activation);
@@ -116,12 +129,12 @@ void linear_forward(const ConstFloats<2>& x, const Packed& packed, const std::op
     epilogue.bias = bias->data();
     extent = extent_of("bias", *bias);
   }
-  multiply("x", x, packed, "y", y, epilogue, extent, blocking, threads);
+  multiply("x", x, packed, "y", y, epilogue, extent, blocking, threads, libxsmm);
 }
 
 template <class Packed>
 void linear_backward_data(const ConstFloats<2>& dy, const Packed& packed, const std::optional<ConstFloats<2>>& mask, const Floats<2>& dx,
-                          int64_t bn, int64_t bc, int64_t bk, bool columns_outer, int64_t thread_columns, int threads) {
+                          int64_t bn, int64_t bc, int64_t bk, bool columns_outer, int64_t thread_columns, int threads, bool libxsmm) {
   const GemmBlocking blocking = blocking_of(bn, bc, bk, columns_outer, thread_columns, threads);
   Epilogue epilogue;
   Extent extent{"mask", nullptr, nullptr};
@@ -132,7 +145,7 @@ void linear_backward_data(const ConstFloats<2>& dy, const Packed& packed, const 
     epilogue.mask_stride = stride_of(*mask, 0);
     extent = extent_of("mask", *mask);
   }
-  multiply("dy", dy, packed, "dx", dx, epilogue, extent, blocking, threads);
+  multiply("dy", dy, packed, "dx", dx, epilogue, extent, blocking, threads, libxsmm);
 }
 
 // Everything a step of the optimizer writes, checked against the shape of the weights.
@@ -202,7 +215,7 @@ class Step {
 
 // Without a step: gradients only. With one, d_weights and d_bias are scratch.
 void backward_weights(const ConstFloats<2>& dy, const ConstFloats<2>& x, const Floats<2>& d_weights, const Floats<1>& d_bias, const Step& step,
-                      bool fused, bool bf16, const GemmBlocking& blocking, int threads) {
+                      bool fused, bool bf16, const GemmBlocking& blocking, int threads, bool libxsmm) {
   require_rows("dy", dy);
   require_rows("x", x);
   require_rows("d_weights", d_weights);
@@ -212,14 +225,21 @@ void backward_weights(const ConstFloats<2>& dy, const ConstFloats<2>& x, const F
   require_shape("d_bias", d_bias, {cols(dy)});
   require_layer(cols(x), cols(dy));
   step.require_apart({extent_of("d_weights", d_weights), extent_of("d_bias", d_bias)}, {extent_of("dy", dy), extent_of("x", x)});
+  if (libxsmm) require_libxsmm(bf16);
+  const Update* const update = fused ? &step.update() : nullptr;
   nb::gil_scoped_release release;
-  kernels().gemm_multiply_transposed(matrix(dy), matrix(x), matrix(d_weights), d_bias.data(), fused ? &step.update() : nullptr, blocking, bf16,
-                                     threads);
+  if (!libxsmm)
+    return kernels().gemm_multiply_transposed(matrix(dy), matrix(x), matrix(d_weights), d_bias.data(), update, blocking, bf16, threads);
+  const int64_t samples = rows(dy), width = blocking.bn < cols(dy) ? blocking.bn : cols(dy);  // of the packed dy
+  const int64_t chunk = blocking.bc < samples ? blocking.bc : samples;
+  const SmmPlan whole = libxsmm_plan(width, width, blocking.bk, chunk, kPiece, width, true);
+  const SmmPlan last = chunk > 0 ? libxsmm_plan(width, width, blocking.bk, samples % chunk, kPiece, width, true) : whole;
+  kernels().libxsmm_multiply_transposed(whole, last, matrix(dy), matrix(x), matrix(d_weights), d_bias.data(), update, blocking, threads);
 }
 
 void linear_backward_weights(const ConstFloats<2>& dy, const ConstFloats<2>& x, const Floats<2>& d_weights, const Floats<1>& d_bias,
                              const std::optional<Floats<2>>& weights, const std::optional<Floats<1>>& bias, float learning_rate, int64_t bn,
-                             int64_t bc, int64_t bk, bool columns_outer, int64_t thread_columns, int threads,
+                             int64_t bc, int64_t bk, bool columns_outer, int64_t thread_columns, int threads, bool libxsmm,
                              const std::optional<Floats<2>>& state, const std::optional<Floats<1>>& bias_state, float epsilon) {
   const GemmBlocking blocking = blocking_of(bn, bc, bk, columns_outer, thread_columns, threads);
   require(weights.has_value() == bias.has_value(), "weights and bias are updated together; give both or neither");
@@ -230,13 +250,14 @@ void linear_backward_weights(const ConstFloats<2>& dy, const ConstFloats<2>& x, 
     step.bias(*bias);
   }
   step.states(state, bias_state);
-  backward_weights(dy, x, d_weights, d_bias, step, weights.has_value(), false, blocking, threads);
+  backward_weights(dy, x, d_weights, d_bias, step, weights.has_value(), false, blocking, threads, libxsmm);
 }
 
 void linear_backward_weights_bf16(const ConstFloats<2>& dy, const ConstFloats<2>& x, const Floats<2>& d_weights, const Floats<1>& d_bias,
                                   const std::optional<ShortInts<2>>& upper, const std::optional<ShortInts<2>>& lower,
                                   const std::optional<Floats<1>>& bias, float learning_rate, int64_t bn, int64_t bc, int64_t bk,
-                                  bool columns_outer, int64_t thread_columns, int threads, const std::optional<Floats<2>>& state,
+                                  bool columns_outer, int64_t thread_columns, int threads, bool libxsmm,
+                                  const std::optional<Floats<2>>& state,
                                   const std::optional<Floats<1>>& bias_state, float epsilon) {
   const GemmBlocking blocking = blocking_of(bn, bc, bk, columns_outer, thread_columns, threads);
   require(upper.has_value() == lower.has_value() && upper.has_value() == bias.has_value(),
@@ -248,7 +269,7 @@ void linear_backward_weights_bf16(const ConstFloats<2>& dy, const ConstFloats<2>
     step.bias(*bias);
   }
   step.states(state, bias_state);
-  backward_weights(dy, x, d_weights, d_bias, step, upper.has_value(), true, blocking, threads);
+  backward_weights(dy, x, d_weights, d_bias, step, upper.has_value(), true, blocking, threads, libxsmm);
 }
 
 void descend(const ConstFloats<2>& d_weights, const ConstFloats<1>& d_bias, const Step& step, int threads) {
@@ -316,25 +337,27 @@ void interaction_backward(const ConstFloats<3>& features, const ConstFloats<2>& 
 }  // namespace
 
 void bind_dense(nb::module_& m) {
+  m.def("libxsmm_open", &libxsmm_open, "name"_a);
+  m.def("libxsmm_opened", &libxsmm_opened);
   m.def("pack_weights", &pack_weights, "weights"_a.noconvert(), "forward"_a.noconvert(), "forward_width"_a, "backward"_a.noconvert(),
         "backward_width"_a, "threads"_a);
   m.def("pack_weights_bf16", &pack_weights_bf16, "upper"_a.noconvert(), "forward"_a.noconvert(), "forward_width"_a, "backward"_a.noconvert(),
         "backward_width"_a, "threads"_a);
   const auto multiplications = [&m](const char* forward, auto forward_of, const char* backward, auto backward_of) {
     m.def(forward, forward_of, "x"_a.noconvert(), "packed"_a.noconvert(), "bias"_a.noconvert().none(), "y"_a.noconvert(), "activation"_a, "bn"_a,
-          "bc"_a, "bk"_a, "columns_outer"_a, "thread_columns"_a, "threads"_a);
+          "bc"_a, "bk"_a, "columns_outer"_a, "thread_columns"_a, "threads"_a, "libxsmm"_a = false);
     m.def(backward, backward_of, "dy"_a.noconvert(), "packed"_a.noconvert(), "mask"_a.noconvert().none(), "dx"_a.noconvert(), "bn"_a, "bc"_a,
-          "bk"_a, "columns_outer"_a, "thread_columns"_a, "threads"_a);
+          "bk"_a, "columns_outer"_a, "thread_columns"_a, "threads"_a, "libxsmm"_a = false);
   };
   multiplications("linear_forward", &linear_forward<ConstFloats<1>>, "linear_backward_data", &linear_backward_data<ConstFloats<1>>);
   multiplications("linear_forward_bf16", &linear_forward<ConstShortInts<1>>, "linear_backward_data_bf16", &linear_backward_data<ConstShortInts<1>>);
   m.def("linear_backward_weights", &linear_backward_weights, "dy"_a.noconvert(), "x"_a.noconvert(), "d_weights"_a.noconvert(),
         "d_bias"_a.noconvert(), "weights"_a.noconvert().none(), "bias"_a.noconvert().none(), "learning_rate"_a, "bn"_a, "bc"_a, "bk"_a,
-        "columns_outer"_a, "thread_columns"_a, "threads"_a, "state"_a.noconvert() = nb::none(), "bias_state"_a.noconvert() = nb::none(),
-        "epsilon"_a = kEpsilon);
+        "columns_outer"_a, "thread_columns"_a, "threads"_a, "libxsmm"_a = false, "state"_a.noconvert() = nb::none(),
+        "bias_state"_a.noconvert() = nb::none(), "epsilon"_a = kEpsilon);
   m.def("linear_backward_weights_bf16", &linear_backward_weights_bf16, "dy"_a.noconvert(), "x"_a.noconvert(), "d_weights"_a.noconvert(),
         "d_bias"_a.noconvert(), "upper"_a.noconvert().none(), "lower"_a.noconvert().none(), "bias"_a.noconvert().none(), "learning_rate"_a,
-        "bn"_a, "bc"_a, "bk"_a, "columns_outer"_a, "thread_columns"_a, "threads"_a, "state"_a.noconvert() = nb::none(),
+        "bn"_a, "bc"_a, "bk"_a, "columns_outer"_a, "thread_columns"_a, "threads"_a, "libxsmm"_a = false, "state"_a.noconvert() = nb::none(),
         "bias_state"_a.noconvert() = nb::none(), "epsilon"_a = kEpsilon);
   m.def("linear_descend", &linear_descend, "d_weights"_a.noconvert(), "d_bias"_a.noconvert(), "weights"_a.noconvert(), "bias"_a.noconvert(),
         "state"_a.noconvert().none(), "bias_state"_a.noconvert().none(), "learning_rate"_a, "epsilon"_a, "threads"_a);

@@ -7,6 +7,7 @@
 #include "embedding_bag.h"
 #include "gemm.h"
 #include "interaction.h"
+#include "libxsmm.h"
 
 namespace autotune {
 
@@ -32,6 +33,10 @@ struct KernelTable {
   void (*ceiling_stream)(StreamKind, float* a, const float* b, const float* c, int64_t count, int threads, float* sink);
   void (*ceiling_gather)(const float* table, int64_t dim, const int64_t* rows, int64_t count, int64_t distance, int threads, float* sink);
   void (*ceiling_scatter)(float* table, int64_t dim, const int64_t* rows, int64_t count, int64_t distance, int threads);
+  void (*libxsmm_multiply)(const SmmPlan&, const ConstMatrix& a, const float* panels, const Matrix& out, const Epilogue&, const GemmBlocking&,
+                           int threads);
+  void (*libxsmm_multiply_transposed)(const SmmPlan& whole, const SmmPlan& last, const ConstMatrix& dy, const ConstMatrix& x, const Matrix& dw,
+                                      float* bias_gradient, const Update*, GemmBlocking, int threads);
 };
 
 // The obvious loops with sums in double: what every other target is compared with.

@@ -66,7 +66,7 @@ struct GemmKernels {
       transposed<Fp32Step<Isa>>(dy, x, dw, bias_gradient, update, blocking, threads);
   }
 
- private:
+  // Shared with libxsmm-inl.h from here on.
   struct Range {
     int64_t begin, end;
   };
@@ -91,6 +91,19 @@ struct GemmKernels {
     }
   }
 
+  static void add(const float* row, int64_t begin, int64_t end, float* sums) {
+    int64_t k = begin;
+    for (; k + W <= end; k += W) Isa::store(sums + k, Isa::load(sums + k) + Isa::load(row + k));
+    for (; k < end; ++k) sums[k] += row[k];
+  }
+
+  static void step_bias(const Update& update, const float* gradient, int64_t begin, int64_t end) {
+    int64_t k = begin;
+    for (; k + W <= end; k += W) OptimizerKernels<Isa>::step_bias(update, k, Isa::load(gradient + k));
+    for (; k < end; ++k) OptimizerKernels<OneLane<Isa>>::step_bias(update, k, gradient[k]);
+  }
+
+ private:
   // Both operands are copied, bc samples at a time, into packed scratch of the thread, which is read once for every bk (dy) or bn (x)
   // columns of the other.
   template <class Step>
@@ -133,18 +146,6 @@ struct GemmKernels {
       }
       if (owns_bias && update != nullptr) step_bias(*update, bias_gradient, k_begin, k_end);
     });
-  }
-
-  static void add(const float* row, int64_t begin, int64_t end, float* sums) {
-    int64_t k = begin;
-    for (; k + W <= end; k += W) Isa::store(sums + k, Isa::load(sums + k) + Isa::load(row + k));
-    for (; k < end; ++k) sums[k] += row[k];
-  }
-
-  static void step_bias(const Update& update, const float* gradient, int64_t begin, int64_t end) {
-    int64_t k = begin;
-    for (; k + W <= end; k += W) OptimizerKernels<Isa>::step_bias(update, k, Isa::load(gradient + k));
-    for (; k < end; ++k) OptimizerKernels<OneLane<Isa>>::step_bias(update, k, gradient[k]);
   }
 };
 

@@ -115,6 +115,19 @@ struct GemmTiles {
     }
   }
 
+  // The epilogue of rows by NV vectors whose sums are in tile, from row `row` of the part on.
+  template <int NV>
+  __attribute__((noinline)) static void finish_tile(const Part& part, int64_t row, int rows, const float* tile) {
+    const bool whole = part.column + NV * W <= part.out->cols;
+    for (int64_t r = part.row + row; r < part.row + row + rows; ++r, tile += NV * W) {
+      if (whole) {
+        for (int v = 0; v < NV; ++v) finish<Isa>(part, r, part.column + v * W, Isa::load(tile + v * W));
+      } else {
+        for (int64_t j = 0; part.column + j < part.out->cols; ++j) finish<OneLane<Isa>>(part, r, part.column + j, tile[j]);
+      }
+    }
+  }
+
  private:
   template <bool Transposed, int NV, int MR>
   static void dispatch(const Part& part, int64_t row, int64_t height) {
@@ -194,18 +207,6 @@ struct GemmTiles {
 #pragma GCC unroll 4
       for (int v = 0; v < NV; ++v) Isa::store(tile + (i * NV + v) * W, sum[i][v]);
     finish_tile<NV>(part, row, MR, tile);
-  }
-
-  template <int NV>
-  __attribute__((noinline)) static void finish_tile(const Part& part, int64_t row, int rows, const float* tile) {
-    const bool whole = part.column + NV * W <= part.out->cols;
-    for (int64_t r = part.row + row; r < part.row + row + rows; ++r, tile += NV * W) {
-      if (whole) {
-        for (int v = 0; v < NV; ++v) finish<Isa>(part, r, part.column + v * W, Isa::load(tile + v * W));
-      } else {
-        for (int64_t j = 0; part.column + j < part.out->cols; ++j) finish<OneLane<Isa>>(part, r, part.column + j, tile[j]);
-      }
-    }
   }
 
   // L's vector of the output at (row, column), from its sum.

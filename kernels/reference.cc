@@ -234,6 +234,17 @@ void interaction_backward(const float* features, const float* d_out, float* d_fe
   }
 }
 
+// No library here: the loops above.
+void libxsmm_multiply(const SmmPlan&, const ConstMatrix& a, const float* panels, const Matrix& out, const Epilogue& epilogue,
+                      const GemmBlocking& blocking, int threads) {
+  gemm_multiply(a, panels, out, epilogue, blocking, threads);
+}
+
+void libxsmm_multiply_transposed(const SmmPlan&, const SmmPlan&, const ConstMatrix& dy, const ConstMatrix& x, const Matrix& dw,
+                                 float* bias_gradient, const Update* update, GemmBlocking blocking, int threads) {
+  gemm_multiply_transposed(dy, x, dw, bias_gradient, update, blocking, false, threads);
+}
+
 }  // namespace
 
 const KernelTable& reference_table() {
@@ -253,7 +264,9 @@ const KernelTable& reference_table() {
                                     scalar_table().ceiling_fma,
                                     scalar_table().ceiling_stream,
                                     scalar_table().ceiling_gather,
-                                    scalar_table().ceiling_scatter};
+                                    scalar_table().ceiling_scatter,
+                                    libxsmm_multiply,
+                                    libxsmm_multiply_transposed};
   return table;
 }
 

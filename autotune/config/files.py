@@ -18,6 +18,7 @@ from autotune.config.yaml_io import LineMap, dump_yaml, load_yaml
 from autotune.errors import InputError
 
 __all__ = [
+    "cache_folder",
     "check_writable",
     "dump_yaml",
     "load",
@@ -151,6 +152,23 @@ def load_profile(path: str | Path) -> Profile:
 def load_tuned(path: str | Path) -> TunedConfig:
     """A tuned config. Raises: InputError, see `load`."""
     return load(TunedConfig, path, TUNED_SCHEMA)
+
+
+def cache_folder() -> Path:
+    """Where what belongs to this machine is kept: $AUTOTUNE_CACHE, $XDG_CACHE_HOME/autotune or ~/.cache/autotune. It is not created here.
+
+    Raises:
+        InputError: none of the variables is set and there is no home folder.
+    """
+    if own := os.environ.get("AUTOTUNE_CACHE"):
+        return Path(own)
+    # The XDG base directory specification tells to ignore relative paths.
+    if (xdg := os.environ.get("XDG_CACHE_HOME")) and Path(xdg).is_absolute():
+        return Path(xdg) / "autotune"
+    try:
+        return Path.home() / ".cache" / "autotune"
+    except RuntimeError as error:
+        raise InputError("the cache folder needs a home folder, got none; set AUTOTUNE_CACHE") from error
 
 
 def check_writable(path: str | Path) -> None:

@@ -48,8 +48,8 @@ class LayerKnobs(Frozen):
     """How one pass of one fully connected layer is computed (N samples, C inputs, K outputs)."""
 
     kind: Literal["layer"] = "layer"
-    implementation: Literal["blocked", "torch"] = "blocked"
-    """The blocked batch-reduce GEMM of this package, or torch's own (oneDNN or MKL)."""
+    implementation: Literal["blocked", "torch", "libxsmm"] = "blocked"
+    """The blocked batch-reduce GEMM of this package; torch's own (oneDNN or MKL); or our loops around libxsmm's kernels."""
     bn: int = Field(64, ge=1, le=65536)
     """Rows of the output computed by one task."""
     bc: int = Field(512, ge=1, le=MAX_SIZE)

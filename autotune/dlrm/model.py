@@ -20,7 +20,7 @@ from autotune.config.model import Model
 from autotune.config.profile import Topology
 from autotune.dlrm.data import Batch, BatchSource
 from autotune.errors import InputError
-from autotune.ops import embedding_bag, interaction, loss
+from autotune.ops import embedding_bag, interaction, libxsmm, loss
 from autotune.ops.base import Operator
 from autotune.ops.layer import Activation, Layer
 from autotune.ops.mlp import PASSES, LayerPass, default_knobs
@@ -353,7 +353,9 @@ def complete(config: RunConfig | None, model: Model, machine: Topology | None = 
     """`config` with the default of every pass that it does not name.
 
     Raises:
-        InputError: a pass that the model has not, knobs of another kind, or a thread grid that does not divide the threads.
+        InputError: a pass that the model has not, knobs of another kind, libxsmm in bf16, or a thread grid that does not divide the
+            threads.
+        MachineError: a pass is to run on libxsmm, which is not here.
     """
     default = default_config(model, machine, config.threads if config else None)
     if config is None:
@@ -370,10 +372,14 @@ def complete(config: RunConfig | None, model: Model, machine: Topology | None = 
         if isinstance(knobs, EmbeddingUpdateKnobs) and knobs.strategy not in taken:
             rule = f"the strategy of an update in {model.dtype} with {model.optimizer} must be one of {', '.join(taken)}"
             raise InputError(f"{rule}, got {knobs.strategy} (config: operators.{key}); choose one of them")
+        if isinstance(knobs, LayerKnobs) and knobs.implementation == "libxsmm" and model.dtype != "fp32":
+            rule = f"the implementation of a layer in {model.dtype} must be blocked or torch, since libxsmm serves fp32 alone"
+            raise InputError(f"{rule}, got libxsmm (config: operators.{key}.implementation); choose one of them, or tune this model anew")
         if isinstance(knobs, LayerKnobs) and config.threads % knobs.thread_columns:
             raise InputError(
                 f"thread_columns must divide threads ({config.threads}), got {knobs.thread_columns} (config: operators.{key}); set it to 1"
             )
+    libxsmm.require_for(config, "the config")
     return config.model_copy(update={"operators": {**default.operators, **config.operators}})
 
 

@@ -120,7 +120,7 @@ class Layer:
             if key not in self._packed or self._packed[key][0] != width:
                 count = packed_values(columns, reduction, width, self.dtype)
                 self._packed[key] = (width, zeros(count) if self.dtype == "fp32" else _int16_zeros(count))
-        self._repack = "blocked" in (forward.implementation, backward_data.implementation)
+        self._repack = {forward.implementation, backward_data.implementation} != {"torch"}
         self.pack(1)
 
     def pack(self, threads: int) -> None:
@@ -208,5 +208,5 @@ class Layer:
         return self.upper.view(torch.bfloat16)
 
 
-def _grid(knobs: LayerKnobs, threads: int) -> tuple[bool, int, int]:
-    return knobs.loop_order == "columns_outer", knobs.thread_columns, threads
+def _grid(knobs: LayerKnobs, threads: int) -> tuple[bool, int, int, bool]:
+    return knobs.loop_order == "columns_outer", knobs.thread_columns, threads, knobs.implementation == "libxsmm"

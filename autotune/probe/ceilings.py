@@ -7,7 +7,7 @@ median over rounds in which all loops of one thread count take turns.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import cast
@@ -94,7 +94,7 @@ def measure_ceilings(
             del loops
     finally:
         torch.set_num_threads(torch_threads)
-    return _ceilings(best), tuple(notes)
+    return ceilings_of(best), tuple(notes)
 
 
 def _measure(
@@ -190,7 +190,8 @@ def _best(loops: Sequence[Loop], medians_s: dict[str, float]) -> dict[Point, tup
     return best
 
 
-def _ceilings(best: dict[int, dict[Point, tuple[float, str]]]) -> Ceilings:
+def ceilings_of(best: Mapping[int, Mapping[Point, tuple[float, str]]]) -> Ceilings:
+    """Ceilings from what loops reached: by thread count and point the rate per second, and the variant that reached it."""
     fma, gemm, stream, fork_join = [], [], [], []
     rows: dict[str, list[RowPoint]] = {"gather": [], "scatter": []}
     for threads, points in best.items():

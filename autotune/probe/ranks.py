@@ -12,7 +12,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from autotune.bench.progress import NO_PROGRESS, Progress
-from autotune.config.files import load_profile, write_yaml
+from autotune.config.files import cache_folder, load_profile, write_yaml
 from autotune.config.network import Network
 from autotune.config.profile import Fingerprint, Profile, Topology
 from autotune.dlrm.ranks import busy, interface
@@ -20,7 +20,7 @@ from autotune.errors import InputError, MachineError
 from autotune.ops.native import kernels
 from autotune.probe.cache import load_or_probe, usable
 from autotune.probe.network import measure_network
-from autotune.probe.topology import cache_folder, fingerprint, hardware_id
+from autotune.probe.topology import fingerprint, hardware_id
 
 _NO_LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_NTASKS")
 

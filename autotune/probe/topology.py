@@ -195,23 +195,6 @@ def hardware_id(fingerprint: Fingerprint) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def cache_folder() -> Path:
-    """Where profiles of this machine are kept: $AUTOTUNE_CACHE, $XDG_CACHE_HOME/autotune or ~/.cache/autotune. It is not created here.
-
-    Raises:
-        InputError: none of the variables is set and there is no home folder.
-    """
-    if own := os.environ.get("AUTOTUNE_CACHE"):
-        return Path(own)
-    # The XDG base directory specification tells to ignore relative paths.
-    if (xdg := os.environ.get("XDG_CACHE_HOME")) and Path(xdg).is_absolute():
-        return Path(xdg) / "autotune"
-    try:
-        return Path.home() / ".cache" / "autotune"
-    except RuntimeError as error:
-        raise InputError("the cache folder needs a home folder, got none; set AUTOTUNE_CACHE") from error
-
-
 def _difference(name: str, config: object, here: object) -> str:
     return f"{name}: config {config}, here {here}"
 

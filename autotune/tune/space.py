@@ -50,7 +50,7 @@ def changes(default: Knobs | RunConfig, chosen: Knobs | RunConfig) -> str:
 
     An implementation that takes no blockings is named alone.
     """
-    if isinstance(chosen, LayerKnobs) and isinstance(default, LayerKnobs) and chosen.implementation != default.implementation == "blocked":
+    if isinstance(chosen, LayerKnobs) and isinstance(default, LayerKnobs) and chosen.implementation == "torch" != default.implementation:
         return f"implementation {default.implementation} -> {chosen.implementation}"
     pairs = [(name, getattr(default, name, None), getattr(chosen, name)) for name in type(chosen).model_fields if name != "operators"]
     for name, one, other in list(pairs):

@@ -7,6 +7,7 @@
 #include "../embedding_update-inl.h"
 #include "../gemm-inl.h"
 #include "../interaction-inl.h"
+#include "../libxsmm-inl.h"
 
 namespace autotune {
 
@@ -28,7 +29,9 @@ static constexpr KernelTable table_of(const char* name) {
           CeilingKernels<Isa>::fma,
           CeilingKernels<Isa>::stream,
           CeilingKernels<Isa>::gather,
-          CeilingKernels<Isa>::scatter};
+          CeilingKernels<Isa>::scatter,
+          LibxsmmKernels<Isa>::multiply,
+          LibxsmmKernels<Isa>::multiply_transposed};
 }
 
 }  // namespace autotune

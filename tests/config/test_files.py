@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autotune.config import files
-from autotune.config.files import check_writable, dump_yaml, load_model, load_yaml, write_text_atomic, write_yaml
+from autotune.config.files import cache_folder, check_writable, dump_yaml, load_model, load_yaml, write_text_atomic, write_yaml
 from autotune.config.yaml_io import parse_yaml
 from autotune.errors import InputError
 
@@ -189,3 +189,14 @@ def test_checking_an_output_leaves_it_as_it_was(tmp_path: Path) -> None:
     check_writable(tmp_path / "new.yaml")
     assert os.listdir(tmp_path) == ["out.yaml"]
     assert (tmp_path / "out.yaml").read_text() == "old"
+
+
+def test_the_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("AUTOTUNE_CACHE", str(tmp_path / "own"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert cache_folder() == tmp_path / "own"
+    monkeypatch.delenv("AUTOTUNE_CACHE")
+    assert cache_folder() == tmp_path / "xdg/autotune"
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    assert cache_folder() == tmp_path / "home/.cache/autotune"

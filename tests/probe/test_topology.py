@@ -15,7 +15,6 @@ from autotune.probe import topology
 from autotune.probe.cgroups import parse_cpu_list
 from autotune.probe.topology import (
     available_memory_bytes,
-    cache_folder,
     core_binding,
     detect,
     fingerprint,
@@ -372,17 +371,6 @@ def test_software_differences(base: Fingerprint) -> None:
         f"torch: config {base.versions['torch']}, here 1.0",
     ]
     assert software_differences(base, base) == []
-
-
-def test_the_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("AUTOTUNE_CACHE", str(tmp_path / "own"))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert cache_folder() == tmp_path / "own"
-    monkeypatch.delenv("AUTOTUNE_CACHE")
-    assert cache_folder() == tmp_path / "xdg/autotune"
-    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
-    assert cache_folder() == tmp_path / "home/.cache/autotune"
 
 
 def test_cores_that_openmp_bound_this_thread_away_from_are_still_allowed(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,6 +42,7 @@ def test_page_sizes_are_a_choice_only_on_request(fake: SimpleNamespace, offer: s
         (DEFAULT, DEFAULT, ""),
         (DEFAULT, WIDE, "bk 16 -> 32, thread_columns 1 -> 4"),
         (DEFAULT, LayerKnobs(implementation="torch"), "implementation blocked -> torch"),
+        (DEFAULT, DEFAULT.model_copy(update={"implementation": "libxsmm", "bn": 3}), "implementation blocked -> libxsmm, bn 64 -> 3"),
         (EmbeddingForwardKnobs(), EmbeddingForwardKnobs(streaming_stores=True), "streaming_stores off -> on"),
         (InteractionKnobs(), InteractionKnobs(samples_per_task=8), "samples_per_task 32 -> 8"),
         (RunConfig(threads=4), RunConfig(threads=2, huge_pages=False), "threads 4 -> 2, huge_pages on -> off"),
