@@ -104,8 +104,9 @@ struct GemmKernels {
   }
 
  private:
-  // Both operands are copied, bc samples at a time, into packed scratch of the thread, which is read once for every bk (dy) or bn (x)
-  // columns of the other.
+  // Operands are copied, bc samples at a time, into packed scratch of the thread, which is read once for every bk (dy) or bn (x) columns of
+  // the other. In fp32 dy is read where it lies, unless its rows fall into one set of the caches: on 2 cores with AVX-512 that took 5 % off
+  // at 2048 x 512 x 512, 13 % at 2048 x 100 x 1024 and 1 % at 2048 x 1024 x 1024.
   template <class Step>
   static void transposed(const ConstMatrix& dy, const ConstMatrix& x, const Matrix& dw, float* bias_gradient, const Update* update,
                          GemmBlocking blocking, int threads) {
@@ -116,6 +117,7 @@ struct GemmKernels {
     Epilogue epilogue;
     epilogue.update = update;
     blocking.bn = min_of(blocking.bn, dw.rows);  // scratch is bn wide
+    const bool in_place = Same<Step, Fp32Step<Isa>>::value && dy.stride % 256 != 0;
 #pragma omp parallel num_threads(threads)
     for_grid(threads, blocking.thread_columns, [&](int64_t row, int64_t rows, int64_t column, int64_t columns) {
       const Range blocks = split(ceil_div(dw.rows, blocking.bn), row, rows);
@@ -124,23 +126,27 @@ struct GemmKernels {
       const int64_t longest = ceil_div(min_of(max_of(samples, 1), blocking.bc), kSamples);  // steps in scratch
       const int64_t k_begin = blocks.begin * blocking.bn, k_end = min_of(dw.rows, blocks.end * blocking.bn);
       const int64_t left_size = blocking.bn * longest, right_size = blocking.bk * longest * Step::kMembers;
-      A* const left = static_cast<A*>(thread_scratch(kScratchLeft, (blocks.end - blocks.begin) * left_size * sizeof(A)));
+      A* const left = static_cast<A*>(thread_scratch(kScratchLeft, in_place ? 1 : (blocks.end - blocks.begin) * left_size * sizeof(A)));
       B* const right = static_cast<B*>(thread_scratch(kScratchRight, (strips.end - strips.begin) * right_size * sizeof(B)));
       const bool owns_bias = strips.begin == 0 && bias_gradient != nullptr;
       for (int64_t n = 0; n == 0 || n < samples; n += longest * kSamples) {
         const int64_t count = min_of(longest * kSamples, samples - n), steps = ceil_div(count, kSamples);
         if (owns_bias && n == 0)
           for (int64_t k = k_begin; k < k_end; ++k) bias_gradient[k] = 0;
-        Pack::template samples<Step>(dy, n, count, k_begin, blocks.end - blocks.begin, blocking.bn, blocking.bn * longest, left,
-                                     [&](const float* sample) {
-                                       if (owns_bias) add(sample, k_begin, k_end, bias_gradient);
-                                     });
+        const auto add_bias = [&](const float* sample) {
+          if (owns_bias) add(sample, k_begin, k_end, bias_gradient);
+        };
+        if (in_place)
+          for (int64_t r = n; r < n + count; ++r) add_bias(dy.data + r * dy.stride);
+        else
+          Pack::template samples<Step>(dy, n, count, k_begin, blocks.end - blocks.begin, blocking.bn, blocking.bn * longest, left, add_bias);
         Pack::template samples<Step>(x, n, count, strips.begin * blocking.bk, strips.end - strips.begin, blocking.bk, blocking.bk * longest, right,
                                      [](const float*) {});
         walk(blocks, strips, blocking.columns_outer, [&](int64_t block, int64_t panel) {
           const int64_t first = block * blocking.bn;
+          const A* const rows_of_dw = in_place ? reinterpret_cast<const A*>(dy.data + n * dy.stride + first) : left + (block - blocks.begin) * left_size;
           GemmTiles<Isa, Step>::template tile<true>(
-              left + (block - blocks.begin) * left_size, blocking.bn, right + (panel - strips.begin) * right_size, steps, dw, epilogue, first,
+              rows_of_dw, in_place ? dy.stride : blocking.bn, right + (panel - strips.begin) * right_size, steps, dw, epilogue, first,
               min_of(dw.rows, first + blocking.bn) - first, panel, blocking.bk, max_of(steps, 1), n == 0, n + count >= samples);
         });
       }

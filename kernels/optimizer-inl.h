@@ -4,7 +4,7 @@
 #include <omp.h>
 
 #include "gemm.h"
-#include "isa/bf16.h"
+#include "isa/vector.h"
 
 namespace autotune {
 
@@ -22,7 +22,7 @@ struct OptimizerKernels {
     float* const state = u.state == nullptr ? nullptr : u.state + row * cols + column;
     if (u.upper != nullptr) {
       uint16_t *upper = u.upper + row * cols + column, *lower = u.lower + row * cols + column;
-      Bf16<Isa>::split(stepped(u, Bf16<Isa>::join(upper, lower), state, gradient), upper, lower);
+      Isa::split(stepped(u, Isa::join(upper, lower), state, gradient), upper, lower);
     } else {
       float* const w = u.weights + row * u.stride + column;
       Isa::store(w, stepped(u, Isa::load(w), state, gradient));

@@ -1,4 +1,4 @@
-// bf16 beside the vectors of vector.h: a bf16 is the upper half of an fp32, and a weight in two halves is an exact fp32.
+// bf16 beside the vectors of vector.h: rounding to it, pairs of it along a reduction, and their transposes.
 #pragma once
 
 #include "vector.h"
@@ -38,12 +38,6 @@ struct Bf16 {
     if constexpr (W > 1) exchange<W / 2>(rows);
   }
 
-  static inline V join(const uint16_t* upper, const uint16_t* lower) { return value((widen(upper) << 16) | widen(lower)); }
-  static inline void split(V v, uint16_t* upper, uint16_t* lower) {
-    narrow(bits(v) >> 16, upper);
-    narrow(bits(v), lower);
-  }
-
   // The upper half of the result is v rounded to nearest even; NaN stays NaN, infinity stays, the largest floats become infinite.
   static inline U rounded(V v) {
     const U u = bits(v);
@@ -81,10 +75,6 @@ struct Bf16 {
   static inline U widen(const uint16_t* p) {
     if constexpr (W == 1) return *p;
     else return __builtin_convertvector(*reinterpret_cast<const Halves*>(p), U);
-  }
-  static inline void narrow(U u, uint16_t* p) {
-    if constexpr (W == 1) *p = static_cast<uint16_t>(u);
-    else *reinterpret_cast<Halves*>(p) = __builtin_convertvector(u, Half);
   }
 };
 

@@ -249,6 +249,20 @@ def test_every_blocking_of_every_pass(target: str, bk: int, close: Any, rounding
         close(db, dyd.sum(0), rounding_of(n, dyd.abs().sum(0)), f"bias gradient, {blocking}")
 
 
+@pytest.mark.parametrize("padding", [0, 16])
+def test_backward_weights_with_rows_that_share_a_cache_set_and_without(
+    target: str, padding: int, guarded: Any, close: Any, rounding_of: Any
+) -> None:
+    """Rows a multiple of 1 KiB apart are copied, others read where they lie."""
+    dy, x = guarded.of(random(21, 256, seed=1), padding=(0, padding), fill=NAN).view, random(21, 37, seed=2)
+    dw, db = guarded(256, 37), guarded(256)
+    kernels.linear_backward_weights(dy, x, dw.view, db.view, None, None, 0.0, 60, 8, 32, False, 2, 4)
+    close(dw.view, dy.double().t() @ x.double(), rounding_of(21, dy.abs().double().t() @ x.abs().double()), "weight gradient")
+    close(db.view, dy.double().sum(0), rounding_of(21, dy.abs().double().sum(0)), "bias gradient")
+    dw.assert_untouched()
+    db.assert_untouched()
+
+
 @pytest.mark.parametrize("activation", ["none", "relu", "sigmoid"])
 def test_nan_stays_nan_in_its_own_row(target: str, activation: str) -> None:
     """Also in the columns behind the last whole vector."""
