@@ -182,4 +182,6 @@ def operator_row(work: Work | None, key: str, time_s: Interval, iteration_s: flo
         fractions=found.fractions,
         binder=found.binder,
         detail=found.detail,
+        access=work.access,
+        row_traffic_bytes=work.row_traffic_bytes,
     )

@@ -184,6 +184,7 @@ def _talk_row(
         detail=detail,
         bytes_sent=work.message_bytes,
         hidden_s=hidden_s,
+        access=work.access,
     )
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import pandas as pd
 
 from autotune.bench.frames import frame_of
-from autotune.config.tuned import Interval
+from autotune.config.tuned import Interval, Prediction
 
 OTHER = "other"
 
@@ -44,6 +45,12 @@ class OperatorRow:
     """Of a transfer: how much of it ran behind other passes; `time_s` is what was exposed. None where nothing is sent."""
     imbalance: float | None = None
     """Slowest rank over the mean of all; None on one socket."""
+    access: Literal["stream", "gather", "scatter", ""] = ""
+    """The pattern of the traffic; empty where nothing is counted."""
+    row_traffic_bytes: int = 0
+    """For gather and scatter: row bytes that pass, re-used rows counted each time."""
+    predicted: Prediction | None = None
+    """From the profile alone; None where no model describes the pass."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +106,8 @@ class OperatorTable:
     """The verdicts put to the test, where that was asked for."""
     ranks: tuple[RankRow, ...] = ()
     """Every rank, on several sockets; the rows are those of the slowest."""
+    predicted: Prediction | None = None
+    """The iteration, from the profile alone."""
 
     @property
     def accounted(self) -> float:

@@ -179,7 +179,7 @@ def tune_ranks(
         command = f"autotune tune {shlex.quote(name)} {options}"
         config = assemble(
             model, outcome, here, name=name, sockets=ranks, command=command, seed=seed, budget_s=budget_s, topology=topology,
-            rank_cpus=rank_cpus,
+            rank_cpus=rank_cpus, profile=profile,
         )  # fmt: skip
         write_yaml(output, config)
         journal.discard()

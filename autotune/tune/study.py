@@ -124,7 +124,7 @@ def tune(
         options = f"--sockets {sockets} --budget {budget_s:g}s --seed {seed} -o {shlex.quote(str(output))}"
         command = f"autotune tune {shlex.quote(chosen_name)} {options}"
         config = assemble(
-            model, outcome, here, name=chosen_name, sockets=sockets, command=command, seed=seed, budget_s=budget_s
+            model, outcome, here, name=chosen_name, sockets=sockets, command=command, seed=seed, budget_s=budget_s, profile=profile
         )
         write_yaml(output, config)
         journal.discard()
