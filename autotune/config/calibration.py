@@ -16,6 +16,8 @@ class CalibrationRun(Frozen):
     huge_pages: bool = True
     strategy: str = ""
     """Of the embedding update; empty for the default."""
+    disturbed: bool = False
+    """Whether other programs ran beside more steps than were left out."""
     iteration_s: float = Field(gt=0)
     """Median of the steps."""
     passes_s: dict[str, float]

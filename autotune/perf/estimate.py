@@ -16,7 +16,7 @@ from autotune.errors import InputError
 from autotune.ops.base import Work
 from autotune.perf.links import Links
 from autotune.perf.predictor import PassTime, Predictor
-from autotune.perf.rank_steps import Layout, RankShape, layouts, rank_memory_bytes, rank_shape, samples_of
+from autotune.perf.rank_steps import Crowd, Layout, RankShape, layouts, rank_memory_bytes, rank_shape, samples_of
 from autotune.perf.steps import step_passes, whole_tables
 from autotune.perf.timeline import Lane, Simulation, Span, in_a_row
 
@@ -176,12 +176,13 @@ def _spread(prediction: Prediction) -> float:
 def _several(model: Model, profile: Profile, config: RunConfig, partition: Partition, predictor: Predictor) -> Estimate:
     everybody, samples = layouts(model, partition), samples_of(model, partition.ranks)
     knobs = config.communication or CommunicationKnobs()
+    crowd = Crowd.of(everybody)
     shapes: dict[tuple[Layout, int], RankShape] = {}
     passes: dict[tuple[Layout, int], list[PassTime]] = {}
     for layout, count in zip(everybody, samples, strict=True):
         key = (layout, count)
         if key not in shapes:
-            shapes[key] = rank_shape(model, layout, everybody, config, count)
+            shapes[key] = rank_shape(model, layout, crowd, config, count)
             local = complete(_computing(config, knobs), model.model_copy(update={"minibatch": count}))
             passes[key] = predictor.passes(shapes[key].passes, local, model.dtype)
     keys = list(zip(everybody, samples, strict=True))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
@@ -30,6 +30,7 @@ class Popularity:
 
     share: FloatArray
     count: FloatArray
+    _known: dict[tuple[float, float], float] = field(default_factory=dict, repr=False)
 
     @property
     def hottest(self) -> float:
@@ -48,6 +49,12 @@ class Popularity:
 
         Source: H. Che, Y. Tung, Z. Wang, Hierarchical Web caching systems, IEEE JSAC 20(7), 2002.
         """
+        key = (lookups, capacity)
+        if key not in self._known:
+            self._known[key] = self._misses(lookups, capacity)
+        return self._known[key]
+
+    def _misses(self, lookups: float, capacity: float) -> float:
         met = self.distinct(lookups)
         if met <= capacity:
             return met

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from autotune.bench.noise import NoiseMonitor
 from autotune.bench.progress import NO_PROGRESS, Progress
 from autotune.bench.samples import Samples
+from autotune.config.model import DataSpec
 from autotune.config.profile import Ceilings, Profile
-from autotune.config.tuned import Interval
+from autotune.config.tuned import Interval, Prediction
 from autotune.dlrm.data import Batch, BatchSource
 from autotune.dlrm.model import DLRM
 from autotune.dlrm.train import WARMUP_STEPS
 from autotune.errors import InputError
 from autotune.ops.base import Work
 from autotune.ops.timing import Recorder
+from autotune.perf.estimate import Estimate, OperatorEstimate, estimate
 from autotune.perf.roofline import verdict
 from autotune.perf.table import OTHER, OperatorRow, OperatorTable
 
@@ -115,6 +117,7 @@ def measure(
     rounds: int = 20,
     budget_s: float | None = None,
     progress: Progress = NO_PROGRESS,
+    data: DataSpec | None = None,
 ) -> OperatorTable:
     """Train for some iterations and tell where their time went.
 
@@ -124,6 +127,7 @@ def measure(
         profile: gives the ceilings of this machine.
         rounds: iterations that count, at most.
         budget_s: wall seconds; ends the rounds and their repetition earlier, but not before three.
+        data: what `source` draws from, for the prediction; None takes the model's own.
 
     Raises:
         InputError: as `timed_rounds`.
@@ -136,15 +140,34 @@ def measure(
         operator_row(works.get(key), key, samples.to_interval(), iteration.median, profile.ceilings, dlrm.config.threads)
         for key, samples in samples_by_pass(timed.iterations_s, [timed.passes_s[i] for i in timed.counted]).items()
     ]
-    return OperatorTable(
-        model=dlrm.model.name,
-        data=source.description,
-        minibatch=dlrm.model.minibatch,
-        threads=dlrm.config.threads,
-        iteration_s=iteration,
-        rows=tuple(rows),
-        notes=timed.notes + doubts(rows, iteration, profile),
+    workload = dlrm.model if data is None else dlrm.model.model_copy(update={"data": data})
+    return beside(
+        OperatorTable(
+            model=dlrm.model.name,
+            data=source.description,
+            minibatch=dlrm.model.minibatch,
+            threads=dlrm.config.threads,
+            iteration_s=iteration,
+            rows=tuple(rows),
+            notes=timed.notes + doubts(rows, iteration, profile),
+        ),
+        estimate(workload, profile, dlrm.config),
     )
+
+
+def beside(table: OperatorTable, predicted: Estimate) -> OperatorTable:
+    """The table with what was predicted beside what was measured; of a transfer it is what is exposed."""
+    of = {one.key: one for one in predicted.operators}
+    rows = tuple(replace(row, predicted=_shown(of[row.key])) if row.key in of else row for row in table.rows)
+    return replace(table, rows=rows, predicted=predicted.iteration)
+
+
+def _shown(one: OperatorEstimate) -> Prediction:
+    """Of a transfer the part that is waited for, its interval in proportion."""
+    if one.lane == "compute" or not one.prediction.time_s:
+        return one.prediction
+    low, high = (one.exposed_s * bound / one.prediction.time_s for bound in (one.prediction.low_s, one.prediction.high_s))
+    return Prediction(low_s=low, time_s=one.exposed_s, high_s=high, extrapolated=one.prediction.extrapolated)
 
 
 def doubts(rows: Sequence[OperatorRow], iteration: Interval, profile: Profile) -> tuple[str, ...]:

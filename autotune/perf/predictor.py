@@ -111,13 +111,14 @@ def references(profile: Profile) -> dict[tuple[Kind, int], list[Reference]]:
     """The passes of the reference models by kind and threads: the same terms as of any model."""
     found: dict[tuple[Kind, int], list[Reference]] = {}
     machines: dict[int, Machine] = {}
+    disturbed = sum(run.disturbed for run in profile.calibration)
     for run in profile.calibration:
         machine = machines.setdefault(run.threads, Machine(profile, run.threads))
         config = default_config(run.model, profile.fingerprint.topology, run.threads)
         operators = _with_strategy(config.operators, run.strategy)
         shapes = [one for one in step_passes(run.model, whole_tables(run.model))]
         for shape, place in zip(shapes, residences(shapes, machine.own_bytes, machine.shared_bytes), strict=True):
-            if run.passes_s.get(shape.key, 0.0) <= 0:
+            if run.passes_s.get(shape.key, 0.0) <= 0 or (run.disturbed and 2 * disturbed < len(profile.calibration)):
                 continue
             terms = terms_of(shape, place, operators.get(shape.key), machine, run.huge_pages)
             found.setdefault((shape.kind, run.threads), []).append(Reference(terms, shape.size, run.passes_s[shape.key], run.threads))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from autotune.config.knobs import RunConfig
-from autotune.config.model import FLOAT_BYTES, Model
+from autotune.config.model import FLOAT_BYTES, Model, Table
 from autotune.config.partition import CommunicationKnobs, Partition
 from autotune.dlrm.parallel import OPTIMIZER, SELECT
 from autotune.ops.all_to_all import sample_bounds
@@ -33,20 +33,38 @@ class Layout:
         return sum(columns for _, _, columns, _ in self.owned)
 
 
+@dataclass(frozen=True)
+class Crowd:
+    """What a rank has to know of all ranks together, itself included."""
+
+    ranks: int
+    columns: int
+    owners: int
+    """Ranks that own something."""
+    parts: int
+
+    @classmethod
+    def of(cls, everybody: Sequence[Layout]) -> Crowd:
+        owners = [one for one in everybody if one.owned]
+        return cls(len(everybody), sum(one.columns for one in owners), len(owners), sum(len(one.owned) for one in owners))
+
+
 def layouts(model: Model, partition: Partition) -> list[Layout]:
-    """Of every rank."""
+    """Of every rank. Equal tables go by the number of the first of them, so that ranks of equal load have equal layouts."""
+    same: dict[Table, int] = {}
+    first = [same.setdefault(table.model_copy(update={"name": None}), t) for t, table in enumerate(model.tables)]
     owned: list[list[tuple[int, int, int, bool]]] = [[] for _ in range(partition.ranks)]
     copied = []
     for t, (placement, table) in enumerate(zip(partition.tables, model.tables, strict=True)):
         if placement.kind == "replicated":
             copied.append(t)
         elif placement.kind == "table_wise":
-            owned[placement.ranks[0]].append((t, table.rows, table.dim, False))
+            owned[placement.ranks[0]].append((first[t], table.rows, table.dim, False))
         else:
             by_rows = placement.kind == "row_wise"
             for rank, (low, high) in zip(placement.ranks, pairwise(placement.bounds), strict=True):
                 rows, columns = (high - low, table.dim) if by_rows else (table.rows, high - low)
-                owned[rank].append((t, rows, columns, by_rows))
+                owned[rank].append((first[t], rows, columns, by_rows))
     return [Layout(tuple(sorted(parts)), tuple(copied)) for parts in owned]
 
 
@@ -67,16 +85,16 @@ class RankShape:
     """Sent by this rank, forward and backward."""
 
 
-def rank_shape(model: Model, layout: Layout, everybody: Sequence[Layout], config: RunConfig, samples: int) -> RankShape:
+def rank_shape(model: Model, layout: Layout, crowd: Crowd, config: RunConfig, samples: int) -> RankShape:
     """One rank's passes, after `ParallelDLRM.step`.
 
     Args:
         model: With the global minibatch.
-        everybody: Layouts of all ranks, this one's among them.
+        crowd: All ranks.
         samples: That this rank works on.
     """
     knobs = config.communication or CommunicationKnobs()
-    width, ranks, of_all = element_bytes(model), len(everybody), model.minibatch
+    width, ranks, of_all = element_bytes(model), crowd.ranks, model.minibatch
     own = [_share(model, t, rows, columns, of_all) for t, rows, columns, _ in layout.owned]
     copies = [_share(model, t, model.tables[t].rows, model.tables[t].dim, samples) for t in layout.copied]
     dense = [t for t in layout.copied if 2 * model.tables[t].rows <= of_all]
@@ -89,7 +107,7 @@ def rank_shape(model: Model, layout: Layout, everybody: Sequence[Layout], config
     local = model.model_copy(update={"minibatch": samples})
     lookups = sum(one.lookups for one in updated)
     weights, per_row = FLOAT_BYTES * model.dense_parameters, 2 * 8 * round(lookups)
-    arriving = sum(one.columns for one in everybody)
+    arriving = crowd.columns
     # Weights step once all gradients are in, and are packed then: gradient and weight are read, weight and two packed copies written.
     passes = (
         PassShape(SELECT, "select", Work(0, per_row, per_row), (), {"lookups": lookups}),
@@ -99,7 +117,8 @@ def rank_shape(model: Model, layout: Layout, everybody: Sequence[Layout], config
     )
     wire = 2 if knobs.wire_dtype == "bf16" else FLOAT_BYTES
     copied_columns = sum(model.tables[t].dim for t in sparse)
-    others = [one for one in everybody if one is not layout]
+    by_part = knobs.all_to_all == "scatter_list"
+    others = (crowd.parts - len(layout.owned)) if by_part else crowd.owners - bool(layout.owned)
     return RankShape(
         passes=passes,
         sent_forward_bytes=(of_all - samples) * layout.columns * wire,
@@ -107,15 +126,8 @@ def rank_shape(model: Model, layout: Layout, everybody: Sequence[Layout], config
         reduced=_buckets(model, dense, knobs.bucket_bytes),
         memory_bytes=rank_memory_bytes(model, layout, samples),
         tables=len(layout.owned),
-        messages=(
-            _messages(layout, knobs) * (ranks - 1) if layout.owned else 0,
-            sum(_messages(one, knobs) for one in others if one.owned),
-        ),
+        messages=((len(layout.owned) if by_part else bool(layout.owned)) * (ranks - 1), others),
     )
-
-
-def _messages(layout: Layout, knobs: CommunicationKnobs) -> int:
-    return len(layout.owned) if knobs.all_to_all == "scatter_list" else 1
 
 
 def _share(model: Model, t: int, rows: int, columns: int, samples: int) -> TableShare:

@@ -18,7 +18,8 @@ from autotune.dlrm.lockstep import Lockstep
 from autotune.dlrm.parallel import TALKS
 from autotune.ops.base import Work
 from autotune.ops.embedding_bag import FORWARD
-from autotune.perf.measure import doubts, operator_row, samples_by_pass, timed_rounds
+from autotune.perf.estimate import estimate
+from autotune.perf.measure import beside, doubts, operator_row, samples_by_pass, timed_rounds
 from autotune.perf.perturb import judge_transfer, perturb
 from autotune.perf.roofline import BOUND_FRACTION, limits
 from autotune.perf.share import per_rank
@@ -118,15 +119,19 @@ def measure_ranks(
         else:
             row = operator_row(work, key, time_s, iteration.median, ceilings, threads)
         rows.append(replace(row, imbalance=_imbalance([one.get(key, 0.0) for one in medians]) if key != OTHER else None))
-    return OperatorTable(
-        model=lockstep.model.name,
-        data=lockstep.description,
-        minibatch=lockstep.minibatch,
-        threads=threads,
-        iteration_s=iteration,
-        rows=tuple(rows),
-        notes=(*timed.notes, *doubts(rows, iteration, profile), *_slowest_notes(ranks, medians)),
-        ranks=ranks,
+    predicted = estimate(lockstep.model, profile, lockstep.config, sockets=len(ranks), ranks_on_host=ranks_on_host)
+    return beside(
+        OperatorTable(
+            model=lockstep.model.name,
+            data=lockstep.description,
+            minibatch=lockstep.minibatch,
+            threads=threads,
+            iteration_s=iteration,
+            rows=tuple(rows),
+            notes=(*timed.notes, *doubts(rows, iteration, profile), *_slowest_notes(ranks, medians)),
+            ranks=ranks,
+        ),
+        predicted,
     )
 
 

@@ -19,18 +19,18 @@ from autotune.bench.progress import NO_PROGRESS, Progress
 from autotune.config.calibration import CalibrationRun
 from autotune.config.model import Model, required_memory_bytes
 from autotune.config.profile import Profile, Topology
-from autotune.dlrm.data import make_source
+from autotune.dlrm.data import Batch, make_source
 from autotune.dlrm.model import DLRM, default_config
 from autotune.errors import InputError
-from autotune.perf.estimate import estimate
+from autotune.perf.estimate import Estimate, estimate
 from autotune.perf.heldout import random_model
 from autotune.perf.predictor import Predictor
-from autotune.perf.steps import Kind, step_passes
 from autotune.probe.calibrate import timed_steps
 
 LEAST_SHARE = 0.01
 """Passes below this share of their iteration are left out: their time is that of a few calls, and matters to nobody."""
 _BATCHES = 5
+_BESIDE = 4
 _STEPS = 11
 _TABLES_BYTES = 1.5e9
 _MEMORY_SHARE = 0.25
@@ -42,7 +42,7 @@ class PassError:
 
     model: str
     key: str
-    kind: Kind
+    kind: str
     threads: int
     measured_s: float
     predicted_s: float
@@ -68,7 +68,9 @@ class IterationError:
     predicted_s: float
     inside: bool
     drift: float
-    """Reference models measured beside it, over what they took when the machine was probed; 1 without."""
+    """Reference models measured beside it, over what they took when the machine was probed."""
+    disturbed: bool
+    """Whether other programs ran beside it in spite of a repetition."""
 
     @property
     def error(self) -> float:
@@ -106,6 +108,8 @@ class Validation:
     iterations: tuple[IterationError, ...]
     random: ErrorSummary | None
     """Iterations of the random models; None where the budget left none."""
+    drift: float
+    """Reference models over what they took when the machine was probed: the geometric mean beside all models."""
     left_out: int
     """Passes below 1 % of their iteration."""
     passes: tuple[PassError, ...]
@@ -143,19 +147,21 @@ def validate(
     notes = []
     left_out = 0
     progress.phase("validating predictions", budget_s)
-    for model, random in _models(models, seed, available_bytes):
+    for number, (model, random) in enumerate(_models(models, seed, available_bytes)):
         if random and clock() >= end_s:
             break
         if required_memory_bytes(model) > 0.9 * available_bytes:
             notes.append(f"{model.name} does not fit this machine's memory, and was left out")
             continue
         begin_s = clock()
-        for run in bench.runs(model, random):
+        before = bench.drift
+        runs = list(bench.runs(model, fewer=random and number % 3 == 0))
+        for run in runs:
             found = list(bench.passes(run))
             least_s = LEAST_SHARE * run.iteration_s
             passes += [one for one in found if one.measured_s >= least_s]
             left_out += sum(one.measured_s < least_s for one in found)
-            iterations.append(bench.iteration(run, random))
+            iterations.append(bench.iteration(run, random, before))
         progress.advance(clock() - begin_s, model.name)
     kinds = [_summary(kind, [one for one in passes if one.kind == kind]) for kind in dict.fromkeys(one.kind for one in passes)]
     drawn = [one for one in iterations if one.random]
@@ -166,6 +172,7 @@ def validate(
         kinds=(*kinds, _summary("all passes", passes)),
         iterations=tuple(iterations),
         random=_summary("iterations", drawn) if drawn else None,
+        drift=statistics.geometric_mean([one.drift for one in iterations]) if iterations else bench.drift,
         left_out=left_out,
         passes=tuple(passes),
         notes=tuple(notes),
@@ -194,40 +201,65 @@ def _summary(kind: str, errors: Sequence[PassError] | Sequence[IterationError]) 
 
 
 class _Bench:
-    """Measures one model after another, with a reference model beside each."""
+    """Measures one model after another, with reference models beside each."""
 
     def __init__(self, profile: Profile, topology: Topology) -> None:
         self.profile, self.topology = profile, topology
         self.predictor = Predictor(profile)
         self.monitor = NoiseMonitor(topology.allowed_cpus)
         most = max(run.threads for run in profile.calibration)
-        # The quickest to build, of those that take as long as a clock tells well.
-        able = [run for run in profile.calibration if run.threads == most and not run.strategy and run.huge_pages and run.iteration_s > 5e-3]
-        beside = sorted(able, key=lambda run: run.model.table_bytes)[:_BESIDE]
-        self._beside = [(run, *self._built(run.model, most)) for run in beside]
-        self._drift = 1.0
+        usual = [run for run in profile.calibration if run.threads == most and not run.strategy and run.huge_pages]
+        # Those with the least tables: quick to build, and they stay in memory.
+        self._beside = [(run, *self._built(run.model, most)) for run in sorted(usual, key=lambda run: run.model.table_bytes)[:_BESIDE]]
+        self._drift = self._drift_now()
 
-    def _built(self, model: Model, threads: int) -> tuple[DLRM, list[object]]:
+    def _built(self, model: Model, threads: int) -> tuple[DLRM, list[Batch]]:
         source = make_source(model)
         return DLRM(model, default_config(model, self.topology, threads), machine=self.topology), [source.batch(i) for i in range(_BATCHES)]
 
-    def runs(self, model: Model, random: bool) -> Iterator[CalibrationRun]:
-        """With all cores; every third random model with fewer too."""
+    def runs(self, model: Model, fewer: bool) -> Iterator[CalibrationRun]:
+        """With all cores, and where `fewer` with half of them too. Runs that other programs disturbed are repeated once."""
         cores = self.topology.physical_cores
         dlrm, batches = self._built(model, cores)
-        fewer = [max(1, cores // 2)] if random and cores > 1 and hash(model.name) % 3 == 0 else []
-        for threads in (cores, *fewer):
+        for threads in (cores, *([max(1, cores // 2)] if fewer and cores > 1 else [])):
             dlrm.configure(default_config(model, self.topology, threads))
-            yield timed_steps(dlrm, batches, self.monitor, steps=_STEPS)  # type: ignore[arg-type]
+            run = timed_steps(dlrm, batches, self.monitor, steps=_STEPS)
+            if run.disturbed:
+                run = timed_steps(dlrm, batches, self.monitor, steps=_STEPS)
+            yield run
         del dlrm
-        self._measure_drift()
+        self._drift = self._drift_now()
 
-    def _measure_drift(self) -> None:
-        ratios = []
-        for run, dlrm, batches in self._beside:
-            now = timed_steps(dlrm, batches, self.monitor, steps=_STEPS)  # type: ignore[arg-type]
-            ratios.append(now.iteration_s / run.iteration_s)
-        self._drift = statistics.geometric_mean(ratios) if ratios else 1.0
+    def _drift_now(self) -> float:
+        ratios = [timed_steps(dlrm, batches, self.monitor).iteration_s / run.iteration_s for run, dlrm, batches in self._beside]
+        return statistics.geometric_mean(ratios) if ratios else 1.0
+
+    def passes(self, run: CalibrationRun) -> Iterator[PassError]:
+        """Every pass of a run."""
+        for one in self._estimate(run).operators:
+            measured_s = run.passes_s.get(one.key, 0.0)
+            if measured_s > 0:
+                found = one.prediction
+                inside = found.low_s <= measured_s <= found.high_s
+                kind = _kind(one.key)
+                yield PassError(run.model.name, one.key, kind, run.threads, measured_s, found.time_s, inside, bool(found.extrapolated))
+
+    def iteration(self, run: CalibrationRun, random: bool, before: float) -> IterationError:
+        """Of one run; the drift is the mean of that before and after it."""
+        found = self._estimate(run).iteration
+        inside = found.low_s <= run.iteration_s <= found.high_s
+        drift = math.sqrt(before * self._drift)
+        return IterationError(run.model.name, run.threads, random, run.iteration_s, found.time_s, inside, drift, run.disturbed)
+
+    @property
+    def drift(self) -> float:
+        return self._drift
+
+    def _estimate(self, run: CalibrationRun) -> Estimate:
+        config = default_config(run.model, self.topology, run.threads)
+        return estimate(run.model, self.profile, config, predictor=self.predictor)
 
 
-_BESIDE = 3
+def _kind(key: str) -> str:
+    """``top_mlp.0.backward_data`` -> ``mlp.backward_data``."""
+    return f"mlp.{key.rsplit('.', 1)[1]}" if "_mlp." in key else key

@@ -199,13 +199,15 @@ def timed_steps(
             times_s = dlrm.recorder.take()
             times_s[OTHER] = max(0.0, taken_s - sum(times_s.values()))
             (disturbed if noise.disturbed else quiet).append(times_s)
-    if len(quiet) < _LEAST_STEPS:
+    few = len(quiet) < _LEAST_STEPS
+    if few:
         quiet = sorted(quiet + disturbed, key=lambda times_s: sum(times_s.values()))[:_LEAST_STEPS]
     return CalibrationRun(
         model=dlrm.model,
         threads=dlrm.config.threads,
         huge_pages=dlrm.config.huge_pages,
         strategy=strategy,
+        disturbed=few,
         iteration_s=statistics.median(sum(times_s.values()) for times_s in quiet),
         passes_s={key: statistics.median(times_s[key] for times_s in quiet) for key in quiet[0]},
     )

@@ -35,6 +35,7 @@ def operator_table(result: OperatorTable, width: int = 80) -> RenderableType:
         Column("operator", _keys([row.key for row in rows], width), justify="left"),
         Column("ms", [ms(row.time_s.median) for row in rows]),
         Column("95 %", [ms_range(row.time_s) for row in rows], need=6),
+        Column("predicted", ["" if row.predicted is None else ms(row.predicted.time_s) for row in rows], need=8),
         Column("share", [percent(row.share) for row in rows], need=8),
         Column("GF/s", [giga(row.flops_per_s) for row in rows], need=7),
         Column("GB/s", [giga(row.bandwidth_bytes_per_s) for row in rows], need=7),
@@ -48,6 +49,11 @@ def operator_table(result: OperatorTable, width: int = 80) -> RenderableType:
         Column("bound by", [_bound(row.binder, row.fractions) for row in rows], justify="left"),
     ]
     head = f"{result.model}: {time_interval(result.iteration_s)} per iteration, minibatch {result.minibatch}, {_threads(result.threads)}"
+    if result.predicted is not None:
+        found = result.predicted
+        head += f"\npredicted: {format_time(found.time_s)} ({format_time(found.low_s)} .. {format_time(found.high_s)})"
+        head += f", {found.time_s / result.iteration_s.median - 1:+.0%}"
+        head += f"; outside calibration: {found.extrapolated}" if found.extrapolated else ""
     proof = [_perturbations(result.perturbations, width)] if result.perturbations else []
     ranks = [rank_table(result.ranks, width)] if result.ranks else []
     return _page(head, table(columns, width), _legend(), *ranks, *proof, *_notes(result.notes))
