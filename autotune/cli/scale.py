@@ -15,6 +15,7 @@ from autotune.config.model import DTYPES, Changes
 from autotune.config.partition import ALL_TO_ALL_FORMS, MAX_RANKS, AllToAllForm, CommunicationKnobs
 from autotune.errors import InputError
 from autotune.report.predict import scaling
+from autotune.units import parse_duration
 
 Sockets = Annotated[str, typer.Option("--sockets", metavar="N,N2", help="Counts to simulate: 1,2,4,8.")]
 ProfileName = Annotated[str, typer.Option("--profile", metavar="P", help="A shipped profile, or a file by probe -o.")]
@@ -24,6 +25,8 @@ Placing = Annotated[str, typer.Option("--placing", metavar="planned|columns", he
 Dtype = Annotated[str | None, typer.Option("--dtype", metavar="fp32|bf16", help="Instead of the model's.")]
 Wire = Annotated[str, typer.Option("--wire", metavar="fp32|bf16", help="Of pooled rows between sockets.")]
 Form = Annotated[str, typer.Option("--all-to-all", metavar="FORM", help=f"One of {', '.join(ALL_TO_ALL_FORMS)}.")]
+Overhead = Annotated[str | None, typer.Option("--overhead", metavar="TIME", help="Added to every step: another system's framework.")]
+Input = Annotated[str | None, typer.Option("--input", metavar="TIME", help="Added for every 1000 samples: input read before the step.")]
 CommunicationCores = Annotated[int, typer.Option("--communication-cores", min=0, metavar="N", help="Of a socket, left to the network.")]
 
 
@@ -38,6 +41,8 @@ def command(
     wire: Wire = "fp32",
     all_to_all: Form = "native",
     communication_cores: CommunicationCores = 0,
+    overhead: Overhead = None,
+    input_time: Input = None,
     max_rows: MaxRowsOption = None,
     as_json: JsonOption = False,
     output: OutputOption = None,
@@ -70,6 +75,8 @@ def command(
                 all_to_all=cast(AllToAllForm, all_to_all),
                 communication_cores=communication_cores,
             ),
+            overhead_s=0.0 if overhead is None else parse_duration(overhead),
+            input_s=0.0 if input_time is None else parse_duration(input_time) / 1000,
             progress=progress,
         )
     show(result, scaling, as_json, output)

@@ -35,10 +35,12 @@ class Predictor:
     Args:
         profile: of the machine.
         ranks_on_host: among which its memory and caches are shared.
+        calibrated: holds the reference passes and the ceilings they were measured under; None takes `profile`.
     """
 
     profile: Profile
     ranks_on_host: int = 1
+    calibrated: Profile | None = None
     _machines: dict[tuple[int, str], Machine] = field(default_factory=dict, repr=False)
     _laws: dict[tuple[Kind, int], Law] = field(default_factory=dict, repr=False)
     _references: dict[tuple[Kind, int], list[Reference]] | None = field(default=None, repr=False)
@@ -82,7 +84,7 @@ class Predictor:
     def law(self, kind: Kind, threads: int) -> Law:
         """Of the number of threads nearest to the one asked for, in proportion."""
         if self._references is None:
-            self._references = references(self.profile)
+            self._references = references(self.calibrated or self.profile)
         known = sorted({count for one, count in self._references if one == kind}, key=lambda count: abs(math.log(count / threads)))
         nearest = known[0] if known else threads
         if (kind, nearest) not in self._laws:

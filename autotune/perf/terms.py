@@ -129,7 +129,9 @@ def _layer(one: PassShape, knobs: Knobs | None, machine: Machine) -> Terms:
 def _embedding(one: PassShape, where: Residence, knobs: Knobs | None, machine: Machine, huge_pages: bool) -> Terms:
     gather = one.kind == "embedding_forward"
     access: Literal["gather", "scatter"] = "gather" if gather else "scatter"
-    ways, threads = (1 if gather else 2), machine.threads
+    # Split bf16: an update joins the lower halves of its rows to the upper ones, which lie elsewhere.
+    halves = 2 if machine.dtype == "bf16" and not gather else 1
+    ways, threads = (1 if gather else 2) * halves, machine.threads
     l2, l3 = machine.own_bytes / threads / CACHE_SHARE / 2, machine.shared_bytes / CACHE_SHARE / 2
     found = dict.fromkeys(("rows_memory", "rows_shared", "rows_own", "walk"), 0.0)
     for table in one.tables:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from autotune.bench.progress import NO_PROGRESS, Progress
@@ -20,7 +20,7 @@ from autotune.perf.predictor import Predictor
 from autotune.perf.rank_steps import Layout, rank_memory_bytes
 from autotune.plan.coarse import MOST_RANKS, columns_partition, group_size, spread
 from autotune.plan.profiled import plan_for
-from autotune.units import format_bytes
+from autotune.units import format_bytes, format_time
 
 Placing = Literal["planned", "columns"]
 REPLICATE_BELOW = 2048
@@ -93,6 +93,8 @@ def scale(
     global_minibatch: int | None = None,
     placing: Placing = "planned",
     communication: CommunicationKnobs | None = None,
+    overhead_s: float = 0.0,
+    input_s: float = 0.0,
     progress: Progress = NO_PROGRESS,
 ) -> Scaling:
     """Simulate the model on each number of sockets.
@@ -105,6 +107,8 @@ def scale(
         global_minibatch: Strong scaling.
         placing: By the planner, or as in the published MLPerf runs: small tables replicated, the rest split by columns.
         communication: None takes the defaults.
+        overhead_s: Of every step, outside all operators: a framework's dispatch and autograd, in another system than this one.
+        input_s: Of every sample of the global minibatch, where each rank reads it in a row with the step instead of beside it.
 
     Raises:
         InputError: no counts, or both kinds of minibatch.
@@ -114,7 +118,7 @@ def scale(
         raise InputError(f"sockets must be 1 or more, got {list(sockets) or 'none'}; write for example --sockets 1,2,4,8")
     if minibatch_per_socket is not None and global_minibatch is not None:
         raise InputError("a minibatch is per socket or global, got both; leave one of them out")
-    study = _Study(model, profile, placing, communication or CommunicationKnobs())
+    study = _Study(model, profile, placing, communication or CommunicationKnobs(), overhead_s, input_s)
     counts = sorted(set(sockets))
     progress.phase("simulating sockets", float(len(counts)))
     found: list[tuple[int, Model, RunConfig, Estimate]] = []
@@ -147,8 +151,17 @@ def scale(
 class _Study:
     """One model on one kind of machine."""
 
-    def __init__(self, model: Model, profile: Profile, placing: Placing, communication: CommunicationKnobs) -> None:
+    def __init__(
+        self,
+        model: Model,
+        profile: Profile,
+        placing: Placing,
+        communication: CommunicationKnobs,
+        overhead_s: float,
+        input_s: float,
+    ) -> None:
         self.model, self.profile, self.placing, self.communication = model, profile, placing, communication
+        self.overhead_s, self.input_s = overhead_s, input_s
         topology = profile.fingerprint.topology
         self.node = max(1, topology.sockets)
         self.threads = max(1, topology.physical_cores // self.node)
@@ -190,7 +203,16 @@ class _Study:
     def predict(self, model: Model, config: RunConfig, count: int) -> Estimate:
         on_host = min(self.node, count)
         predictor = self._predictors.setdefault(on_host, Predictor(self.profile, on_host))
-        return estimate(model, self.profile, config, sockets=count, ranks_on_host=on_host, predictor=predictor)
+        found = estimate(model, self.profile, config, sockets=count, ranks_on_host=on_host, predictor=predictor)
+        beside_s = self.overhead_s + self.input_s * model.minibatch
+        if not beside_s:
+            return found
+        self.note(f"{format_time(self.overhead_s)} a step and {self.input_s * 1e9:.3g} ns a sample are added, outside all operators")
+        whole = found.iteration
+        iteration = whole.model_copy(
+            update={"low_s": whole.low_s + beside_s, "time_s": whole.time_s + beside_s, "high_s": whole.high_s + beside_s}
+        )
+        return replace(found, iteration=iteration)
 
     def pays_from(self, few: tuple[int, RunConfig], many: tuple[int, RunConfig]) -> int | None:
         """Least power of two from which `many` sockets are faster than `few`, the partitions as planned."""
