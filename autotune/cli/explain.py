@@ -13,9 +13,7 @@ from autotune.explain.diagnosis import explain
 from autotune.report import predict as predictions
 from autotune.report import text
 
-WhatIf = Annotated[
-    str | None, typer.Option("--what-if", metavar="CHANGES", help="Predict: bandwidth=2x,cores=56,network=200Gb,dtype=bf16,tables=2x.")
-]
+WhatIf = Annotated[str | None, typer.Option("--what-if", metavar="CHANGES", help="Predict: bandwidth=2x,cores=56,dtype=bf16.")]
 
 
 def command(config: ConfigArgument, what_if: WhatIf = None, as_json: JsonOption = False, output: OutputOption = None) -> None:

@@ -15,7 +15,7 @@ from autotune.perf.laws import Law, Reference, learn
 from autotune.perf.roofline import BOUND_FRACTION, limits
 from autotune.perf.share import per_rank
 from autotune.perf.steps import Kind, PassShape, Residence, residences, step_passes, whole_tables
-from autotune.perf.terms import Machine, terms_of
+from autotune.perf.terms import CACHE_SHARE, Machine, terms_of
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ class Predictor:
     _machines: dict[tuple[int, str], Machine] = field(default_factory=dict, repr=False)
     _laws: dict[tuple[Kind, int], Law] = field(default_factory=dict, repr=False)
     _references: dict[tuple[Kind, int], list[Reference]] | None = field(default=None, repr=False)
+    _share: float | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         self._shared = shared(self.profile, self.ranks_on_host)
@@ -52,7 +53,7 @@ class Predictor:
         """The profile as a rank of so many threads meets it."""
         key = (threads, dtype)
         if key not in self._machines:
-            self._machines[key] = Machine(self._shared, threads, "bf16" if dtype == "bf16" else "fp32")
+            self._machines[key] = Machine(self._shared, threads, "bf16" if dtype == "bf16" else "fp32", self.cache_share)
         return self._machines[key]
 
     def passes(self, shapes: Sequence[PassShape], config: RunConfig, dtype: str = "fp32") -> list[PassTime]:
@@ -81,10 +82,17 @@ class Predictor:
         gain = self.profile.bf16_gain if machine.dtype == "bf16" else 1.0
         return {"memory": found.memory_s, "compute": found.compute_s / gain}
 
+    @property
+    def cache_share(self) -> float:
+        """Of the last-level cache: under which the reference passes are predicted best, each by laws that have not seen it."""
+        if self._share is None:
+            self._share = _best_share(self.calibrated or self.profile)
+        return self._share
+
     def law(self, kind: Kind, threads: int) -> Law:
         """Of the number of threads nearest to the one asked for, in proportion."""
         if self._references is None:
-            self._references = references(self.calibrated or self.profile)
+            self._references = references(self.calibrated or self.profile, self.cache_share)
         known = sorted({count for one, count in self._references if one == kind}, key=lambda count: abs(math.log(count / threads)))
         nearest = known[0] if known else threads
         if (kind, nearest) not in self._laws:
@@ -109,13 +117,32 @@ def shared(profile: Profile, ranks: int) -> Profile:
     return profile.model_copy(update={"ceilings": per_rank(profile.ceilings, ranks), "fingerprint": fingerprint})
 
 
-def references(profile: Profile) -> dict[tuple[Kind, int], list[Reference]]:
-    """The passes of the reference models by kind and threads: the same terms as of any model."""
+_SHARES = (0.1, 0.2, 0.35, 0.5, CACHE_SHARE)
+
+
+def _best_share(profile: Profile) -> float:
+    if not profile.calibration:
+        return CACHE_SHARE
+    most = max(run.threads for run in profile.calibration)
+    runs = profile.model_copy(update={"calibration": tuple(run for run in profile.calibration if run.threads == most)})
+
+    def spread(share: float) -> float:
+        return sum(learn(kind, most, of).spread for (kind, _), of in references(runs, share).items())
+
+    return min(_SHARES, key=spread)
+
+
+def references(profile: Profile, share: float = CACHE_SHARE) -> dict[tuple[Kind, int], list[Reference]]:
+    """The passes of the reference models by kind and threads: the same terms as of any model.
+
+    Args:
+        share: Of the last-level cache that a step can count on.
+    """
     found: dict[tuple[Kind, int], list[Reference]] = {}
     machines: dict[int, Machine] = {}
     disturbed = sum(run.disturbed for run in profile.calibration)
     for run in profile.calibration:
-        machine = machines.setdefault(run.threads, Machine(profile, run.threads))
+        machine = machines.setdefault(run.threads, Machine(profile, run.threads, share=share))
         config = default_config(run.model, profile.fingerprint.topology, run.threads)
         operators = _with_strategy(config.operators, run.strategy)
         shapes = [one for one in step_passes(run.model, whole_tables(run.model))]

@@ -34,6 +34,8 @@ class Machine:
     profile: Profile
     threads: int
     dtype: Literal["fp32", "bf16"] = "fp32"
+    share: float = CACHE_SHARE
+    """Of the last-level cache that is this program's: in a virtual machine others use it too, and no datasheet tells how much."""
 
     def __post_init__(self) -> None:
         topology, ceilings, threads = self.profile.fingerprint.topology, self.profile.ceilings, self.threads
@@ -49,7 +51,7 @@ class Machine:
         put(self, "own_bytes", CACHE_SHARE * topology.l2_bytes * threads)
         instances = max(1, topology.l3_instances) * min(1.0, threads / max(1, topology.physical_cores))
         shared = topology.l3_bytes * max(1.0, instances) or _HIDDEN_CACHE_BYTES
-        put(self, "shared_bytes", CACHE_SHARE * max(shared, topology.l2_bytes * threads))
+        put(self, "shared_bytes", max(self.share * shared, CACHE_SHARE * topology.l2_bytes * threads))
         widest = max((point.row_bytes for point in ceilings.gather), default=1024)
         put(self, "shared_bytes_per_s", self.rows_per_s("gather", widest, shared / 2))
         put(self, "fork_s", fork_join_s(ceilings, threads))
@@ -132,7 +134,8 @@ def _embedding(one: PassShape, where: Residence, knobs: Knobs | None, machine: M
     # Split bf16: an update joins the lower halves of its rows to the upper ones, which lie elsewhere.
     halves = 2 if machine.dtype == "bf16" and not gather else 1
     ways, threads = (1 if gather else 2) * halves, machine.threads
-    l2, l3 = machine.own_bytes / threads / CACHE_SHARE / 2, machine.shared_bytes / CACHE_SHARE / 2
+    topology = machine.profile.fingerprint.topology
+    l2, l3 = topology.l2_bytes / 2, (topology.l3_bytes or _HIDDEN_CACHE_BYTES) / 2
     found = dict.fromkeys(("rows_memory", "rows_shared", "rows_own", "walk"), 0.0)
     for table in one.tables:
         memory, shared, own = row_sources(table, where.rows_kept, machine, gather)

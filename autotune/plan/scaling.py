@@ -204,7 +204,7 @@ class _Study:
         on_host = min(self.node, count)
         predictor = self._predictors.setdefault(on_host, Predictor(self.profile, on_host))
         found = estimate(model, self.profile, config, sockets=count, ranks_on_host=on_host, predictor=predictor)
-        beside_s = self.overhead_s + self.input_s * model.minibatch
+        beside_s = self.beside_s(model)
         if not beside_s:
             return found
         self.note(f"{format_time(self.overhead_s)} a step and {self.input_s * 1e9:.3g} ns a sample are added, outside all operators")
@@ -213,6 +213,10 @@ class _Study:
             update={"low_s": whole.low_s + beside_s, "time_s": whole.time_s + beside_s, "high_s": whole.high_s + beside_s}
         )
         return replace(found, iteration=iteration)
+
+    def beside_s(self, model: Model) -> float:
+        """Of a step outside all operators, which no number of sockets shortens."""
+        return self.overhead_s + self.input_s * model.minibatch
 
     def pays_from(self, few: tuple[int, RunConfig], many: tuple[int, RunConfig]) -> int | None:
         """Least power of two from which `many` sockets are faster than `few`, the partitions as planned."""
@@ -250,7 +254,7 @@ def _points(study: _Study, found: Sequence[tuple[int, Model, RunConfig, Estimate
                 speedup=speedup,
                 efficiency=speedup * first_count / count,
                 lemma_speedup=lemma,
-                exposed_share=_overhead_s(one) / one.iteration.time_s,
+                exposed_share=max(0.0, _overhead_s(one) - study.beside_s(model)) / one.iteration.time_s,
                 exposed_s={key: talks.get(key, 0.0) for key in _TALKS},
                 imbalance=max(computing) / (sum(computing) / len(computing)),
                 memory_bytes=max(rank.memory_bytes for rank in one.ranks),
