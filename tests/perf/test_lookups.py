@@ -35,7 +35,7 @@ def test_misses_are_those_of_drawn_look_ups(rows: int, alpha: float, capacity: i
     distribution = Zipf(rows, alpha) if alpha else Uniform(rows)
     indices = distribution.draw(np.random.default_rng(3), 20_000)
     expected = drawn_misses(indices, capacity)
-    assert known.misses(20_000, capacity) == pytest.approx(expected, rel=0.05)
+    assert known.misses(20_000, capacity) == pytest.approx(expected, rel=0.1)
     assert known.distinct(20_000) == pytest.approx(len(np.unique(indices)), rel=0.05)
 
 
@@ -44,7 +44,7 @@ def test_misses_are_those_of_drawn_look_ups(rows: int, alpha: float, capacity: i
 def test_misses_lie_between_the_distinct_rows_and_all(rows: int, alpha: float, lookups: float, capacity: float) -> None:
     known = zipf(rows, alpha)
     found = known.misses(lookups, capacity)
-    assert min(known.distinct(lookups), lookups) * 0.999 <= max(found, min(known.distinct(lookups), capacity) * 1.0) + 1e-6
+    assert found >= min(known.distinct(lookups), lookups) * 0.99
     assert found <= lookups * (1 + 1e-9)
     assert known.misses(lookups, 2 * capacity) <= found * (1 + 1e-6) + 1e-6
 
