@@ -97,7 +97,8 @@ def what_if(config: TunedConfig, changes: str) -> WhatIf:
             raise InputError(f"{rule}, got {text.strip()!r} (--what-if); write for example {_EXAMPLE}")
         changed = _CHANGES[name](changed, value.strip())
     on_host = len(config.launch.rank_cpus) or 1
-    before, after = (_predicted(one, case.profile, config.sockets, on_host) for one in (case, changed))
+    predictor = Predictor(case.profile, on_host)
+    before, after = (_predicted(one, predictor.on(one.profile), config.sockets, on_host) for one in (case, changed))
     rows = {one.key: one for one in after.operators}
     return WhatIf(
         model=case.model.name,
@@ -110,9 +111,8 @@ def what_if(config: TunedConfig, changes: str) -> WhatIf:
     )
 
 
-def _predicted(case: _Case, calibrated: Profile, sockets: int, on_host: int) -> Estimate:
+def _predicted(case: _Case, predictor: Predictor, sockets: int, on_host: int) -> Estimate:
     """The laws stay those of the machine that was probed; what changes are the ceilings that their terms are counted in."""
-    predictor = Predictor(case.profile, on_host, calibrated)
     return estimate(case.model, case.profile, case.config, sockets=sockets, ranks_on_host=on_host, predictor=predictor)
 
 

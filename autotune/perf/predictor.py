@@ -82,6 +82,11 @@ class Predictor:
         gain = self.profile.bf16_gain if machine.dtype == "bf16" else 1.0
         return {"memory": found.memory_s, "compute": found.compute_s / gain}
 
+    def on(self, profile: Profile) -> Predictor:
+        """The same laws under other ceilings: what is learned of a machine stays, what its resources take changes."""
+        self.law("other", 1)
+        return Predictor(profile, self.ranks_on_host, self.calibrated or self.profile, {}, self._laws, self._references, self.cache_share)
+
     @property
     def cache_share(self) -> float:
         """Of the last-level cache: under which the reference passes are predicted best, each by laws that have not seen it."""

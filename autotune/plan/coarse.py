@@ -22,11 +22,10 @@ def spread(model: Model, grouped: Partition, ranks: int) -> Partition:
     members without a part.
 
     Args:
-        grouped: With a rank for every group of `group_size(ranks)` sockets; the last may have fewer members.
+        grouped: With a rank for every group of sockets, no more groups than sockets.
         ranks: Of the result.
     """
-    size = math.ceil(ranks / grouped.ranks)
-    members = [range(group * size, min(ranks, (group + 1) * size)) for group in range(grouped.ranks)]
+    members = [range(ranks * group // grouped.ranks, ranks * (group + 1) // grouped.ranks) for group in range(grouped.ranks)]
     held = [0] * grouped.ranks
     for placement in grouped.tables:
         for rank in placement.ranks:
