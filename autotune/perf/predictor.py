@@ -91,7 +91,12 @@ class Predictor:
     def cache_share(self) -> float:
         """Of the last-level cache: under which the reference passes are predicted best, each by laws that have not seen it."""
         if self._share is None:
-            self._share = _best_share(self.calibrated or self.profile)
+            of = self.calibrated or self.profile
+            if id(of) not in _LEARNED:
+                while len(_LEARNED) >= _KEPT:
+                    _LEARNED.pop(next(iter(_LEARNED)))
+                _LEARNED[id(of)] = (of, _best_share(of))
+            self._share = _LEARNED[id(of)][1]
         return self._share
 
     def law(self, kind: Kind, threads: int) -> Law:
@@ -123,6 +128,9 @@ def shared(profile: Profile, ranks: int) -> Profile:
 
 
 _SHARES = (0.1, 0.2, 0.35, 0.5, CACHE_SHARE)
+_KEPT = 4
+_LEARNED: dict[int, tuple[Profile, float]] = {}
+"""The share of each of the last profiles, which it holds on to, so that no other one gets its address."""
 
 
 def _best_share(profile: Profile) -> float:

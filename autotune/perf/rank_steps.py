@@ -94,7 +94,7 @@ def rank_shape(model: Model, layout: Layout, crowd: Crowd, config: RunConfig, sa
         samples: That this rank works on.
     """
     knobs = config.communication or CommunicationKnobs()
-    width, ranks, of_all = element_bytes(model), crowd.ranks, model.minibatch
+    width, ranks, of_all = FLOAT_BYTES, crowd.ranks, model.minibatch
     own = [_share(model, t, rows, columns, of_all) for t, rows, columns, _ in layout.owned]
     copies = [_share(model, t, model.tables[t].rows, model.tables[t].dim, samples) for t in layout.copied]
     dense = [t for t in layout.copied if 2 * model.tables[t].rows <= of_all]

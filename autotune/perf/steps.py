@@ -14,6 +14,7 @@ from autotune.config.model import FLOAT_BYTES, DataSpec, Model
 from autotune.dlrm.data import make_source
 from autotune.ops import embedding_bag, interaction, loss
 from autotune.ops.base import RowAccess, Work
+from autotune.ops.mlp import LayerPass
 from autotune.ops.mlp import Pass as LayerPassKind
 from autotune.perf.lookups import Popularity, counted, uniform, zipf
 
@@ -24,6 +25,8 @@ Kind = Literal[
 """What a pass is, whichever layer or table it is of: passes of one kind share a law."""
 
 OTHER = "other"
+_LINE_BYTES = 64
+"""What a float of state, alone on its line, costs."""
 ROWS = "rows"
 """The array that stands for the table rows of a batch."""
 
@@ -107,7 +110,7 @@ def _sampled(key: str, model: Model, data: DataSpec) -> tuple[Popularity, ...]:
 
 
 def element_bytes(model: Model) -> int:
-    """Of a weight or an activation as the passes read it."""
+    """Of a weight as forward and backward-data read it; activations are fp32 always."""
     return 2 if model.dtype == "bf16" else FLOAT_BYTES
 
 
@@ -156,8 +159,8 @@ class _Builder:
         """What lies below layer `i`: its input."""
         sizes, prefix = self._sizes(side), "d_" if gradient else ""
         if side == "bottom" and i == len(sizes) - 1:
-            return Touch(f"{prefix}dense_vector", self.samples * sizes[i] * self.width)
-        return Touch(f"{prefix}{side}.{i}", self.samples * sizes[i] * self.width)
+            return Touch(f"{prefix}dense_vector", self.samples * sizes[i] * FLOAT_BYTES)
+        return Touch(f"{prefix}{side}.{i}", self.samples * sizes[i] * FLOAT_BYTES)
 
     def layer(self, side: str, i: int, which: LayerPassKind) -> PassShape:
         sizes = self._sizes(side)
@@ -173,15 +176,11 @@ class _Builder:
             "backward_data": (dy, backward, *((x,) if masked else ()), dx),
             "backward_weights": (dy, x, weights, *packed),
         }[which]
-        read = {"forward": (n * c + weight), "backward_data": n * k + weight + n * c * masked, "backward_weights": n * c + n * k + weight}
-        written = {"forward": n * k, "backward_data": n * c, "backward_weights": weight}
-        # As `ops.mlp.LayerPass.work`, at the model's dtype.
-        regions = 1 + (which == "backward_weights")
-        work = Work(2 * n * c * k, self.width * read[which], self.width * written[which], parallel_regions=regions)
+        operator = LayerPass("", which, n, c, k, "relu", masked, self.model.dtype, self.model.optimizer)
         last_bottom = side == "bottom" and which == "backward_weights" and i == len(sizes) - 2
         size = {"samples": float(n), "inputs": float(c), "outputs": float(k), "mask": float(n * k) if last_bottom else 0.0}
         size["masked"] = float(masked)
-        return PassShape(f"{key}.{which}", which, work, touches, size)
+        return PassShape(f"{key}.{which}", which, operator.work(), touches, size)
 
     def bottom_forward(self) -> Iterator[PassShape]:
         for i in range(len(self.model.bottom_mlp) - 1):
@@ -212,8 +211,9 @@ class _Builder:
             for one in tables
         )
         unique_bytes = sum(one.unique * one.row_bytes * wide for one in tables)
-        state = 0.0 if gather or self.model.optimizer == "sgd" else sum(one.unique for one in tables) * 64
-        pooled = sum(one.bags * one.row_bytes for one in tables)
+        stated = 0.0 if gather or self.model.optimizer == "sgd" else sum(one.unique for one in tables)
+        state = FLOAT_BYTES * stated
+        pooled = sum(one.bags * one.row_bytes for one in tables) * FLOAT_BYTES / self.width
         indices = sum(one.lookups + one.bags for one in tables) * self.index_bytes
         elements = sum(one.lookups * one.row_bytes for one in tables) / self.width
         work = Work(
@@ -233,22 +233,20 @@ class _Builder:
             "table_bytes": float(np.mean([one.table_bytes for one in tables])) * wide if tables else 0.0,
             "pooling": lookups / bags if bags else 0.0,
             "hottest": max((one.popularity.hottest for one in tables), default=0.0),
-            "state": state,
+            "state": _LINE_BYTES * stated,
         }
         key = embedding_bag.FORWARD if gather else embedding_bag.UPDATE
         return PassShape(key, kind, work, touches, size, tuple(tables))
 
     def interaction(self, direction: Literal["forward", "backward"]) -> PassShape:
         n, f, e = self.samples, self.model.num_features, self.model.embedding_dim
-        flops = (2 if direction == "forward" else 4) * n * interaction.pairs(f) * e
-        vectors, results = self.width * n * f * e, self.width * n * (e + interaction.pairs(f))
-        work = Work(flops, vectors, results) if direction == "forward" else Work(flops, vectors + results, vectors)
-        tables = self.width * n * (f - 1) * e
-        features, dense = Touch("features", tables), Touch("dense_vector", n * e * self.width)
+        work = interaction.Interaction(direction, n, f, e).work()
+        tables, results = FLOAT_BYTES * n * (f - 1) * e, FLOAT_BYTES * n * (e + interaction.pairs(f))
+        features, dense = Touch("features", tables), Touch("dense_vector", n * e * FLOAT_BYTES)
         results_touch = Touch("top.0", results) if direction == "forward" else Touch("d_top.0", results)
         touches: tuple[Touch, ...] = (features, dense, results_touch)
         if direction == "backward":
-            touches += (Touch("d_features", tables), Touch("d_dense_vector", n * e * self.width))
+            touches += (Touch("d_features", tables), Touch("d_dense_vector", n * e * FLOAT_BYTES))
         kind: Kind = "interaction_forward" if direction == "forward" else "interaction_backward"
         return PassShape(f"interaction.{direction}", kind, work, touches, {"samples": float(n), "features": float(f), "dim": float(e)})
 

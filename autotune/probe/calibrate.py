@@ -19,7 +19,7 @@ from autotune.bench.noise import NoiseMonitor
 from autotune.bench.progress import NO_PROGRESS, Progress
 from autotune.config.calibration import CalibrationRun
 from autotune.config.knobs import EmbeddingUpdateKnobs, RunConfig
-from autotune.config.model import DataSpec, Model, Table, required_memory_bytes
+from autotune.config.model import DTYPES, DataSpec, Model, Table, required_memory_bytes
 from autotune.config.profile import Topology
 from autotune.dlrm.data import Batch, make_source
 from autotune.dlrm.model import DLRM, default_config
@@ -30,6 +30,8 @@ _BATCHES = 6
 _WARMUP = 2
 _STEPS = 9
 _LEAST_STEPS = 3
+_GAIN_MODEL = 2
+_GAIN_TABLES_BYTES = 1e7
 _MOST = 3
 """Times the steps wanted, disturbed ones included."""
 
@@ -138,6 +140,20 @@ def calibrate(
     finally:
         torch.set_num_threads(before)
     return tuple(runs)
+
+
+def bf16_gain(topology: Topology, threads: int) -> float:
+    """Of the layers' forward passes over fp32's, on one reference model; what bf16 does to bytes is in it, and small at its widths."""
+    model, _ = reference_models(_GAIN_TABLES_BYTES)[_GAIN_MODEL]
+    monitor = NoiseMonitor(topology.allowed_cpus)
+    times: dict[str, float] = {}
+    for dtype in DTYPES:
+        changed = model.model_copy(update={"dtype": dtype})
+        source = make_source(changed)
+        dlrm = DLRM(changed, default_config(changed, topology, threads), machine=topology)
+        run = timed_steps(dlrm, [source.batch(i) for i in range(2)], monitor)
+        times[dtype] = sum(time_s for key, time_s in run.passes_s.items() if "mlp" in key and key.endswith(".forward"))
+    return times["fp32"] / times["bf16"]
 
 
 def _runs(

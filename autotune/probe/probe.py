@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from autotune.bench.progress import NO_PROGRESS, Progress
 from autotune.config.profile import PROFILE_SCHEMA, Profile
 from autotune.ops.native import kernels
-from autotune.probe.calibrate import calibrate
+from autotune.probe.calibrate import bf16_gain, calibrate
 from autotune.probe.ceilings import measure_ceilings, thread_counts
 from autotune.probe.topology import available_memory_bytes, detect, fingerprint
 
@@ -42,5 +42,6 @@ def probe(*, name: str | None = None, progress: Progress = NO_PROGRESS, quick: b
         fingerprint=fingerprint(topology, kernels.target()),
         ceilings=ceilings,
         calibration=runs,
+        bf16_gain=1.0 if quick else bf16_gain(topology, topology.physical_cores),
         notes=notes,
     )

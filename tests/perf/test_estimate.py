@@ -46,9 +46,10 @@ def test_a_machine_that_follows_the_laws_is_predicted_on_models_it_never_ran(pro
         assert {one.key for one in found.operators} == set(true)
 
 
-def test_the_works_of_a_step_are_those_of_the_model_in_memory() -> None:
+@pytest.mark.parametrize("name", ["tiny", "tiny[dtype=bf16]", "tiny[optimizer=adagrad]", "tiny[dtype=bf16,optimizer=adagrad]"])
+def test_the_works_of_a_step_are_those_of_the_model_in_memory(name: str) -> None:
     """Counted from the model alone, against the operators on live tables; distinct rows in expectation."""
-    model = load_model_by_name("tiny")
+    model = load_model_by_name(name)
     shapes = {one.key: one for one in step_passes(model, whole_tables(model))}
     for operator in DLRM(model).operators(make_source(model)):
         counted, live = shapes[operator.key].work, operator.work()
