@@ -110,6 +110,12 @@ class OperatorTable:
     """The iteration, from the profile alone."""
 
     @property
+    def agreement(self) -> tuple[int, int, int]:
+        """Verdicts put to the test: those that agree with what perturbing showed, those that contradict it, those that it cannot tell."""
+        told = [one.agrees for one in self.perturbations]
+        return told.count(True), told.count(False), told.count(None)
+
+    @property
     def accounted(self) -> float:
         """Sum of the rows' median times over the iteration's median: near 1, not at 1, since medians do not add up."""
         return sum(row.time_s.median for row in self.rows) / self.iteration_s.median

@@ -54,7 +54,7 @@ def operator_table(result: OperatorTable, width: int = 80) -> RenderableType:
         head += f"\npredicted: {format_time(found.time_s)} ({format_time(found.low_s)} .. {format_time(found.high_s)})"
         head += f", {found.time_s / result.iteration_s.median - 1:+.0%}"
         head += f"; outside calibration: {found.extrapolated}" if found.extrapolated else ""
-    proof = [_perturbations(result.perturbations, width)] if result.perturbations else []
+    proof = [_perturbations(result.perturbations, width), _agreement(result)] if result.perturbations else []
     ranks = [rank_table(result.ranks, width)] if result.ranks else []
     return _page(head, table(columns, width), _legend(), *ranks, *proof, *_notes(result.notes))
 
@@ -69,6 +69,11 @@ def _perturbations(found: Sequence[Perturbation], width: int) -> RenderableType:
         Column("agrees", [{True: "yes", False: "NO", None: "-"}[p.agrees] for p in found], justify="left"),
     ]
     return table(columns, width, title="perturbed: gain with resident data, loss with half the threads, gain with half the bytes sent")
+
+
+def _agreement(result: OperatorTable) -> RenderableType:
+    agree, contradict, untold = result.agreement
+    return Text(f"verdicts: {agree} agree with what perturbing showed, {contradict} contradict it, {untold} cannot be told by it")
 
 
 def _resident(one: Perturbation) -> str:

@@ -8,8 +8,11 @@ from hypothesis import strategies as st
 from machines import bare
 
 from autotune.catalog import load_model_by_name
+from autotune.config.tuned import Interval
 from autotune.errors import InputError
 from autotune.perf.heldout import random_model
+from autotune.perf.perturb import _none
+from autotune.perf.table import OperatorTable, Perturbation
 from autotune.perf.validate import IterationError, _summary, validate
 from autotune.probe.calibrate import calibrate, reference_models
 from autotune.probe.topology import detect
@@ -69,3 +72,18 @@ def test_reference_runs_are_of_every_thread_count_and_both_pages() -> None:
         assert "embedding_bag.update" in run.passes_s
     assert any(shape.small_pages for _, shape in reference_models(1e9))
     assert any(shape.strategies for _, shape in reference_models(1e9))
+
+
+def test_agreement_counts_what_perturbing_showed() -> None:
+    def of(agrees: bool | None) -> Perturbation:
+        return Perturbation("x", "memory", True, None, None, agrees=agrees, detail="")
+
+    interval = Interval(median=1.0, low=1.0, high=1.0, samples=1)
+    table = OperatorTable("m", "d", 1, 1, interval, (), (), tuple(of(one) for one in (True, True, False, None)))
+    assert table.agreement == (2, 1, 1)
+
+
+def test_a_pass_below_every_ceiling_is_told_by_what_threads_do() -> None:
+    assert "overhead or imbalance rules" in _none(1.05, 2.0)
+    assert "latency inside" in _none(1.95, 2.0)
+    assert "a part" in _none(1.5, 2.0)
