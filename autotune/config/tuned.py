@@ -10,6 +10,7 @@ from pydantic_core import PydanticCustomError
 
 from autotune.config.base import Frozen
 from autotune.config.knobs import RunConfig
+from autotune.config.measured import RankRow, TableUse, TimedSpan
 from autotune.config.model import Model
 from autotune.config.profile import Fingerprint, Profile
 
@@ -100,6 +101,8 @@ class Verdict(Frozen):
     """Floating-point operations per iteration; this and what follows is empty in files of version 1."""
     bytes: int = 0
     """Compulsory bytes read and written per iteration."""
+    parallel_regions: int = 0
+    """Forks and joins of the team that the pass cannot do without."""
     access: Literal["stream", "gather", "scatter", ""] = ""
     """The pattern of the traffic; empty where nothing is counted."""
     row_traffic_bytes: int = 0
@@ -153,6 +156,12 @@ class TunedConfig(Frozen):
     """The ceilings and the network in force; None in files of version 1."""
     predicted_iteration: Prediction | None = None
     """Of the chosen configuration, from the profile alone."""
+    tables: tuple[TableUse, ...] = ()
+    """Every table, or part of one, timed alone under the chosen configuration; empty in files of version 1."""
+    ranks: tuple[RankRow, ...] = ()
+    """Every rank's part of an iteration; empty on one socket, and in files of version 1."""
+    timeline: tuple[TimedSpan, ...] = ()
+    """One iteration near the median, as it ran on each of the first ranks; empty in files of version 1."""
     model_config = Frozen.model_config | {"populate_by_name": True, "serialize_by_alias": True}
 
     @model_validator(mode="after")

@@ -20,9 +20,11 @@ from autotune.config.model import Dtype, Optimizer
 from autotune.config.profile import Topology
 from autotune.ops.base import Case, Check, Operator, Work
 from autotune.ops.layer import Activation, Layer
+from autotune.ops.layer_shapes import Pass as Pass
+from autotune.ops.layer_shapes import padded
+from autotune.ops.layer_shapes import shape_of as shape_of
 from autotune.ops.native import cold_sets, empty_rows, kernels
 
-Pass = Literal["forward", "backward_data", "backward_weights"]
 PASSES: tuple[Pass, ...] = ("forward", "backward_data", "backward_weights")
 
 WIDTHS: tuple[Literal[16, 32, 48, 64], ...] = (64, 48, 32, 16)
@@ -35,15 +37,6 @@ _BF16_EPSILON = 2.0**-8
 _CHECK_ROWS = 2 * max(_ROW_BLOCKS) + 3
 _CHECK_REDUCTION = max(_REDUCTIONS) + 3
 _CHECK_RATE = 0.1
-
-
-def shape_of(which: Pass, samples: int, inputs: int, outputs: int) -> tuple[int, int, int]:
-    """Rows, columns and reduction of a pass's output: forward N x K over C, backward-data N x C over K, backward-weights K x C over N."""
-    return {
-        "forward": (samples, outputs, inputs),
-        "backward_data": (samples, inputs, outputs),
-        "backward_weights": (outputs, inputs, samples),
-    }[which]
 
 
 class LayerPass(Operator):
@@ -101,7 +94,7 @@ class LayerPass(Operator):
         chosen = [default, LayerKnobs(implementation="torch")]
         grids = [g for g in (1, 2, 4, 8, 16) if threads % g == 0 and (g == 1 or columns >= 16 * g)]
         longest = reduction if self.dtype == "fp32" else reduction + reduction % 2
-        for bk in (w for w in WIDTHS if _padded(columns, w) <= 1.25 * _padded(columns, default.bk)):
+        for bk in (w for w in WIDTHS if padded(columns, w) <= 1.25 * padded(columns, default.bk)):
             for bn in (b for b in _ROW_BLOCKS if b <= max(24, rows)):
                 for bc in sorted({min(longest, b) for b in _REDUCTIONS}, reverse=True):
                     if size * (bk * bc + bn * bc) + 4 * bn * bk > machine.l2_bytes // 2 and bc > 128:
@@ -125,16 +118,12 @@ def default_knobs(which: Pass, samples: int, inputs: int, outputs: int, cores: i
     423; 32 491, 442, 423; 16 434, 409, 374. With AVX2 all widths are within 3 %.
     """
     rows, columns, _ = shape_of(which, samples, inputs, outputs)
-    bk = min(WIDTHS, key=lambda w: (_padded(columns, w), -w))
+    bk = min(WIDTHS, key=lambda w: (padded(columns, w), -w))
     bn = max(16, min(64, -(-rows // cores)))
     columns_of_threads = 1
     while cores % (2 * columns_of_threads) == 0 and -(-rows // bn) * columns_of_threads < cores and columns >= 32 * columns_of_threads:
         columns_of_threads *= 2
     return LayerKnobs(bn=bn, bk=bk, thread_columns=columns_of_threads)
-
-
-def _padded(columns: int, width: int) -> int:
-    return -(-columns // width) * width
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,6 +11,7 @@ from typing import Protocol
 from autotune.bench.noise import NoiseMonitor
 from autotune.bench.progress import NO_PROGRESS, Progress
 from autotune.bench.samples import Samples
+from autotune.config.measured import TimedSpan
 from autotune.config.model import DataSpec
 from autotune.config.profile import Ceilings, Profile
 from autotune.config.tuned import Interval, Prediction
@@ -52,6 +54,22 @@ class Rounds:
     counted: tuple[int, ...]
     """Which entries of `passes_s` count."""
     notes: tuple[str, ...]
+
+    @property
+    def typical(self) -> int:
+        """The iteration nearest to the median, counted from the last step, which is 1: its place from the end of a recorder's history."""
+        median_s = statistics.median(self.iterations_s)
+        nearest = min(range(len(self.counted)), key=lambda i: abs(self.iterations_s[i] - median_s))
+        return len(self.passes_s) - self.counted[nearest]
+
+
+def timed_spans(recorder: Recorder, back: int, rank: int = 0) -> tuple[TimedSpan, ...]:
+    """When every pass ran, `back` steps ago; the oldest step that is kept where that is longer ago."""
+    spans = recorder.history[-min(back, len(recorder.history))] if recorder.history else ()
+    first = min((begin for _, begin, _ in spans), default=0.0)
+    return tuple(
+        TimedSpan(rank=rank, operator=key, begin_s=round(begin - first, 9), end_s=round(end - first, 9)) for key, begin, end in spans
+    )
 
 
 def timed_rounds(
@@ -150,6 +168,7 @@ def measure(
             iteration_s=iteration,
             rows=tuple(rows),
             notes=timed.notes + doubts(rows, iteration, profile),
+            timeline=timed_spans(dlrm.recorder, timed.typical),
         ),
         estimate(workload, profile, dlrm.config),
     )
@@ -207,4 +226,5 @@ def operator_row(work: Work | None, key: str, time_s: Interval, iteration_s: flo
         detail=found.detail,
         access=work.access,
         row_traffic_bytes=work.row_traffic_bytes,
+        parallel_regions=work.parallel_regions,
     )

@@ -8,7 +8,10 @@ from typing import Literal
 import pandas as pd
 
 from autotune.bench.frames import frame_of
+from autotune.config.measured import RankRow, TableUse, TimedSpan
 from autotune.config.tuned import Interval, Prediction
+
+__all__ = ["OTHER", "OperatorRow", "OperatorTable", "Perturbation", "RankRow", "TableUse", "TimedSpan"]
 
 OTHER = "other"
 
@@ -45,29 +48,14 @@ class OperatorRow:
     """Of a transfer: how much of it ran behind other passes; `time_s` is what was exposed. None where nothing is sent."""
     imbalance: float | None = None
     """Slowest rank over the mean of all; None on one socket."""
+    parallel_regions: int = 0
+    """Forks and joins of the team that the pass cannot do without."""
     access: Literal["stream", "gather", "scatter", ""] = ""
     """The pattern of the traffic; empty where nothing is counted."""
     row_traffic_bytes: int = 0
     """For gather and scatter: row bytes that pass, re-used rows counted each time."""
     predicted: Prediction | None = None
     """From the profile alone; None where no model describes the pass."""
-
-
-@dataclass(frozen=True)
-class RankRow:
-    """One rank's iteration."""
-
-    rank: int
-    compute_s: float
-    """Median seconds in passes that do not wait for others."""
-    waiting_s: float
-    """Median seconds in transfers: the network, and slower ranks."""
-    tables: int
-    """Whole tables and parts of tables, copies left out."""
-    memory_bytes: int
-    """Of tables, copies included."""
-    lookups: int
-    """Of its tables, per iteration."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +96,10 @@ class OperatorTable:
     """Every rank, on several sockets; the rows are those of the slowest."""
     predicted: Prediction | None = None
     """The iteration, from the profile alone."""
+    timeline: tuple[TimedSpan, ...] = ()
+    """One iteration, near the median, as it ran."""
+    tables: tuple[TableUse, ...] = ()
+    """Every table, or part of one, by itself, where that was asked for."""
 
     @property
     def agreement(self) -> tuple[int, int, int]:

@@ -108,6 +108,9 @@ def assemble(
         workload=model,
         profile=profile,
         predicted_iteration=outcome.table.predicted,
+        tables=outcome.table.tables,
+        ranks=outcome.table.ranks,
+        timeline=outcome.table.timeline,
     )
 
 
@@ -121,6 +124,7 @@ def _verdict(row: OperatorRow) -> Verdict:
         detail=row.detail,
         flops=row.flops,
         bytes=row.bytes,
+        parallel_regions=row.parallel_regions,
         access=row.access,
         row_traffic_bytes=row.row_traffic_bytes,
         bytes_sent=row.bytes_sent,
