@@ -80,7 +80,7 @@ def _of_operators(config: TunedConfig) -> Iterator[Finding]:
                 can_race = verdict.operator in config.config.operators
                 remedy = wording.remedy(kind, verdict.operator, raced=candidates > 1 or not can_race)
                 yield Finding(kind, verdict.operator, above_s, evidence, remedy)
-        predicted = verdict.predicted
+        predicted = verdict.predicted if verdict.operator != OTHER else None
         if predicted is not None and not predicted.extrapolated and time_s.low > predicted.high_s and not is_transfer(verdict):
             evidence = wording.slower_evidence(time_s.median, predicted.low_s, predicted.high_s)
             yield _finding("slower_than_predicted", verdict.operator, time_s.median - predicted.time_s, evidence)

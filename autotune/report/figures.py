@@ -19,6 +19,7 @@ from matplotlib.patches import Patch
 from autotune.explain.diagnosis import Explanation
 from autotune.explain.loads import FAMILIES, Load, Part, family
 from autotune.explain.roofline import Roofline
+from autotune.explain.terms import OTHER
 from autotune.explain.timeline import Timeline
 from autotune.report.charts import SHOWN_RANKS, place_labels
 from autotune.report.layout import operator_names
@@ -68,7 +69,7 @@ def _drawn(result: Explanation) -> Iterator[tuple[str, Callable[[], Figure]]]:
     predicted: list[_Ratio] = [
         (row.operator, one.low_s / row.time_s.median, one.time_s / row.time_s.median, one.high_s / row.time_s.median, not one.extrapolated)
         for row in result.operators
-        if (one := row.predicted) is not None and row.time_s.median
+        if (one := row.predicted) is not None and row.time_s.median and row.operator != OTHER
     ]
     if predicted:
         yield "predicted", lambda: _ratios(predicted, f"{result.model}: predicted over measured")

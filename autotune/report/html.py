@@ -9,6 +9,7 @@ from pathlib import Path
 from autotune.explain.diagnosis import Account, Choice, Explanation
 from autotune.explain.findings import Finding, grouped
 from autotune.explain.loads import FAMILIES
+from autotune.explain.terms import OTHER
 from autotune.explain.timeline import Timeline
 from autotune.report import charts
 from autotune.report.html_table import Cell, Head, table
@@ -183,7 +184,7 @@ def _predicted(result: Explanation) -> str:
             strong=not row.predicted.extrapolated,
         )
         for row in rows
-        if row.predicted is not None and row.time_s.median
+        if row.predicted is not None and row.time_s.median and row.operator != OTHER
     ]
     caption = "Predicted over measured, from the profile alone; right of 1 the prediction is too slow. Grey: outside what was calibrated."
     cells = [
