@@ -7,8 +7,11 @@ import os
 import pytest
 
 from autotune.config.knobs import EmbeddingForwardKnobs, EmbeddingUpdateKnobs, FixedKnobs, InteractionKnobs, LayerKnobs, RunConfig
+from autotune.config.measured import RankRow, TableUse, TimedSpan
+from autotune.config.model import Model, Table
+from autotune.config.partition import CommunicationKnobs, Partition, Placement
 from autotune.config.profile import Ceilings, ComputePoint, Fingerprint, Profile, RowPoint, StreamPoint, TimePoint, Topology
-from autotune.config.tuned import Gain, Interval, Launch, Provenance, TunedConfig, Verdict
+from autotune.config.tuned import Gain, Interval, Launch, Prediction, Provenance, TunedConfig, Verdict
 
 # Processes that a test starts take the installed package, not the sources in the working directory, which hold no compiled kernels.
 os.environ["PYTHONSAFEPATH"] = "1"
@@ -133,3 +136,80 @@ def hardware_profile(tuned_config: TunedConfig) -> Profile:
         ),
         notes=("disturbed once",),
     )
+
+
+@pytest.fixture(scope="session")
+def full_config(tuned_config: TunedConfig, hardware_profile: Profile) -> TunedConfig:
+    """The same with everything that a config of today holds, of a model whose name would break markup that is not escaped."""
+    model = Model(
+        schema=1,
+        name='<i>a & "b"</i>',
+        source="made up",
+        description="",
+        minibatch=2048,
+        bottom_mlp=(13, 64),
+        top_mlp=(100, 1),
+        tables=(Table(rows=100_000, dim=64, pooling=50), Table(rows=1000, dim=64, pooling=1)),
+    )
+    work = {
+        "embedding_bag.forward": (2_000_000, 30_000_000, "gather", 26_000_000),
+        "top_mlp.0.backward_weights": (400_000_000, 2_000_000, "stream", 0),
+        "interaction.forward": (3_000_000, 3_000_000, "stream", 0),
+    }
+    verdicts = []
+    for verdict in tuned_config.verdicts:
+        flops, size, access, rows = work.get(verdict.operator, (0, 0, "", 0))
+        time_s = verdict.time_s.median
+        predicted = Prediction(low_s=0.8 * time_s, time_s=0.9 * time_s, high_s=1.1 * time_s) if flops else None
+        more = {"flops": flops, "bytes": size, "access": access, "row_traffic_bytes": rows, "parallel_regions": 1, "predicted": predicted}
+        verdicts.append(verdict.model_copy(update=more))
+    use = TableUse(
+        table=1, rank=0, rows=1000, dim=64, lookups=2048, unique=400, hot_rows=16, hot_share=0.5, range_load=1.9, modulo_load=1.02,
+        bucketed_load=1.05, forward_s=1e-3, forward_ceiling_s=9e-4, update_s=8e-3, update_ceiling_s=2e-3,
+    )  # fmt: skip
+    spans, at = [], 0.0
+    for verdict in verdicts[:3]:
+        spans.append(TimedSpan(rank=0, operator=verdict.operator, begin_s=at, end_s=at + verdict.time_s.median))
+        at += verdict.time_s.median
+    profile = hardware_profile.model_copy(
+        update={"ceilings": hardware_profile.ceilings.model_copy(update={"scatter": hardware_profile.ceilings.gather})}
+    )
+    changed = {
+        "model": model.name, "workload": model, "profile": profile, "verdicts": tuple(verdicts), "tables": (use,), "timeline": tuple(spans),
+        "predicted_iteration": Prediction(low_s=0.07, time_s=0.075, high_s=0.08),
+    }  # fmt: skip
+    return tuned_config.model_copy(update=changed)
+
+
+@pytest.fixture(scope="session")
+def four_sockets(full_config: TunedConfig) -> TunedConfig:
+    """On four ranks: a split and a replicated table, transfers, one rank slower than the others for its look-ups."""
+    sent = {"bytes_sent": 2**20, "binder": "network"}
+    transfers = (
+        Verdict(operator="all_to_all.forward", time_s=around(0.004), fractions={"network": 0.8}, detail="1.00 MiB", hidden_s=0.001, **sent),
+        Verdict(operator="all_reduce", time_s=around(0.002), fractions={"network": 0.7}, detail="", hidden_s=0.0, **sent),
+    )
+    passes = {verdict.operator: verdict.time_s.median for verdict in (*full_config.verdicts[:3], *transfers)}
+    ranks, spans = [], []
+    for rank in range(4):
+        slower = passes | ({"embedding_bag.forward": 0.03} if rank == 2 else {})
+        compute_s = sum(time_s for key, time_s in slower.items() if not key.startswith("all_"))
+        ranks.append(
+            RankRow(
+                rank=rank, compute_s=compute_s, waiting_s=0.006, tables=1, memory_bytes=7_000_000, lookups=60_000 if rank == 2 else 20_000,
+                passes_s=slower,
+            )
+        )  # fmt: skip
+        at = 0.0
+        for key, time_s in slower.items():
+            spans.append(TimedSpan(rank=rank, operator=key, begin_s=at, end_s=at + time_s))
+            at += time_s
+    tables = (Placement(kind="row_wise", ranks=(0, 1, 2, 3), bounds=(0, 25_000, 50_000, 75_000, 100_000)), Placement(kind="replicated"))
+    config = full_config.config.model_copy(
+        update={"partition": Partition(ranks=4, tables=tables), "communication": CommunicationKnobs(overlap=False)}
+    )
+    changed = {
+        "sockets": 4, "config": config, "verdicts": (*full_config.verdicts, *transfers), "ranks": tuple(ranks), "timeline": tuple(spans),
+        "launch": full_config.launch.model_copy(update={"rank_cpus": ((0,), (1,), (2,), (3,))}),
+    }  # fmt: skip
+    return full_config.model_copy(update=changed)

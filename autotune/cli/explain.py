@@ -2,17 +2,65 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
 from autotune.cli.options import ConfigArgument, JsonOption, OutputOption
-from autotune.cli.output import check_outputs, show
-from autotune.config.files import load_tuned
-from autotune.explain.diagnosis import explain
-from autotune.report import text
+from autotune.cli.output import check_outputs, say, show
+from autotune.config.files import load_tuned, make_folder, write_bytes_atomic, write_text_atomic
+from autotune.explain.forecast import forecast
+from autotune.report import explanation
+from autotune.report import predict as predictions
+
+Html = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Also write a page of its own: one file, no network.")]
+Figures = Annotated[Path | None, typer.Option("--figures", metavar="DIR", help="Also write its figures as PNG and SVG.")]
+Trace = Annotated[Path | None, typer.Option("--trace", metavar="FILE", help="Also write the timeline as a Chrome trace, for Perfetto.")]
+WhatIf = Annotated[str | None, typer.Option("--what-if", metavar="CHANGES", help="Predict: bandwidth=2x,cores=56,dtype=bf16.")]
 
 
-def command(config: ConfigArgument, as_json: JsonOption = False, output: OutputOption = None) -> None:
+def command(
+    config: ConfigArgument,
+    what_if: WhatIf = None,
+    html: Html = None,
+    figures: Figures = None,
+    trace: Trace = None,
+    as_json: JsonOption = False,
+    output: OutputOption = None,
+) -> None:
     """Tell what a tuned config chose, what each choice gained, what binds each operator, and what is left.
 
-    Example: autotune explain small.tuned.yaml
+    With --what-if alone, what that would change; with --html it joins the page.
+
+    Example: autotune explain small.tuned.yaml --html report.html
     """
-    check_outputs(output)
-    show(explain(load_tuned(config)), text.explanation, as_json, output)
+    check_outputs(html, trace, output)
+    if figures is not None:
+        make_folder(figures)
+    tuned, files = load_tuned(config), not (html is figures is trace is None)
+    if what_if is not None and not files:
+        from autotune.explain.whatif import what_if as predict
+
+        show(predict(tuned, what_if), predictions.what_if, as_json, output)
+        return
+    account = forecast(tuned, [what_if] if what_if is not None else [], common=html is not None, timeline=files)
+    if html is not None:
+        from autotune.report.html import page
+
+        write_text_atomic(html, page(account))
+        say(f"wrote {html}")
+    if figures is not None:
+        from autotune.report.figures import figures as drawn
+
+        names = []
+        for name, content in drawn(account):
+            write_bytes_atomic(figures / name, content)
+            names.append(name)
+        say(f"wrote {len(names)} figures to {figures}")
+    if trace is not None:
+        from autotune.report.trace import trace as traced
+
+        write_text_atomic(trace, traced(account.model, account.timelines))
+        say(f"wrote {trace}")
+    show(account, explanation.explanation, as_json, output)

@@ -9,10 +9,12 @@ from autotune.cli.ranks import RankSession
 from autotune.config.knobs import RunConfig
 from autotune.dlrm.data import make_source
 from autotune.dlrm.lockstep import Lockstep, Task, take_recorded, time_talks
-from autotune.perf.ranks import describe_rank, prove_rank
+from autotune.perf.ranks import describe_rank, prove_rank, spans_of_ranks
+from autotune.perf.tables import tables_of_ranks
 from autotune.probe.core_sets import NetworkThreads
 
-TASKS: Mapping[str, Task] = {task.__name__: task for task in (take_recorded, time_talks, describe_rank, prove_rank)}
+_ALL: tuple[Task, ...] = (take_recorded, time_talks, describe_rank, prove_rank, spans_of_ranks, tables_of_ranks)
+TASKS: Mapping[str, Task] = {task.__name__: task for task in _ALL}
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from autotune import __version__
-from autotune.cli import compare, explain, export, interrupt, launch, models, plan, probe, profile, run, tune, verify
+from autotune.cli import compare, explain, export, interrupt, launch, models, plan, probe, profile, run, scale, tune, validate, verify
 from autotune.dlrm.ranks import report_error
 from autotune.errors import AutotuneError, MachineError
 
@@ -60,7 +60,9 @@ for name, module in (
     ("tune", tune),
     ("explain", explain),
     ("plan", plan),
+    ("scale", scale),
     ("verify", verify),
+    ("validate", validate),
     ("compare", compare),
     ("export", export),
 ):

@@ -74,7 +74,7 @@ def command(
         ceilings = load_or_probe(progress=progress)
         progress.phase("building the model", None)
         dlrm, source = session.build(seed)
-        table = measure(dlrm, source, ceilings, rounds=rounds, progress=progress)
+        table = measure(dlrm, source, ceilings, rounds=rounds, progress=progress, data=session.data)
         if prove:
             found = perturb(dlrm, source, table, cache_bytes=_cache_bytes(session.topology, dlrm.config.threads), progress=progress)
             table = replace(table, perturbations=tuple(found))

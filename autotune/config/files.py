@@ -26,6 +26,8 @@ __all__ = [
     "load_profile",
     "load_tuned",
     "load_yaml",
+    "make_folder",
+    "write_bytes_atomic",
     "write_text_atomic",
     "write_yaml",
 ]
@@ -186,8 +188,27 @@ def check_writable(path: str | Path) -> None:
         raise _unwritable(target, error) from None
 
 
+def make_folder(path: str | Path) -> None:
+    """Make a folder for several outputs, with its parents; one that is there is used as it is.
+
+    Raises:
+        InputError: a file is in its way, or it cannot be made.
+    """
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise InputError(f"output must be a folder, got the file {path}; choose another path") from None
+    except OSError as error:
+        raise InputError(f"cannot make the folder {path}: {error.strerror or error}; choose a folder you can write to") from None
+
+
 def write_text_atomic(path: str | Path, text: str) -> None:
-    """Replace a file by `text`: temporary file in the same folder, fsync, rename. A reader sees the old file or the new one, whole.
+    """As `write_bytes_atomic`, in UTF-8."""
+    write_bytes_atomic(path, text.encode())
+
+
+def write_bytes_atomic(path: str | Path, content: bytes) -> None:
+    """Replace a file by `content`: temporary file in the same folder, fsync, rename. A reader sees the old file or the new one, whole.
 
     Raises:
         InputError: it cannot be written; names the folder and the next step.
@@ -198,10 +219,10 @@ def write_text_atomic(path: str | Path, text: str) -> None:
         try:
             # os.open obeys the umask, as a plain open would; a file that is there keeps its mode.
             descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
-            with open(descriptor, "w", encoding="utf-8", newline="\n") as file:
+            with open(descriptor, "wb") as file:
                 if target.exists():
                     os.fchmod(file.fileno(), target.stat().st_mode & 0o777)
-                file.write(text)
+                file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, target)

@@ -7,10 +7,12 @@ from typing import Literal
 from pydantic import Field
 
 from autotune.config.base import Frozen
+from autotune.config.calibration import CalibrationRun
 from autotune.config.network import Network
 
+# 2: the passes of reference models (`calibration`), the gain of bf16, and sources of single numbers; version 1 has none of them.
 # 1: first version.
-PROFILE_SCHEMA = 1
+PROFILE_SCHEMA = 2
 
 
 class Topology(Frozen):
@@ -120,6 +122,14 @@ class Profile(Frozen):
     ceilings: Ceilings
     network: Network | None = None
     """Between ranks; None where it was not measured."""
+    calibration: tuple[CalibrationRun, ...] = ()
+    """What passes took inside the steps of reference models; empty where nothing could be run."""
+    bf16_gain: float = Field(1.0, gt=0)
+    """Arithmetic in bf16 over that in fp32; 1 where the CPU has no instructions for it, or nobody looked."""
+    memory_per_socket_bytes: int | None = None
+    """For models, where the topology's memory is not to be had whole; None takes the topology's over its sockets."""
+    sources: dict[str, str] = Field(default_factory=dict)
+    """Of numbers by name: ``measured``, ``datasheet: ...`` or ``assumed: ...``; empty where all are measured."""
     notes: tuple[str, ...] = ()
     """What disturbed the measurement, if anything did."""
     model_config = Frozen.model_config | {"populate_by_name": True, "serialize_by_alias": True}

@@ -10,10 +10,14 @@ from pydantic_core import PydanticCustomError
 
 from autotune.config.base import Frozen
 from autotune.config.knobs import RunConfig
-from autotune.config.profile import Fingerprint
+from autotune.config.measured import RankRow, TableUse, TimedSpan
+from autotune.config.model import Model
+from autotune.config.profile import Fingerprint, Profile
 
+# 2: the model and the profile as they were (`workload`, `profile`), and of each verdict the work and the prediction, so that a config
+#    explains itself on any machine; files of version 1 have none of it.
 # 1: first version.
-TUNED_SCHEMA = 1
+TUNED_SCHEMA = 2
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 
@@ -30,6 +34,17 @@ class Interval(Frozen):
     low: float
     high: float
     samples: int
+
+
+class Prediction(Frozen):
+    """A time from a model of work and ceilings, before or without measuring it."""
+
+    low_s: float = Field(ge=0)
+    """The measured median is expected between `low_s` and `high_s` in four cases out of five."""
+    time_s: float = Field(ge=0)
+    high_s: float = Field(ge=0)
+    extrapolated: str = ""
+    """What lies outside the calibration, in words; empty when nothing does."""
 
 
 class Gain(Frozen):
@@ -82,6 +97,22 @@ class Verdict(Frozen):
     fractions: dict[str, float]
     """Share of each ceiling reached, 0..1."""
     detail: str
+    flops: int = 0
+    """Floating-point operations per iteration; this and what follows is empty in files of version 1."""
+    bytes: int = 0
+    """Compulsory bytes read and written per iteration."""
+    parallel_regions: int = 0
+    """Forks and joins of the team that the pass cannot do without."""
+    access: Literal["stream", "gather", "scatter", ""] = ""
+    """The pattern of the traffic; empty where nothing is counted."""
+    row_traffic_bytes: int = 0
+    """For gather and scatter: row bytes that pass, re-used rows counted each time."""
+    bytes_sent: int = 0
+    """Over the network, by one rank per iteration."""
+    hidden_s: float | None = None
+    """Of a transfer: how much of it ran behind other passes; `time_s` is what was exposed. None where nothing is sent."""
+    predicted: Prediction | None = None
+    """From the profile alone; None where no model describes the pass."""
 
 
 class Provenance(Frozen):
@@ -119,6 +150,18 @@ class TunedConfig(Frozen):
     verdicts: tuple[Verdict, ...]
     fingerprint: Fingerprint
     provenance: Provenance
+    workload: Model | None = None
+    """The model as it was tuned; None in files of version 1."""
+    profile: Profile | None = None
+    """The ceilings and the network in force; None in files of version 1."""
+    predicted_iteration: Prediction | None = None
+    """Of the chosen configuration, from the profile alone."""
+    tables: tuple[TableUse, ...] = ()
+    """Every table, or part of one, timed alone under the chosen configuration; empty in files of version 1."""
+    ranks: tuple[RankRow, ...] = ()
+    """Every rank's part of an iteration; empty on one socket, and in files of version 1."""
+    timeline: tuple[TimedSpan, ...] = ()
+    """One iteration near the median, as it ran on each of the first ranks; empty in files of version 1."""
     model_config = Frozen.model_config | {"populate_by_name": True, "serialize_by_alias": True}
 
     @model_validator(mode="after")

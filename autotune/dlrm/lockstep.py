@@ -18,6 +18,7 @@ import torch.distributed as dist
 from autotune.config.knobs import RunConfig
 from autotune.config.model import Model
 from autotune.config.profile import Topology
+from autotune.dlrm.alone import TableAlone
 from autotune.dlrm.data import Batch, BatchSource
 from autotune.dlrm.parallel import ParallelDLRM
 from autotune.dlrm.ranks import busy
@@ -108,6 +109,10 @@ class Lockstep:
     def operators(self, source: BatchSource) -> list[Operator]:
         """Of this rank."""
         return self.dlrm.operators(self._source)
+
+    def tables_alone(self, source: BatchSource) -> list[TableAlone]:
+        """Of this rank."""
+        return self.dlrm.tables_alone(self._source)
 
     def everywhere(self, task: str, *arguments: Any) -> Any:
         """Run one of the tasks on every rank at once; returns what it gives on this one."""

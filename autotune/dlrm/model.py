@@ -18,6 +18,7 @@ import torch
 from autotune.config.knobs import EmbeddingForwardKnobs, EmbeddingUpdateKnobs, InteractionKnobs, Knobs, LayerKnobs, RunConfig
 from autotune.config.model import Model
 from autotune.config.profile import Topology
+from autotune.dlrm.alone import TableAlone, tables_alone
 from autotune.dlrm.data import Batch, BatchSource
 from autotune.errors import InputError
 from autotune.ops import embedding_bag, interaction, libxsmm, loss
@@ -219,6 +220,11 @@ class DLRM:
             embedding_bag.EmbeddingUpdate(self.bags, batches, samples),
             *dense.bottom_backward,
         ]
+
+    def tables_alone(self, source: BatchSource) -> list[TableAlone]:
+        """Every table by itself, on batches of `source`."""
+        batches = [_lookups(source.batch(i)) for i in range(_ROTATE_BATCHES)]
+        return tables_alone(self.bags, range(self.model.num_tables), batches, self.model.minibatch)
 
     def _dense_operators(self) -> _DenseOperators:
         samples, model = self.model.minibatch, self.model

@@ -24,6 +24,7 @@ from autotune.config.knobs import EmbeddingUpdateKnobs, RunConfig
 from autotune.config.model import Model
 from autotune.config.partition import CommunicationKnobs
 from autotune.config.profile import Topology
+from autotune.dlrm.alone import TableAlone, tables_alone
 from autotune.dlrm.connection import LOSS, Connection
 from autotune.dlrm.data import Batch, BatchSource
 from autotune.dlrm.model import _ROTATE_BATCHES, DLRM, _Buffers
@@ -331,6 +332,14 @@ class ParallelDLRM(DLRM):
             Fixed(all_reduce.KEY, link.buckets.work(self.ranks)),
             Fixed(OPTIMIZER, Work(flops=weights // 2, bytes_read=2 * weights, bytes_written=weights)),
         ]
+
+    def tables_alone(self, source: BatchSource) -> list[TableAlone]:
+        """Every table, or part of one, that this rank owns, by itself; copies of replicated tables left out."""
+        chosen = [self._shard.select(source.batch(i)) for i in range(_ROTATE_BATCHES)]
+        found = []
+        for g, (parts, bags) in enumerate(self._shard.parts_and_bags):
+            found += tables_alone(bags, [part.table for part in parts], [batch[g] for batch in chosen], self.minibatch)
+        return found
 
     def talk(self, key: str, share: float = 1.0) -> Callable[[], None]:
         """One transfer of a step alone, with nothing beside it: `all_to_all.forward`, `all_to_all.backward` or `all_reduce`.

@@ -105,6 +105,11 @@ class Shard:
         return [bags for _, _, bags in self._groups]
 
     @property
+    def parts_and_bags(self) -> list[tuple[tuple[Part, ...], EmbeddingBags]]:
+        """The same, with which parts they are."""
+        return [(group, bags) for _, group, bags in self._groups]
+
+    @property
     def tables(self) -> list[tuple[Part, EmbeddingBags, int]]:
         """Every part, with the bags that hold it and its number among them."""
         return [(part, bags, t) for _, group, bags in self._groups for t, part in enumerate(group)]

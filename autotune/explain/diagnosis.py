@@ -2,36 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from autotune.config.tuned import Gain, Interval, TunedConfig, Verdict
+from autotune.config.measured import TableUse
+from autotune.config.profile import Fingerprint
+from autotune.config.tuned import Gain, Interval, Prediction, Provenance, TunedConfig, Verdict
 from autotune.explain import wording
-from autotune.explain.wording import FindingKind
+from autotune.explain.findings import Finding, find
+from autotune.explain.loads import Load, loads
+from autotune.explain.roofline import Roofline, roofline
+from autotune.explain.tables import tables_in_step
+from autotune.explain.terms import ITERATION, OTHER, above_ceiling_s, iteration_s
+from autotune.explain.timeline import Timeline, measured
 
-OTHER = "other"
-"""The verdict that stands for the time outside every operator."""
-ITERATION = "iteration"
-"""The operator of a gain that concerns the whole step."""
+if TYPE_CHECKING:
+    from autotune.explain.whatif import WhatIf
 
-_BOUND: dict[str, FindingKind] = {"memory": "memory_bound", "compute": "compute_bound", "network": "network_bound"}
-# Shares below this are lost in the noise of an iteration (10 % between quartiles), whatever binds them.
-_WORTH_NAMING = 0.01
-# A 95 % interval wider than a fifth of its median cannot tell a useful gain from none.
-_WIDE = 0.20
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing worth knowing, with its evidence and what to do about it."""
-
-    kind: FindingKind
-    operator: str
-    """Operator pass, or ``iteration``."""
-    saving_s: float
-    """Seconds per iteration that would go at most; 0 where it is not a matter of time."""
-    evidence: str
-    remedy: str
+__all__ = [
+    "ITERATION", "OTHER", "Account", "Choice", "Explanation", "Finding", "Remaining", "explain",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -63,41 +54,151 @@ class Remaining:
 
 
 @dataclass(frozen=True)
+class Account:
+    """One operator pass with what was measured, what was predicted, and what is left."""
+
+    operator: str
+    time_s: Interval
+    share: float
+    """Of the iteration, 0..1."""
+    flops_per_s: float | None
+    """None where nothing is counted."""
+    bandwidth_bytes_per_s: float | None
+    """Compulsory bytes per second; of gather and scatter the row bytes that pass; of a transfer what is sent."""
+    intensity: float | None
+    """Flops per byte of the same bytes."""
+    binder: str
+    fractions: dict[str, float]
+    detail: str
+    above_ceiling_s: float | None
+    """None where no ceiling describes it."""
+    hidden_s: float | None
+    """Of a transfer."""
+    predicted: Prediction | None
+    over_predicted: float | None
+    """Measured over predicted."""
+
+
+@dataclass(frozen=True)
 class Explanation:
-    """The account of one tuned config."""
+    """The account of one tuned config: what terminal, JSON and page show."""
 
     model: str
     sockets: int
     threads: int
+    minibatch: int
+    """Global."""
+    sentences: tuple[str, str, str]
+    """The verdict: what it takes, what binds it, what to do next."""
     default_iteration_s: Interval
     tuned_iteration_s: Interval
     speedup: Interval
     significant: bool
+    predicted_iteration: Prediction | None
     choices: tuple[Choice, ...]
     """Largest saving first, then those where the default stands."""
     verdicts: tuple[Verdict, ...]
     """What binds each operator, longest first."""
+    operators: tuple[Account, ...]
+    """The same with all that follows from it, in the order they run."""
     remaining: tuple[Remaining, ...]
     """Largest first; passes that no ceiling describes are left out."""
     findings: tuple[Finding, ...]
     """Largest saving first."""
+    roofline: Roofline | None
+    """None where the config holds no work, as in files of version 1."""
+    timelines: tuple[Timeline, ...]
+    """Measured, then predicted, as far as they are known."""
+    loads: tuple[Load, ...]
+    """Of every rank."""
+    tables: tuple[TableUse, ...]
+    """By number; their times add up to the passes."""
+    what_ifs: tuple[WhatIf, ...]
+    """In the order they were asked for."""
+    unpredicted: str
+    """Why nothing could be predicted anew, where that was tried; empty otherwise."""
+    fingerprint: Fingerprint
+    provenance: Provenance
 
 
-def explain(config: TunedConfig) -> Explanation:
-    """Read a tuned config; nothing is measured, so any machine can explain any config."""
-    findings = [*_iteration_findings(config), *_operator_findings(config)]
+def explain(
+    config: TunedConfig, what_ifs: Sequence[WhatIf] = (), predicted: Timeline | None = None, unpredicted: str = ""
+) -> Explanation:
+    """Read a tuned config; nothing is measured, so any machine can explain any config.
+
+    Args:
+        what_ifs: to be shown with it.
+        predicted: a timeline to be shown beside the measured one.
+        unpredicted: why there is none, where one was wanted.
+    """
+    findings = find(config)
+    timelines = (measured(config), predicted)
     return Explanation(
         model=config.model,
         sockets=config.sockets,
         threads=config.config.threads,
+        minibatch=config.minibatch,
+        sentences=_sentences(config, findings),
         default_iteration_s=config.default_iteration_s,
         tuned_iteration_s=config.tuned_iteration_s,
         speedup=config.speedup,
         significant=config.significant,
+        predicted_iteration=config.predicted_iteration,
         choices=_choices(config),
         verdicts=tuple(sorted(config.verdicts, key=lambda verdict: -verdict.time_s.median)),
+        operators=tuple(_account(verdict, iteration_s(config)) for verdict in config.verdicts),
         remaining=_remaining(config),
-        findings=tuple(sorted(findings, key=lambda finding: -finding.saving_s)),
+        findings=findings,
+        roofline=roofline(config),
+        timelines=tuple(one for one in timelines if one is not None),
+        loads=loads(config),
+        tables=tables_in_step(config),
+        what_ifs=tuple(what_ifs),
+        unpredicted=unpredicted,
+        fingerprint=config.fingerprint,
+        provenance=config.provenance,
+    )
+
+
+def _sentences(config: TunedConfig, findings: Sequence[Finding]) -> tuple[str, str, str]:
+    total_s = iteration_s(config)
+    gain = (config.speedup.median, config.speedup.low, config.speedup.high)
+    shares = {
+        binder: sum(v.time_s.median for v in config.verdicts if v.binder == binder) / total_s if total_s else 0.0
+        for binder in ("compute", "memory", "network", "none")
+    }
+    shares = dict(sorted(shares.items(), key=lambda entry: -entry[1]))
+    above_s = sum(above_ceiling_s(verdict) for verdict in config.verdicts)
+    first = findings[0] if findings and findings[0].saving_s else None
+    return (
+        wording.verdict_sentence(
+            config.model, config.sockets, config.config.threads, config.tuned_iteration_s.median, config.default_iteration_s.median, gain,
+            config.significant,
+        ),
+        wording.binder_sentence(shares, above_s, total_s),
+        wording.next_sentence(first.operator, first.saving_s, first.evidence, first.remedy) if first else wording.nothing_sentence(),
+    )  # fmt: skip
+
+
+def _account(verdict: Verdict, total_s: float) -> Account:
+    time_s, passing = verdict.time_s.median, verdict.row_traffic_bytes or verdict.bytes
+    moved = passing or verdict.bytes_sent
+    whole_s = time_s + (verdict.hidden_s or 0.0)
+    predicted = verdict.predicted
+    return Account(
+        operator=verdict.operator,
+        time_s=verdict.time_s,
+        share=time_s / total_s if total_s else 0.0,
+        flops_per_s=verdict.flops / time_s if verdict.flops and time_s else None,
+        bandwidth_bytes_per_s=moved / whole_s if moved and whole_s else None,
+        intensity=verdict.flops / passing if verdict.flops and passing else None,
+        binder=verdict.binder,
+        fractions=dict(verdict.fractions),
+        detail=verdict.detail,
+        above_ceiling_s=above_ceiling_s(verdict) if verdict.fractions else None,
+        hidden_s=verdict.hidden_s,
+        predicted=predicted,
+        over_predicted=time_s / predicted.time_s if predicted is not None and predicted.time_s else None,
     )
 
 
@@ -124,51 +225,10 @@ def _raced(gain: Gain) -> Choice:
     )
 
 
-def _above_ceiling_s(verdict: Verdict) -> float:
-    """``time x (1 - highest fraction)``: what remains when the nearest ceiling is reached."""
-    return verdict.time_s.median * max(0.0, 1.0 - max(verdict.fractions.values(), default=1.0))
-
-
 def _remaining(config: TunedConfig) -> tuple[Remaining, ...]:
     rows = [
-        Remaining(verdict.operator, verdict.time_s.median, _above_ceiling_s(verdict), verdict.binder)
+        Remaining(verdict.operator, verdict.time_s.median, above_ceiling_s(verdict), verdict.binder)
         for verdict in config.verdicts
         if verdict.fractions and verdict.operator != OTHER
     ]
     return tuple(sorted(rows, key=lambda row: -row.above_ceiling_s))
-
-
-def _operator_findings(config: TunedConfig) -> Iterator[Finding]:
-    iteration_s = sum(verdict.time_s.median for verdict in config.verdicts)
-    for verdict in config.verdicts:
-        time_s = verdict.time_s
-        if time_s.median < _WORTH_NAMING * iteration_s:
-            continue
-        if verdict.operator == OTHER:
-            yield _finding("outside_operators", OTHER, time_s.median, wording.outside_evidence(time_s.median, iteration_s))
-        else:
-            kind = _BOUND.get(verdict.binder, "below_every_ceiling")
-            evidence = wording.ceiling_evidence(verdict.fractions, verdict.detail)
-            yield _finding(kind, verdict.operator, _above_ceiling_s(verdict), evidence)
-        if _is_wide(time_s):
-            yield _finding("wide_interval", verdict.operator, 0.0, wording.wide_interval_evidence(time_s.low, time_s.high, time_s.samples))
-
-
-def _iteration_findings(config: TunedConfig) -> Iterator[Finding]:
-    tuned, pages = config.tuned_iteration_s, config.fingerprint.topology.huge_pages
-    if not config.significant:
-        yield _finding("no_gain", ITERATION, 0.0, wording.no_gain_evidence(config.speedup.low, config.speedup.high))
-    if _is_wide(tuned):
-        yield _finding("wide_interval", ITERATION, 0.0, wording.wide_interval_evidence(tuned.low, tuned.high, tuned.samples))
-    if pages == "never":
-        yield _finding("small_pages", "embedding_bag", 0.0, wording.small_pages_evidence(pages))
-    for note in config.provenance.notes:
-        yield _finding("note", ITERATION, 0.0, note)
-
-
-def _is_wide(interval: Interval) -> bool:
-    return interval.high - interval.low > _WIDE * interval.median
-
-
-def _finding(kind: FindingKind, operator: str, saving_s: float, evidence: str) -> Finding:
-    return Finding(kind, operator, saving_s, evidence, wording.remedy(kind, operator))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from autotune.units import format_time
+from autotune.units import format_bytes, format_time
 
 FindingKind = Literal[
     "memory_bound",
@@ -12,6 +12,16 @@ FindingKind = Literal[
     "network_bound",
     "below_every_ceiling",
     "outside_operators",
+    "table_far_from_ceiling",
+    "skewed_lookups",
+    "padded_layer",
+    "uneven_blocks",
+    "memory_bound_layer",
+    "uneven_ranks",
+    "exposed_transfer",
+    "oversubscribed_cores",
+    "small_minibatch",
+    "slower_than_predicted",
     "no_gain",
     "wide_interval",
     "small_pages",
@@ -27,20 +37,36 @@ _REMEDIES: dict[FindingKind, str] = {
     "no_gain": "keep the default, or tune again with a larger --budget",
     "wide_interval": "stop other programs, or tune again with a larger --budget",
     "small_pages": "tables on 4 KiB pages miss the TLB at nearly every row: set transparent_hugepage to madvise or always, and tune again",
+    "slower_than_predicted": "autotune profile --prove tells what it waits for; autotune probe --refresh renews a stale profile",
     "note": "tune again on a quiet machine if the figure matters",
 }
 _EMBEDDING_MEMORY = "only fewer row bytes help: more re-use of hot rows, narrower rows, or a machine with more memory bandwidth"
+_RACE = "tune again with a larger --budget, so that its candidates are raced"
 
 
-def remedy(kind: FindingKind, operator: str) -> str:
-    """What to do about it."""
+def plural(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
+def note_remedy(note: str) -> str:
+    """What to do about a remark of the tuning run."""
+    if "budget" in note:
+        return "tune again with a larger --budget"
+    return _REMEDIES["note"] if "disturb" in note or "differed" in note else "nothing needs to be done"
+
+
+def remedy(kind: FindingKind, operator: str, *, raced: bool = True) -> str:
+    """What to do about it, where that follows from the kind alone; an operator pass that was never raced is raced first."""
+    if not raced and kind in ("compute_bound", "memory_bound", "below_every_ceiling"):
+        return _RACE
     return _EMBEDDING_MEMORY if kind == "memory_bound" and operator.startswith("embedding") else _REMEDIES[kind]
 
 
-def ceiling_evidence(fractions: dict[str, float], detail: str) -> str:
+def ceiling_evidence(fractions: dict[str, float], detail: str, candidates: int) -> str:
     """The verdict's own account, or where it has none ``91% of the memory ceiling, 12% of the compute ceiling``, the highest first."""
     ranked = sorted(fractions.items(), key=lambda entry: -entry[1])
-    return detail or ", ".join(f"{value:.0%} of the {name} ceiling" for name, value in ranked) or "no ceiling to hold it against"
+    told = detail or ", ".join(f"{value:.0%} of the {name} ceiling" for name, value in ranked) or "no ceiling to hold it against"
+    return f"{told}; {candidates} candidates raced" if candidates > 1 else told
 
 
 def outside_evidence(time_s: float, iteration_s: float) -> str:
@@ -57,3 +83,157 @@ def wide_interval_evidence(low_s: float, high_s: float, samples: int) -> str:
 
 def small_pages_evidence(setting: str) -> str:
     return f"the kernel's transparent huge pages are set to {setting}"
+
+
+def slower_evidence(time_s: float, low_s: float, high_s: float) -> str:
+    return f"{format_time(time_s)} measured, {format_time(low_s)} .. {format_time(high_s)} predicted: something else slows it"
+
+
+def small_minibatch_evidence(share: float, regions: int, fork_join_s: float, minibatch: int) -> str:
+    return f"{regions} forks and joins of {format_time(fork_join_s)} take {share:.1%} of an iteration at a minibatch of {minibatch}"
+
+
+def small_minibatch_remedy(minibatch: int, share: float) -> str:
+    return f"a minibatch of {2 * minibatch} does twice the work for as many of them: about {share / 2:.1%}; or fewer threads"
+
+
+def table_evidence(which: str, table: int, rank: int | None, time_s: float, ceiling_s: float, others: int, hot: str) -> str:
+    """``update of table 19 takes 410 us, 4.1x its ceiling of 100 us; 38% of its look-ups hit 12 rows; 3 other tables are as far``."""
+    where = f" on rank {rank}" if rank is not None else ""
+    told = f"{which} of table {table}{where} takes {format_time(time_s)}, {time_s / ceiling_s:.1f}x its ceiling of {format_time(ceiling_s)}"
+    more = f"; {others} other table{'s are' if others > 1 else ' is'} past 1.67x" if others else ""
+    return told + (f"; {hot}" if hot else "") + more
+
+
+def hot_rows(share: float, rows: int) -> str:
+    return f"{share:.0%} of its look-ups hit {rows} rows"
+
+
+def strategy_remedy(now: str, load: float, better: str, better_load: float) -> str:
+    return f"set the update's strategy to {better}: its busiest thread gets {better_load:.2f}x the mean, under {now} {load:.2f}x"
+
+
+def hot_table_remedy(strategy: str) -> str:
+    """For a table whose hot rows are what is slow."""
+    if strategy in ("atomic", "unfused"):
+        return "set the update's strategy to bucketed: a row then has one writer, and hot rows stay in its cache"
+    return "replicate the table, or split it by column (autotune plan --kinds): no strategy parts the work of a single row"
+
+
+def far_table_remedy(which: str, raced: bool, prefetch_distance: int) -> str:
+    if not raced:
+        return f"tune again with a larger --budget: strategies and prefetch distances of the {which} were not raced"
+    late = f"its rows come late though distances were raced (now {prefetch_distance})"
+    return f"{late}: fewer rows or a narrower dim would keep it in a cache"
+
+
+def skew_evidence(table: int, hot: str, strategy: str, threads: int, load: float) -> str:
+    return f"table {table}: {hot}, and under {strategy} the busiest of {threads} threads gets {load:.2f}x the mean"
+
+
+def padded_evidence(columns: int, covered: int, bk: int) -> str:
+    return f"its {columns} output columns fill panels of {bk} up to {covered}: {1 - columns / covered:.0%} of the arithmetic is padding"
+
+
+def padded_remedy(columns: int, covered: int, bk: int) -> str:
+    if columns < bk:
+        return "a layer so narrow is cheapest in torch's own product (implementation: torch), or fused with its neighbour"
+    return f"make the layer {covered} or {columns // bk * bk} wide, a multiple of {bk}"
+
+
+def uneven_blocks_evidence(blocks: int, panels: int, threads: int, load: float) -> str:
+    return f"{blocks} row blocks x {panels} panels over {threads} threads: the busiest gets {load:.2f}x the mean"
+
+
+def uneven_blocks_remedy(bn: int, threads: int) -> str:
+    return f"smaller row blocks (bn below {bn}) or a minibatch of a multiple of {bn * threads} rows deals them out evenly"
+
+
+def memory_layer_evidence(inputs: int, outputs: int, intensity: float, balance: float) -> str:
+    return f"{inputs} x {outputs} does {intensity:.1f} flops a byte, and this machine needs {balance:.0f} to be kept busy by arithmetic"
+
+
+def memory_layer_remedy(activations: float) -> str:
+    """`activations`: their share of the bytes."""
+    if activations > 0.5:
+        return f"{activations:.0%} of its bytes are activations, which no minibatch changes: bf16 halves them, a wider layer uses them more"
+    return f"{1 - activations:.0%} of its bytes are weights: a larger minibatch re-uses them"
+
+
+def uneven_ranks_evidence(rank: int, over_mean: float, operator: str, excess_s: float, cause: str) -> str:
+    why = f", {cause}" if cause else ""
+    return f"rank {rank} computes {over_mean:.0%} longer than the mean, {format_time(excess_s)} of it in {operator}{why}"
+
+
+def lookups_cause(over_mean: float, tables: int) -> str:
+    return f"with {over_mean:.2f}x the mean look-ups in {tables} tables"
+
+
+def uneven_ranks_remedy(rank: int, sockets: int, of_tables: bool) -> str:
+    if of_tables:
+        return f"move look-ups off rank {rank}: autotune plan MODEL --sockets {sockets} --kinds all splits what is heavy; then tune again"
+    return f"its layers are as large as every rank's: look for what else runs on the cores of rank {rank} (launch.rank_cpus)"
+
+
+def exposed_evidence(exposed_s: float, hidden_s: float, sent_bytes: int) -> str:
+    told = f"{format_time(exposed_s)} of it is waited for, {format_time(hidden_s)} runs behind compute"
+    return f"{told}; {format_bytes(sent_bytes)} sent a rank"
+
+
+def exposed_remedy(operator: str, overlap: bool, wire_dtype: str, bucket_bytes: int, cores: int) -> str:
+    """The first knob that is still open."""
+    if not overlap:
+        return "set communication.overlap: true, so that it runs beside the MLPs"
+    if operator.startswith("all_to_all") and wire_dtype == "fp32":
+        return "tune again with --wire any: bf16 halves its bytes"
+    if operator.startswith("all_reduce") and bucket_bytes > 1 << 20:
+        return f"smaller buckets start earlier: communication.bucket_bytes below {format_bytes(bucket_bytes)}"
+    if not cores:
+        return "leave the network a core (communication.communication_cores: 1)"
+    return "only less traffic helps: another partition of the tables, a larger minibatch per socket, or a faster network"
+
+
+def oversubscribed_evidence(threads: int, ranks: int, cores: float, what: str) -> str:
+    return f"{ranks} rank{'s' if ranks > 1 else ''} of {threads} threads on {cores:g} {what}: threads wait for each other at every join"
+
+
+def oversubscribed_remedy(threads: int) -> str:
+    return f"tune with {threads} threads a rank, or give the process more cores"
+
+
+def verdict_sentence(
+    model: str, sockets: int, threads: int, tuned_s: float, default_s: float, speedup: tuple[float, float, float], significant: bool
+) -> str:
+    """What it takes, and what tuning gained."""
+    place = f"{plural(sockets, 'socket')} with {plural(threads, 'thread')}{' each' if sockets > 1 else ''}"
+    median, low, high = speedup
+    gained = (
+        f"{median:.2f} times as fast as the default's {format_time(default_s)} (95 %: {low:.2f} to {high:.2f})"
+        if significant
+        else "and tuning found nothing significantly faster than the default, which stands"
+    )
+    return f"{model} on {place} takes {format_time(tuned_s)} an iteration, {gained}."
+
+
+def binder_sentence(shares: dict[str, float], above_s: float, iteration_s: float) -> str:
+    """Which resources bind it, and what is left above them."""
+    words = {"compute": "compute", "memory": "memory bandwidth", "network": "the network"}
+    named = [f"{words[name]} binds {share:.0%}" for name, share in shares.items() if name in words and share >= 0.005]
+    told = ", ".join(named) or "no ceiling binds it"
+    below = f"; {shares['none']:.0%} reaches no ceiling" if shares.get("none", 0.0) >= 0.005 else ""
+    floor = f"with every pass at its nearest ceiling it would take {format_time(max(0.0, iteration_s - above_s))}"
+    return f"{told[0].upper()}{told[1:]} of its time{below}; {floor}, {above_s / iteration_s:.0%} less."
+
+
+def next_sentence(operator: str, saving_s: float, evidence: str, remedy: str) -> str:
+    """What to do next."""
+    worth = f" (at most {format_time(saving_s)})" if saving_s else ""
+    return f"Most is to be had from {operator}{worth}: {_first_clause(evidence)}; {remedy}."
+
+
+def nothing_sentence() -> str:
+    return "No finding would save a noticeable part of an iteration."
+
+
+def _first_clause(evidence: str) -> str:
+    return evidence.split("; ")[0].split(". ")[0]

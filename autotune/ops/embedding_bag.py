@@ -6,7 +6,9 @@ Source of the byte model: the operators' compulsory traffic; of the tables: `emb
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from copy import copy
+from typing import Self
 
 import torch
 
@@ -51,6 +53,15 @@ class _EmbeddingOperator(Operator):
         self._lookups = sum(rows.touched for rows in self._rows)
         self._unique = sum(rows.unique for rows in self._rows)
         self._index_bytes = (first.indices.numel() + first.offsets.numel()) * first.indices.element_size()
+
+    @property
+    def dim(self) -> int:
+        return self._bags.dim
+
+    def idle(self) -> Self:
+        """The same pass on no look-up of one sample: what a call takes by itself."""
+        first = self._batches[0]
+        return type(self)(self._bags, [Lookups(first.indices[:0], torch.zeros_like(first.offsets[: len(self._bags.rows) + 1]))], 1)
 
     @property
     @abstractmethod
@@ -137,6 +148,29 @@ class EmbeddingUpdate(_EmbeddingOperator):
 
     def case(self, seed: int, warm: bool = False) -> Case:
         return _EmbeddingCase(self._bags, self._batches, self._samples, seed, warm, update=True)
+
+
+def table_by_table(
+    bags: EmbeddingBags, batches: Sequence[Lookups], samples: int
+) -> Iterator[tuple[EmbeddingForward, EmbeddingUpdate, torch.Tensor]]:
+    """Both passes on every table alone, on the live weights, and its look-ups in the first batch."""
+    for t in range(len(bags.rows)):
+        one = _alone(bags, t)
+        of_table = []
+        for batch in batches:
+            offsets = batch.offsets[t * samples : (t + 1) * samples + 1]
+            of_table.append(Lookups(batch.table(t, samples), offsets - offsets[0]))
+        yield EmbeddingForward(one, of_table, samples), EmbeddingUpdate(one, of_table, samples), of_table[0].indices
+
+
+def _alone(bags: EmbeddingBags, t: int) -> EmbeddingBags:
+    """Table t by itself: the same live arrays, not copies."""
+    one = copy(bags)
+    one._weights, one._upper, one._lower, one._state = (
+        group[t : t + 1] for group in (bags._weights, bags._upper, bags._lower, bags._state)
+    )
+    one._make_handle()
+    return one
 
 
 def default_forward(samples: int, tables: int, dim: int, threads: int) -> EmbeddingForwardKnobs:

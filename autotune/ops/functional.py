@@ -17,7 +17,8 @@ from autotune.config.model import Dtype, Optimizer
 from autotune.ops import interaction as _interaction
 from autotune.ops.embedding_bag import EmbeddingBags, Lookups, default_forward, default_update
 from autotune.ops.layer import Activation
-from autotune.ops.mlp import Pass, default_knobs
+from autotune.ops.layer_shapes import Pass
+from autotune.ops.mlp import default_knobs
 from autotune.ops.native import kernels
 
 __all__ = ["FusedEmbeddingBags", "Linear", "embedding_bag", "interaction", "linear"]

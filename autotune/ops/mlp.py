@@ -21,9 +21,11 @@ from autotune.config.profile import Topology
 from autotune.ops import libxsmm
 from autotune.ops.base import Case, Check, Operator, Work
 from autotune.ops.layer import Activation, Layer
+from autotune.ops.layer_shapes import Pass as Pass
+from autotune.ops.layer_shapes import padded
+from autotune.ops.layer_shapes import shape_of as shape_of
 from autotune.ops.native import cold_sets, empty_rows, kernels
 
-Pass = Literal["forward", "backward_data", "backward_weights"]
 PASSES: tuple[Pass, ...] = ("forward", "backward_data", "backward_weights")
 
 WIDTHS: tuple[Literal[16, 32, 48, 64], ...] = (64, 48, 32, 16)
@@ -36,15 +38,6 @@ _BF16_EPSILON = 2.0**-8
 _CHECK_ROWS = 2 * max(_ROW_BLOCKS) + 3
 _CHECK_REDUCTION = max(_REDUCTIONS) + 3
 _CHECK_RATE = 0.1
-
-
-def shape_of(which: Pass, samples: int, inputs: int, outputs: int) -> tuple[int, int, int]:
-    """Rows, columns and reduction of a pass's output: forward N x K over C, backward-data N x C over K, backward-weights K x C over N."""
-    return {
-        "forward": (samples, outputs, inputs),
-        "backward_data": (samples, inputs, outputs),
-        "backward_weights": (outputs, inputs, samples),
-    }[which]
 
 
 class LayerPass(Operator):
@@ -102,7 +95,7 @@ class LayerPass(Operator):
         chosen = [default, LayerKnobs(implementation="torch")]
         grids = [g for g in (1, 2, 4, 8, 16) if threads % g == 0 and (g == 1 or columns >= 16 * g)]
         longest = reduction if self.dtype == "fp32" else reduction + reduction % 2
-        for bk in (w for w in WIDTHS if _padded(columns, w) <= 1.25 * _padded(columns, default.bk)):
+        for bk in (w for w in WIDTHS if padded(columns, w) <= 1.25 * padded(columns, default.bk)):
             for bn in (b for b in _ROW_BLOCKS if b <= max(24, rows)):
                 for bc in sorted({min(longest, b) for b in _REDUCTIONS}, reverse=True):
                     if size * (bk * bc + bn * bc) + 4 * bn * bk > machine.l2_bytes // 2 and bc > 128:
@@ -151,10 +144,6 @@ def _libxsmm_candidates(default: LayerKnobs) -> Iterator[LayerKnobs]:
     for bk in dict.fromkeys((default.bk, 32)):
         for bn, bc in ((32, 256), (64, 1024), (128, 1024)):
             yield default.model_copy(update={"implementation": "libxsmm", "bn": bn, "bc": bc, "bk": bk})
-
-
-def _padded(columns: int, width: int) -> int:
-    return -(-columns // width) * width
 
 
 @dataclass(frozen=True)

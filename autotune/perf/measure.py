@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from autotune.bench.noise import NoiseMonitor
 from autotune.bench.progress import NO_PROGRESS, Progress
 from autotune.bench.samples import Samples
+from autotune.config.measured import TimedSpan
+from autotune.config.model import DataSpec
 from autotune.config.profile import Ceilings, Profile
-from autotune.config.tuned import Interval
+from autotune.config.tuned import Interval, Prediction
 from autotune.dlrm.data import Batch, BatchSource
 from autotune.dlrm.model import DLRM
 from autotune.dlrm.train import WARMUP_STEPS
 from autotune.errors import InputError
 from autotune.ops.base import Work
 from autotune.ops.timing import Recorder
+from autotune.perf.estimate import Estimate, OperatorEstimate, estimate
 from autotune.perf.roofline import verdict
 from autotune.perf.table import OTHER, OperatorRow, OperatorTable
 
@@ -50,6 +54,22 @@ class Rounds:
     counted: tuple[int, ...]
     """Which entries of `passes_s` count."""
     notes: tuple[str, ...]
+
+    @property
+    def typical(self) -> int:
+        """The iteration nearest to the median, counted from the last step, which is 1: its place from the end of a recorder's history."""
+        median_s = statistics.median(self.iterations_s)
+        nearest = min(range(len(self.counted)), key=lambda i: abs(self.iterations_s[i] - median_s))
+        return len(self.passes_s) - self.counted[nearest]
+
+
+def timed_spans(recorder: Recorder, back: int, rank: int = 0) -> tuple[TimedSpan, ...]:
+    """When every pass ran, `back` steps ago; the oldest step that is kept where that is longer ago."""
+    spans = recorder.history[-min(back, len(recorder.history))] if recorder.history else ()
+    first = min((begin for _, begin, _ in spans), default=0.0)
+    return tuple(
+        TimedSpan(rank=rank, operator=key, begin_s=round(begin - first, 9), end_s=round(end - first, 9)) for key, begin, end in spans
+    )
 
 
 def timed_rounds(
@@ -115,6 +135,7 @@ def measure(
     rounds: int = 20,
     budget_s: float | None = None,
     progress: Progress = NO_PROGRESS,
+    data: DataSpec | None = None,
 ) -> OperatorTable:
     """Train for some iterations and tell where their time went.
 
@@ -124,6 +145,7 @@ def measure(
         profile: gives the ceilings of this machine.
         rounds: iterations that count, at most.
         budget_s: wall seconds; ends the rounds and their repetition earlier, but not before three.
+        data: what `source` draws from, for the prediction; None takes the model's own.
 
     Raises:
         InputError: as `timed_rounds`.
@@ -136,15 +158,35 @@ def measure(
         operator_row(works.get(key), key, samples.to_interval(), iteration.median, profile.ceilings, dlrm.config.threads)
         for key, samples in samples_by_pass(timed.iterations_s, [timed.passes_s[i] for i in timed.counted]).items()
     ]
-    return OperatorTable(
-        model=dlrm.model.name,
-        data=source.description,
-        minibatch=dlrm.model.minibatch,
-        threads=dlrm.config.threads,
-        iteration_s=iteration,
-        rows=tuple(rows),
-        notes=timed.notes + doubts(rows, iteration, profile),
+    workload = dlrm.model if data is None else dlrm.model.model_copy(update={"data": data})
+    return beside(
+        OperatorTable(
+            model=dlrm.model.name,
+            data=source.description,
+            minibatch=dlrm.model.minibatch,
+            threads=dlrm.config.threads,
+            iteration_s=iteration,
+            rows=tuple(rows),
+            notes=timed.notes + doubts(rows, iteration, profile),
+            timeline=timed_spans(dlrm.recorder, timed.typical),
+        ),
+        estimate(workload, profile, dlrm.config),
     )
+
+
+def beside(table: OperatorTable, predicted: Estimate) -> OperatorTable:
+    """The table with what was predicted beside what was measured; of a transfer it is what is exposed."""
+    of = {one.key: one for one in predicted.operators}
+    rows = tuple(replace(row, predicted=_shown(of[row.key])) if row.key in of else row for row in table.rows)
+    return replace(table, rows=rows, predicted=predicted.iteration)
+
+
+def _shown(one: OperatorEstimate) -> Prediction:
+    """Of a transfer the part that is waited for, its interval in proportion."""
+    if one.lane == "compute" or not one.prediction.time_s:
+        return one.prediction
+    low, high = (one.exposed_s * bound / one.prediction.time_s for bound in (one.prediction.low_s, one.prediction.high_s))
+    return Prediction(low_s=low, time_s=one.exposed_s, high_s=high, extrapolated=one.prediction.extrapolated)
 
 
 def doubts(rows: Sequence[OperatorRow], iteration: Interval, profile: Profile) -> tuple[str, ...]:
@@ -182,4 +224,7 @@ def operator_row(work: Work | None, key: str, time_s: Interval, iteration_s: flo
         fractions=found.fractions,
         binder=found.binder,
         detail=found.detail,
+        access=work.access,
+        row_traffic_bytes=work.row_traffic_bytes,
+        parallel_regions=work.parallel_regions,
     )

@@ -23,6 +23,8 @@ from autotune.perf.table import OperatorTable, Perturbation
 WARM_GAIN = 1.25
 """A gain from residence above which memory mattered. A compute-bound GEMM at its ceiling gains up to about 1.1 by streaming nothing."""
 
+_UNSHORTENED, _SHORTENED = 0.3, 0.7
+"""Of what ideal threads would save: a third and two thirds, nearly, so that noise of 10 % does not cross from one end to the other."""
 _FEWER_BYTES_GAIN = 1.5
 """Half-way between a transfer that is all latency and one that is all bytes, when half of them go."""
 
@@ -87,6 +89,8 @@ def _judge(key: str, binder: str, gain: Interval, loss: Interval | None, proport
     seen = f"resident data: {gain.median:.2f}x faster" if resident else "its data exceed the caches, so residence cannot be tested"
     if loss is not None:
         seen += f"; {1 / proportion:.0%} of the threads: {loss.median:.2f}x slower"
+    if binder == "none" and loss is not None:
+        seen += f"; {_none(loss.median, proportion)}"
     agrees: bool | None = None
     if binder == "memory" and (resident or loss is not None):
         agrees = faster_warm or saturates
@@ -96,6 +100,16 @@ def _judge(key: str, binder: str, gain: Interval, loss: Interval | None, proport
     elif binder == "compute":
         agrees = not faster_warm and not saturates
     return Perturbation(key, binder, resident, gain, loss, agrees=agrees, detail=seen)
+
+
+def _none(loss: float, proportion: float) -> str:
+    """What rules a pass below every ceiling: what more threads do not shorten is overhead or imbalance, what they do is latency."""
+    shortened = (loss - 1) / (proportion - 1)
+    if shortened < _UNSHORTENED:
+        return "threads hardly shorten it: launch overhead or imbalance rules"
+    if shortened > _SHORTENED:
+        return "threads shorten it in proportion: latency inside each thread's work rules"
+    return "threads shorten a part of it: overhead or imbalance, and latency"
 
 
 def judge_transfer(key: str, binder: str, gain: Interval) -> Perturbation:

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from autotune.bench.noise import NoiseMonitor
 from autotune.bench.progress import NO_PROGRESS, Progress
 from autotune.bench.samples import Samples, ratio
+from autotune.config.measured import TimedSpan
 from autotune.config.network import Network
 from autotune.config.profile import Ceilings, Profile
 from autotune.config.tuned import Interval
@@ -18,7 +19,8 @@ from autotune.dlrm.lockstep import Lockstep
 from autotune.dlrm.parallel import TALKS
 from autotune.ops.base import Work
 from autotune.ops.embedding_bag import FORWARD
-from autotune.perf.measure import doubts, operator_row, samples_by_pass, timed_rounds
+from autotune.perf.estimate import estimate
+from autotune.perf.measure import beside, doubts, operator_row, samples_by_pass, timed_rounds, timed_spans
 from autotune.perf.perturb import judge_transfer, perturb
 from autotune.perf.roofline import BOUND_FRACTION, limits
 from autotune.perf.share import per_rank
@@ -30,7 +32,11 @@ _PROOF_ROUNDS = 15
 # A rank that computes this much longer than the mean is worth a word.
 _UNEVEN = 1.05
 
+# Of the timeline: more rows than these nobody looks at.
+_SHOWN_RANKS = 64
+
 Times = Sequence[Mapping[str, float]]
+Spans = tuple[TimedSpan, ...]
 
 
 def describe_rank(lockstep: Lockstep) -> list[tuple[dict[str, Work], int, int]]:
@@ -40,6 +46,14 @@ def describe_rank(lockstep: Lockstep) -> list[tuple[dict[str, Work], int, int]]:
     owned = sum(1 for placement in dlrm.partition.tables if dlrm.rank in placement.ranks)
     mine = (works, owned, sum(4 * bags.rows[t] * bags.dim for _, bags, t in dlrm.parts()))
     everybodys: list[tuple[dict[str, Work], int, int]] = [mine] * lockstep.ranks
+    dist.all_gather_object(everybodys, mine)
+    return everybodys
+
+
+def spans_of_ranks(lockstep: Lockstep, back: int) -> list[Spans]:
+    """Task: when every pass ran, `back` steps ago, on every rank."""
+    mine = timed_spans(lockstep.recorder, back, lockstep.rank)
+    everybodys = [mine] * lockstep.ranks
     dist.all_gather_object(everybodys, mine)
     return everybodys
 
@@ -89,7 +103,7 @@ def measure_ranks(
     A transfer's row shows what the rank waited for it (exposed). What it takes alone, measured afterwards, less that, was hidden.
 
     Args:
-        lockstep: with the tasks `take_recorded`, `time_talks` and `describe_rank`.
+        lockstep: with the tasks `take_recorded`, `spans_of_ranks`, `time_talks` and `describe_rank`.
         profile: of the machine, with its network.
         ranks_on_host: among which the machine's ceilings are shared.
         monitor: of this rank's cores.
@@ -100,6 +114,7 @@ def measure_ranks(
     """
     timed = timed_rounds(lockstep, lockstep, monitor, rounds=rounds, budget_s=budget_s, progress=progress)
     steps = len(timed.passes_s)
+    spans: list[Spans] = lockstep.everywhere("spans_of_ranks", timed.typical)
     recorded: list[Times] = lockstep.everywhere("take_recorded", list(timed.passes_s), steps)
     of_ranks = [[times[i] for i in timed.counted] for times in recorded]
     alone = {key: Samples(tuple(values)).median_s for key, values in lockstep.everywhere("time_talks", TALKS, _TALK_ROUNDS).items()}
@@ -118,15 +133,20 @@ def measure_ranks(
         else:
             row = operator_row(work, key, time_s, iteration.median, ceilings, threads)
         rows.append(replace(row, imbalance=_imbalance([one.get(key, 0.0) for one in medians]) if key != OTHER else None))
-    return OperatorTable(
-        model=lockstep.model.name,
-        data=lockstep.description,
-        minibatch=lockstep.minibatch,
-        threads=threads,
-        iteration_s=iteration,
-        rows=tuple(rows),
-        notes=(*timed.notes, *doubts(rows, iteration, profile), *_slowest_notes(ranks, medians)),
-        ranks=ranks,
+    predicted = estimate(lockstep.model, profile, lockstep.config, sockets=len(ranks), ranks_on_host=ranks_on_host)
+    return beside(
+        OperatorTable(
+            model=lockstep.model.name,
+            data=lockstep.description,
+            minibatch=lockstep.minibatch,
+            threads=threads,
+            iteration_s=iteration,
+            rows=tuple(rows),
+            notes=(*timed.notes, *doubts(rows, iteration, profile), *_slowest_notes(ranks, medians)),
+            ranks=ranks,
+            timeline=tuple(span for of_rank in spans[:_SHOWN_RANKS] for span in of_rank),
+        ),
+        predicted,
     )
 
 
@@ -149,6 +169,7 @@ def _rank_row(rank: int, medians: Mapping[str, float], works: Mapping[str, Work]
         tables=tables,
         memory_bytes=memory_bytes,
         lookups=sum(rows.touched for rows in forward.rows) if forward else 0,
+        passes_s=dict(medians),
     )
 
 
@@ -184,6 +205,7 @@ def _talk_row(
         detail=detail,
         bytes_sent=work.message_bytes,
         hidden_s=hidden_s,
+        access=work.access,
     )
 
 

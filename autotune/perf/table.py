@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import pandas as pd
 
 from autotune.bench.frames import frame_of
-from autotune.config.tuned import Interval
+from autotune.config.measured import RankRow, TableUse, TimedSpan
+from autotune.config.tuned import Interval, Prediction
+
+__all__ = ["OTHER", "OperatorRow", "OperatorTable", "Perturbation", "RankRow", "TableUse", "TimedSpan"]
 
 OTHER = "other"
 
@@ -44,23 +48,14 @@ class OperatorRow:
     """Of a transfer: how much of it ran behind other passes; `time_s` is what was exposed. None where nothing is sent."""
     imbalance: float | None = None
     """Slowest rank over the mean of all; None on one socket."""
-
-
-@dataclass(frozen=True)
-class RankRow:
-    """One rank's iteration."""
-
-    rank: int
-    compute_s: float
-    """Median seconds in passes that do not wait for others."""
-    waiting_s: float
-    """Median seconds in transfers: the network, and slower ranks."""
-    tables: int
-    """Whole tables and parts of tables, copies left out."""
-    memory_bytes: int
-    """Of tables, copies included."""
-    lookups: int
-    """Of its tables, per iteration."""
+    parallel_regions: int = 0
+    """Forks and joins of the team that the pass cannot do without."""
+    access: Literal["stream", "gather", "scatter", ""] = ""
+    """The pattern of the traffic; empty where nothing is counted."""
+    row_traffic_bytes: int = 0
+    """For gather and scatter: row bytes that pass, re-used rows counted each time."""
+    predicted: Prediction | None = None
+    """From the profile alone; None where no model describes the pass."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +94,18 @@ class OperatorTable:
     """The verdicts put to the test, where that was asked for."""
     ranks: tuple[RankRow, ...] = ()
     """Every rank, on several sockets; the rows are those of the slowest."""
+    predicted: Prediction | None = None
+    """The iteration, from the profile alone."""
+    timeline: tuple[TimedSpan, ...] = ()
+    """One iteration, near the median, as it ran."""
+    tables: tuple[TableUse, ...] = ()
+    """Every table, or part of one, by itself, where that was asked for."""
+
+    @property
+    def agreement(self) -> tuple[int, int, int]:
+        """Verdicts put to the test: those that agree with what perturbing showed, those that contradict it, those that it cannot tell."""
+        told = [one.agrees for one in self.perturbations]
+        return told.count(True), told.count(False), told.count(None)
 
     @property
     def accounted(self) -> float:

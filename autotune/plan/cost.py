@@ -10,15 +10,12 @@ and exchanges its own columns only.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Literal
-
-import numpy as np
 
 from autotune.config.model import FLOAT_BYTES, Model, Table
 from autotune.config.profile import Ceilings
+from autotune.perf.lookups import distinct, distinct_zipf
 from autotune.perf.roofline import row_ceiling
 from autotune.plan.reuse import Reuse
 
@@ -29,13 +26,6 @@ _ROW_START_BYTES = 64
 _CACHE_BYTES = 32 << 20
 _CACHE_GAIN = 3.0
 _NETWORK_BYTES_PER_S = 5e9
-
-# Zipf: the hottest ranks one by one, the rest as an integral over bins of equal ratio. Against the sum over all ranks it differs by
-# less than 1e-8 of it (2 to 3e6 rows, alpha 0.2 to 3, 1 to 1e6 look-ups).
-_HOT_RANKS = 1024
-_TAIL_BINS = 128
-_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(4)
-
 
 @dataclass(frozen=True)
 class Item:
@@ -57,34 +47,6 @@ class Item:
 
     def may_use(self, rank: int) -> bool:
         return self.ranks is None or rank in self.ranks
-
-
-def distinct(rows: float, lookups: float) -> float:
-    """Expected distinct rows of uniform look-ups: R (1 - (1 - 1/R)^L)."""
-    return rows if rows <= 1 else -rows * math.expm1(lookups * math.log1p(-1.0 / rows))
-
-
-@lru_cache(maxsize=65536)
-def distinct_zipf(rows: int, lookups: float, alpha: float) -> float:
-    """Expected distinct rows of look-ups that draw rank k with p_k = k^-alpha / sum_j j^-alpha: sum_k (1 - (1 - p_k)^L).
-
-    Time does not depend on `rows`: ranks past the hottest are integrated over log-spaced bins, by the midpoint rule from
-    K + 1/2 to R + 1/2.
-    """
-    if rows <= 1 or lookups <= 0:
-        return float(rows if lookups > 0 else 0)
-    hot = np.arange(1.0, min(rows, _HOT_RANKS) + 1)
-    weights = np.ones_like(hot)
-    if rows > _HOT_RANKS:
-        edges = np.linspace(math.log(_HOT_RANKS + 0.5), math.log(rows + 0.5), _TAIL_BINS + 1)
-        half = (edges[1] - edges[0]) / 2
-        tail = np.exp(((edges[:-1] + half)[:, None] + half * _NODES).ravel())
-        hot, weights = np.concatenate([hot, tail]), np.concatenate([weights, np.tile(half * _WEIGHTS, _TAIL_BINS) * tail])
-    share = np.exp(-alpha * np.log(hot))
-    share /= np.sum(weights * share)
-    with np.errstate(divide="ignore"):
-        met = -np.expm1(lookups * np.log1p(-np.minimum(share, 1.0)))
-    return min(float(np.sum(weights * met)), float(rows), max(lookups, 1.0))
 
 
 @dataclass(frozen=True)

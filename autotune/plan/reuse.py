@@ -8,7 +8,6 @@ import numpy as np
 import numpy.typing as npt
 
 from autotune.config.model import Model
-from autotune.dlrm.data import make_source
 from autotune.errors import InputError
 
 # Look-ups of the minibatch that is counted: a second or two, and under 100 MB. More are seen in a part of the minibatch's samples.
@@ -45,6 +44,8 @@ def observed(model: Model) -> tuple[Reuse, ...] | None:
     lookups = model.minibatch * sum(table.pooling for table in model.tables)
     samples = max(1, round(model.minibatch * min(1.0, _MOST_LOOKUPS / max(lookups, 1.0))))
     try:
+        from autotune.dlrm.data import make_source  # brings torch, which no help text waits for
+
         batch = make_source(model, minibatch=samples).batch(0)
     except InputError:
         return None

@@ -7,14 +7,18 @@ from datetime import UTC, datetime
 from autotune.bench.progress import NO_PROGRESS, Progress
 from autotune.config.profile import PROFILE_SCHEMA, Profile
 from autotune.ops.native import kernels
-from autotune.probe.ceilings import measure_ceilings
-from autotune.probe.topology import detect, fingerprint
+from autotune.probe.calibrate import bf16_gain, calibrate
+from autotune.probe.ceilings import measure_ceilings, thread_counts
+from autotune.probe.topology import available_memory_bytes, detect, fingerprint
 
 SOURCE = "measured by autotune probe"
 
+_CEILINGS_S = 33.0
+_CALIBRATION_S = 27.0
+
 
 def probe(*, name: str | None = None, progress: Progress = NO_PROGRESS, quick: bool = False) -> Profile:
-    """Measure this machine with the kernel target in use; below a minute.
+    """Measure this machine with the kernel target in use; about a minute.
 
     Args:
         name: Of the profile; default the CPU and its cores.
@@ -26,7 +30,10 @@ def probe(*, name: str | None = None, progress: Progress = NO_PROGRESS, quick: b
     """
     topology = detect()
     begun = datetime.now(UTC)
-    ceilings, notes = measure_ceilings(topology, progress=progress, quick=quick)
+    ceilings, notes = measure_ceilings(topology, budget_s=_CEILINGS_S, progress=progress, quick=quick)
+    runs = calibrate(
+        topology, thread_counts(topology), available_memory_bytes(topology), budget_s=_CALIBRATION_S, progress=progress, quick=quick
+    )
     return Profile(
         schema=PROFILE_SCHEMA,
         name=name or f"{topology.cpu_model}, {topology.physical_cores} cores",
@@ -34,5 +41,7 @@ def probe(*, name: str | None = None, progress: Progress = NO_PROGRESS, quick: b
         created=begun.isoformat(timespec="seconds"),
         fingerprint=fingerprint(topology, kernels.target()),
         ceilings=ceilings,
+        calibration=runs,
+        bf16_gain=1.0 if quick else bf16_gain(topology, topology.physical_cores),
         notes=notes,
     )

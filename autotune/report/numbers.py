@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from autotune.config.tuned import Interval
+from autotune.config.tuned import Interval, Prediction
 from autotune.units import format_time
 
 NONE = "-"
@@ -54,3 +54,13 @@ def speedup(interval: Interval) -> str:
 
 def speedup_range(interval: Interval) -> str:
     return f"{interval.low:.2f}-{interval.high:.2f}"
+
+
+def prediction_range(prediction: Prediction) -> str:
+    """``12.3 (11.0-13.9)``, milliseconds."""
+    return f"{ms(prediction.time_s)} ({ms(prediction.low_s)}-{ms(prediction.high_s)})"
+
+
+def plural(count: int, what: str) -> str:
+    """``1 thread``, ``2 threads``"""
+    return f"{count} {what}{'' if count == 1 else 's'}"

@@ -6,35 +6,30 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
-from rich.padding import Padding
 from rich.text import Text
 
 from autotune.config.knobs import RunConfig
 from autotune.config.profile import Ceilings, ComputePoint, Profile, RowPoint, StreamPoint
 from autotune.config.tuned import Gain, Interval, TunedConfig
-from autotune.report.layout import Column, table
+from autotune.report.layout import Column, operator_names, table
 from autotune.report.network import network_tables, rank_table
 from autotune.report.numbers import giga, ms, ms_range, number, percent, speedup, speedup_range, time_interval
 from autotune.units import format_bytes, format_rate, format_time
 
 if TYPE_CHECKING:
-    from autotune.explain.diagnosis import Choice, Explanation, Finding
     from autotune.perf.table import OperatorTable, Perturbation
     from autotune.report.record import RunResult
     from autotune.tune.verify import Verification
-
-_SHORT = (("backward_weights", "bwd_weights"), ("backward_data", "bwd_data"))
-_ROOMY = 100
-"""From this width on operator passes are spelled out."""
 
 
 def operator_table(result: OperatorTable, width: int = 80) -> RenderableType:
     """`profile`: one row an operator pass, and what is left of the iteration."""
     rows = result.rows
     columns = [
-        Column("operator", _keys([row.key for row in rows], width), justify="left"),
+        Column("operator", operator_names([row.key for row in rows], width), justify="left"),
         Column("ms", [ms(row.time_s.median) for row in rows]),
         Column("95 %", [ms_range(row.time_s) for row in rows], need=6),
+        Column("predicted", ["" if row.predicted is None else ms(row.predicted.time_s) for row in rows], need=8),
         Column("share", [percent(row.share) for row in rows], need=8),
         Column("GF/s", [giga(row.flops_per_s) for row in rows], need=7),
         Column("GB/s", [giga(row.bandwidth_bytes_per_s) for row in rows], need=7),
@@ -48,14 +43,19 @@ def operator_table(result: OperatorTable, width: int = 80) -> RenderableType:
         Column("bound by", [_bound(row.binder, row.fractions) for row in rows], justify="left"),
     ]
     head = f"{result.model}: {time_interval(result.iteration_s)} per iteration, minibatch {result.minibatch}, {_threads(result.threads)}"
-    proof = [_perturbations(result.perturbations, width)] if result.perturbations else []
+    if result.predicted is not None:
+        found = result.predicted
+        head += f"\npredicted: {format_time(found.time_s)} ({format_time(found.low_s)} .. {format_time(found.high_s)})"
+        head += f", {found.time_s / result.iteration_s.median - 1:+.0%}"
+        head += f"; outside calibration: {found.extrapolated}" if found.extrapolated else ""
+    proof = [_perturbations(result.perturbations, width), _agreement(result)] if result.perturbations else []
     ranks = [rank_table(result.ranks, width)] if result.ranks else []
     return _page(head, table(columns, width), _legend(), *ranks, *proof, *_notes(result.notes))
 
 
 def _perturbations(found: Sequence[Perturbation], width: int) -> RenderableType:
     columns = [
-        Column("operator", _keys([p.operator for p in found], width), justify="left"),
+        Column("operator", operator_names([p.operator for p in found], width), justify="left"),
         Column("verdict", [p.binder for p in found], justify="left"),
         Column("resident", [_resident(p) for p in found]),
         Column("half threads", ["-" if p.fewer_threads_loss is None else _times(p.fewer_threads_loss) for p in found], need=8),
@@ -63,6 +63,11 @@ def _perturbations(found: Sequence[Perturbation], width: int) -> RenderableType:
         Column("agrees", [{True: "yes", False: "NO", None: "-"}[p.agrees] for p in found], justify="left"),
     ]
     return table(columns, width, title="perturbed: gain with resident data, loss with half the threads, gain with half the bytes sent")
+
+
+def _agreement(result: OperatorTable) -> RenderableType:
+    agree, contradict, untold = result.agreement
+    return Text(f"verdicts: {agree} agree with what perturbing showed, {contradict} contradict it, {untold} cannot be told by it")
 
 
 def _resident(one: Perturbation) -> str:
@@ -136,7 +141,7 @@ def verdict_table(result: TunedConfig, width: int = 80) -> RenderableType:
     """Time and binder of every operator pass of a tuned config."""
     rows = result.verdicts
     columns = [
-        Column("operator", _keys([row.operator for row in rows], width), justify="left"),
+        Column("operator", operator_names([row.operator for row in rows], width), justify="left"),
         Column("ms", [ms(row.time_s.median) for row in rows]),
         Column("95 %", [ms_range(row.time_s) for row in rows], need=6),
         *_fractions([row.fractions for row in rows]),
@@ -148,7 +153,7 @@ def verdict_table(result: TunedConfig, width: int = 80) -> RenderableType:
 def gain_table(gains: Sequence[Gain], width: int = 80) -> RenderableType:
     """What each raced choice gained over the default."""
     columns = [
-        Column("operator", _keys([gain.operator for gain in gains], width), justify="left"),
+        Column("operator", operator_names([gain.operator for gain in gains], width), justify="left"),
         Column("default ms", [ms(gain.default_s.median) for gain in gains], need=6),
         Column("tuned ms", [ms(gain.tuned_s.median) for gain in gains], need=6),
         Column("gain", [speedup(gain.speedup) for gain in gains]),
@@ -160,27 +165,6 @@ def gain_table(gains: Sequence[Gain], width: int = 80) -> RenderableType:
     return table(columns, width, "choices, against the default side by side")
 
 
-def explanation(result: Explanation, width: int = 80) -> RenderableType:
-    """`explain`: choices and their gain, binders with their evidence, what is left, and what to do."""
-    facts = _confirmation(result.default_iteration_s, result.tuned_iteration_s, result.speedup, result.significant)
-    changed = [choice for choice in result.choices if choice.chosen]
-    left = result.remaining
-    remaining = [
-        Column("operator", _keys([row.operator for row in left], width), justify="left"),
-        Column("ms", [ms(row.time_s) for row in left]),
-        Column("ms above its ceiling", [ms(row.above_ceiling_s) for row in left]),
-        Column("bound by", [row.binder for row in left], justify="left"),
-    ]
-    return _page(
-        f"{_head(result.model, result.sockets)}, {_threads(result.threads)}",
-        _facts(facts, width),
-        *([_choice_table(changed, width)] if changed else []),
-        Text(_standing(result.choices)),
-        *([table(remaining, width, "left to gain, at most")] if left else []),
-        *_findings(result),
-    )
-
-
 def verification(result: Verification, width: int = 80) -> RenderableType:
     """`verify`: default against tuned, measured again."""
     facts = [
@@ -190,41 +174,6 @@ def verification(result: Verification, width: int = 80) -> RenderableType:
         ("verdict", result.reason),
     ]
     return _page("holds" if result.holds else "does not hold", _facts(facts, width), *_notes(result.notes))
-
-
-def _choice_table(choices: Sequence[Choice], width: int) -> RenderableType:
-    columns = [
-        Column("operator", _keys([choice.operator for choice in choices], width), justify="left"),
-        Column("saves ms", [ms(choice.saved_s) for choice in choices]),
-        Column("gain", ["" if choice.speedup is None else speedup(choice.speedup) for choice in choices]),
-        Column("95 %", ["" if choice.speedup is None else speedup_range(choice.speedup) for choice in choices], need=6),
-        Column("raced", [str(choice.candidates) for choice in choices], need=3),
-        Column("default -> chosen", [_one_knob_a_line(choice.chosen) for choice in choices], justify="left"),
-    ]
-    return table(columns, width, "chosen instead of the default")
-
-
-def _standing(choices: Sequence[Choice]) -> str:
-    tied = [choice.operator for choice in choices if choice.raced and not choice.chosen]
-    untested = [choice.operator for choice in choices if not choice.raced]
-    lines = [
-        f"default kept, nothing raced gained significantly: {', '.join(tied)}" if tied else "",
-        f"default kept, nothing raced: {', '.join(untested)}" if untested else "",
-    ]
-    return "\n".join(line for line in lines if line) or "every operator pass has a choice of its own"
-
-
-def _findings(result: Explanation) -> Iterable[RenderableType]:
-    """Findings with the same remedy together; the group with the largest saving first."""
-    groups: dict[tuple[str, str], list[Finding]] = {}
-    for finding in result.findings:
-        groups.setdefault((finding.kind, finding.remedy), []).append(finding)
-    for (kind, remedy), findings in groups.items():
-        lines = [Text(f"{kind.replace('_', ' ')}: {remedy}", style="bold")]
-        for finding in findings:
-            saving = f" (at most {format_time(finding.saving_s)})" if finding.saving_s else ""
-            lines.append(Text(f"{finding.operator}{saving}: {finding.evidence}"))
-        yield Group(lines[0], *(Padding(line, (0, 0, 0, 2)) for line in lines[1:]))
 
 
 def _confirmation(default: Interval, tuned: Interval, gain: Interval, significant: bool) -> list[tuple[str, str]]:
@@ -275,14 +224,6 @@ def _threads(count: int) -> str:
 
 def _head(model: str, sockets: int) -> str:
     return f"{model}, {sockets} socket{'s' if sockets > 1 else ''}"
-
-
-def _keys(keys: Sequence[str], width: int) -> list[str]:
-    if width >= _ROOMY:
-        return list(keys)
-    for long, short in _SHORT:
-        keys = [key.replace(long, short) for key in keys]
-    return list(keys)
 
 
 def _fractions(fractions: Sequence[dict[str, float]]) -> list[Column]:

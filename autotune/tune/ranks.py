@@ -28,6 +28,7 @@ from autotune.errors import MachineError
 from autotune.ops.all_to_all import sample_bounds
 from autotune.ops.native import kernels
 from autotune.perf.ranks import measure_ranks
+from autotune.perf.share import per_rank
 from autotune.perf.table import OperatorTable
 from autotune.plan.constraints import Constraints
 from autotune.plan.profiled import plan_for
@@ -129,6 +130,8 @@ def tune_ranks(
     monitor = NoiseMonitor(cpus=topology.allowed_cpus)
     marker = trial_marker(output)
 
+    of_rank = per_rank(profile.ceilings, len(rank_cpus))
+
     def measure(_dlrm: object, _source: object, *, rounds: int, budget_s: float, progress: Progress) -> OperatorTable:
         return measure_ranks(
             lockstep, profile, ranks_on_host=len(rank_cpus), monitor=monitor, rounds=rounds, budget_s=budget_s, progress=progress
@@ -158,6 +161,7 @@ def tune_ranks(
             source=lockstep,
             default_for=default_for,
             measure=measure,
+            measure_tables=lambda seconds: lockstep.everywhere("tables_of_ranks", of_rank, seconds),
             deadline=deadline,
             journal=journal,
             progress=progress,
@@ -179,7 +183,7 @@ def tune_ranks(
         command = f"autotune tune {shlex.quote(name)} {options}"
         config = assemble(
             model, outcome, here, name=name, sockets=ranks, command=command, seed=seed, budget_s=budget_s, topology=topology,
-            rank_cpus=rank_cpus,
+            rank_cpus=rank_cpus, profile=profile,
         )  # fmt: skip
         write_yaml(output, config)
         journal.discard()

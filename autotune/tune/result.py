@@ -8,9 +8,9 @@ from datetime import UTC, datetime
 
 from autotune.config.knobs import RunConfig
 from autotune.config.model import Model
-from autotune.config.profile import Fingerprint, Topology
+from autotune.config.profile import Fingerprint, Profile, Topology
 from autotune.config.tuned import TUNED_SCHEMA, Gain, Interval, Provenance, TunedConfig, Verdict
-from autotune.perf.table import OperatorTable
+from autotune.perf.table import OperatorRow, OperatorTable
 from autotune.tune.confirm import Confirmation
 from autotune.tune.launch import launch_of
 from autotune.tune.races import RaceResult
@@ -68,12 +68,14 @@ def assemble(
     budget_s: float,
     topology: Topology | None = None,
     rank_cpus: tuple[tuple[int, ...], ...] = (),
+    profile: Profile | None = None,
 ) -> TunedConfig:
     """The file's contents. Where the default stands, its figures stand for both and the speedup is 1.
 
     Args:
         topology: Of one rank; None takes the fingerprint's.
         rank_cpus: Cores of every rank of this host; empty on one socket.
+        profile: In force while it was tuned; kept in the file.
     """
     confirmation = outcome.confirmation
     same = Interval(median=1.0, low=1.0, high=1.0, samples=confirmation.speedup.samples)
@@ -91,10 +93,7 @@ def assemble(
         speedup=confirmation.speedup if kept else same,
         significant=kept,
         gains=outcome.gains,
-        verdicts=tuple(
-            Verdict(operator=row.key, time_s=row.time_s, binder=row.binder, fractions=dict(row.fractions), detail=row.detail)
-            for row in outcome.table.rows
-        ),
+        verdicts=tuple(_verdict(row) for row in outcome.table.rows),
         fingerprint=fingerprint,
         provenance=Provenance(
             created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -106,4 +105,29 @@ def assemble(
             trials=outcome.trials,
             notes=outcome.notes,
         ),
+        workload=model,
+        profile=profile,
+        predicted_iteration=outcome.table.predicted,
+        tables=outcome.table.tables,
+        ranks=outcome.table.ranks,
+        timeline=outcome.table.timeline,
+    )
+
+
+def _verdict(row: OperatorRow) -> Verdict:
+    """A row of the table at the end, as the file keeps it."""
+    return Verdict(
+        operator=row.key,
+        time_s=row.time_s,
+        binder=row.binder,
+        fractions=dict(row.fractions),
+        detail=row.detail,
+        flops=row.flops,
+        bytes=row.bytes,
+        parallel_regions=row.parallel_regions,
+        access=row.access,
+        row_traffic_bytes=row.row_traffic_bytes,
+        bytes_sent=row.bytes_sent,
+        hidden_s=row.hidden_s,
+        predicted=row.predicted,
     )

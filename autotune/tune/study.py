@@ -20,6 +20,7 @@ from autotune.dlrm.model import DLRM, default_config
 from autotune.errors import FingerprintError, InputError
 from autotune.ops.native import kernels
 from autotune.perf.measure import measure
+from autotune.perf.tables import measure_tables
 from autotune.probe.cache import load_or_probe
 from autotune.probe.topology import available_memory_bytes, detect, fingerprint, fingerprint_differences, hardware_id
 from autotune.tune.budget import Deadline
@@ -103,13 +104,15 @@ def tune(
     with Journal(journal_path(output), study_name(model, here, batches, sockets=sockets, seed=seed), seed) as journal:
         progress.phase("building the model", None)
         default_for = functools.partial(default_config, model, topology)
+        dlrm = DLRM(model, default_for(), machine=topology)
         tuner = Tuner(
             model=model,
             fingerprint=here,
-            dlrm=DLRM(model, default_for(), machine=topology),
+            dlrm=dlrm,
             source=batches,
             default_for=default_for,
             measure=functools.partial(measure, profile=profile),
+            measure_tables=lambda seconds: measure_tables(dlrm, batches, profile.ceilings, budget_s=seconds),
             deadline=deadline,
             journal=journal,
             progress=progress,
@@ -124,7 +127,7 @@ def tune(
         options = f"--sockets {sockets} --budget {budget_s:g}s --seed {seed} -o {shlex.quote(str(output))}"
         command = f"autotune tune {shlex.quote(chosen_name)} {options}"
         config = assemble(
-            model, outcome, here, name=chosen_name, sockets=sockets, command=command, seed=seed, budget_s=budget_s
+            model, outcome, here, name=chosen_name, sockets=sockets, command=command, seed=seed, budget_s=budget_s, profile=profile
         )
         write_yaml(output, config)
         journal.discard()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import optuna
@@ -14,6 +14,7 @@ from autotune.bench.noise import NoiseMonitor
 from autotune.bench.progress import NO_PROGRESS, Progress
 from autotune.bench.samples import ENOUGH_SAMPLES, significant
 from autotune.config.knobs import RunConfig
+from autotune.config.measured import TableUse
 from autotune.config.model import Model
 from autotune.config.partition import Partition
 from autotune.config.profile import Fingerprint, Topology
@@ -36,6 +37,8 @@ _FIRST_LOOK_ROUNDS = 5
 _FIRST_LOOK_SHARE = 0.08
 _TABLE_ROUNDS = 30
 _TRIAL_ROUNDS = 10
+# Of what the per-operator table may take: the embedding passes are a part of the iteration that it repeats.
+_TABLES_SHARE = 0.3
 # A pass at its ceiling may still gain something: ceilings are measured, and reached only nearly.
 _LEAST_POTENTIAL = 0.1
 # A choice of a pass below this share of the iteration cannot be seen in the iteration's time, so its race decides alone.
@@ -80,6 +83,8 @@ class Tuner:
     communication: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     partitions: tuple[Partition, ...] = ()
     """On several ranks: see `Space`."""
+    measure_tables: Callable[[float], Sequence[TableUse]] = lambda budget_s: ()
+    """Every table by itself, under the configuration in force, within seconds."""
     before_trial: Callable[[str], object] = lambda config: None
     after_trial: Callable[[], object] = lambda: None
     """Told of a trial's configuration, and of its end: a trial that ends its process is known by that afterwards."""
@@ -324,4 +329,4 @@ class Tuner:
         budget_s = self.deadline.phase_s("table")
         table = self.measure(self.dlrm, self.source, rounds=_TABLE_ROUNDS, budget_s=budget_s, progress=self.progress)
         self.notes += table.notes
-        return table
+        return replace(table, tables=tuple(self.measure_tables(_TABLES_SHARE * budget_s)))

@@ -174,7 +174,35 @@ def test_explain_prints_text_or_json_and_writes_a_file(config_file: Path, tmp_pa
     assert text.exit_code == as_json.exit_code == 0
     assert "memory bound" in text.stdout
     assert json.loads(as_json.stdout)["findings"][0]["kind"] == "compute_bound"
+    assert "operators" in json.loads(as_json.stdout)
     assert out.read_text() == as_json.stdout
+
+
+def test_explain_writes_page_figures_and_trace_over_what_is_there(config_file: Path, tmp_path: Path, full_config: TunedConfig) -> None:
+    write_yaml(config_file, full_config)
+    html, folder, trace = tmp_path / "report.html", tmp_path / "made" / "figures", tmp_path / "trace.json"
+    html.write_text("old")
+    result = invoke("explain", config_file, "--html", html, "--figures", folder, "--trace", trace)
+    assert result.exit_code == 0, result.output
+    assert html.read_text().startswith("<!DOCTYPE html>")
+    assert {"roofline.png", "roofline.svg", "timeline.svg"} <= {file.name for file in folder.iterdir()}
+    assert json.loads(trace.read_text())["traceEvents"]
+    assert f"wrote {html}" in result.stderr
+    assert "at most" in result.stdout
+
+
+def test_explain_refuses_places_it_cannot_write_to_before_it_begins(config_file: Path, tmp_path: Path) -> None:
+    refused(invoke("explain", config_file, "--html", tmp_path / "no" / "report.html"), 2, "output folder does not exist")
+    (tmp_path / "file").write_text("")
+    refused(invoke("explain", config_file, "--figures", tmp_path / "file"), 2, "must be a folder", "choose another path")
+    refused(invoke("explain", config_file, "--html", tmp_path), 2, "output must be a file")
+
+
+def test_an_old_config_has_a_page_but_no_what_if(config_file: Path, tmp_path: Path) -> None:
+    html = tmp_path / "report.html"
+    assert invoke("explain", config_file, "--html", html).exit_code == 0
+    assert "written by an older version" in html.read_text()
+    refused(invoke("explain", config_file, "--what-if", "bandwidth=2x"), 2, "tune again")
 
 
 @pytest.mark.parametrize("to", ["env", "torchrun", "json", "slurm", "mpirun"])

@@ -35,8 +35,8 @@ def test_choices_are_kept_tied_or_untested(tuned_config: TunedConfig) -> None:
     ("operator", "kind", "evidence", "remedy"),
     [
         ("embedding_bag.forward", "memory_bound", "gather", "row bytes"),
-        ("top_mlp.0.backward_weights", "compute_bound", "2048x1024x1024", "fewer operations"),
-        ("interaction.forward", "below_every_ceiling", "30% of the memory ceiling", "minibatch"),
+        ("top_mlp.0.backward_weights", "compute_bound", "2048x1024x1024", "raced"),
+        ("interaction.forward", "below_every_ceiling", "30% of the memory ceiling", "raced"),
         ("interaction.forward", "wide_interval", "7.00 ms .. 13.0 ms from 30 samples", "budget"),
         ("other", "outside_operators", "2.00 ms of 78.0 ms", "minibatch"),
         ("iteration", "note", "2 disturbed rounds", "quiet"),
@@ -46,6 +46,13 @@ def test_findings_carry_evidence_and_a_remedy(tuned_config: TunedConfig, operato
     finding = found(tuned_config, operator, kind)
     assert evidence in finding.evidence
     assert remedy in finding.remedy
+
+
+def test_what_was_raced_already_needs_another_remedy(tuned_config: TunedConfig) -> None:
+    raced = tuned_config.gains[0].model_copy(update={"operator": "top_mlp.0.backward_weights", "candidates": 28})
+    finding = found(tuned_config.model_copy(update={"gains": (raced,)}), "top_mlp.0.backward_weights", "compute_bound")
+    assert "28 candidates raced" in finding.evidence
+    assert "fewer operations" in finding.remedy
 
 
 def test_findings_are_ranked_by_what_they_would_save(tuned_config: TunedConfig) -> None:

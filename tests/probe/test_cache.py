@@ -7,7 +7,7 @@ import pytest
 
 from autotune.bench.progress import Progress
 from autotune.config.files import load_profile, write_yaml
-from autotune.config.profile import Ceilings, Profile
+from autotune.config.profile import PROFILE_SCHEMA, Ceilings, Profile
 from autotune.ops.native import kernels
 from autotune.probe.cache import load_or_probe
 from autotune.probe.ceilings import BUSY
@@ -43,7 +43,7 @@ class Probe:
 
 
 def made(**changes: Any) -> Profile:
-    values = {"schema": 1, "name": "cached", "source": "test", "created": "2025-01-01T00:00:00Z", "fingerprint": HERE}
+    values = {"schema": PROFILE_SCHEMA, "name": "cached", "source": "test", "created": "2025-01-01T00:00:00Z", "fingerprint": HERE}
     return Profile(**(values | {"ceilings": NO_CEILINGS} | changes))
 
 
@@ -82,12 +82,12 @@ def test_a_file_that_cannot_be_read_is_replaced_with_a_note(cached: Path, text: 
 
 def test_a_profile_of_an_older_schema_is_replaced_with_a_note(cached: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     load_or_probe(measure=Probe())
-    monkeypatch.setattr("autotune.probe.cache.PROFILE_SCHEMA", 2)
+    monkeypatch.setattr("autotune.probe.cache.PROFILE_SCHEMA", PROFILE_SCHEMA + 1)
     notes = Notes()
     probe = Probe()
     load_or_probe(measure=probe, progress=notes)
     assert probe.calls == 1
-    assert "schema: 1, now 2" in notes.notes[0]
+    assert f"schema: {PROFILE_SCHEMA}, now {PROFILE_SCHEMA + 1}" in notes.notes[0]
 
 
 @pytest.mark.parametrize(

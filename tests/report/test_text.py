@@ -6,7 +6,6 @@ from rich.console import RenderableType
 from autotune.config.knobs import RunConfig
 from autotune.config.profile import Profile
 from autotune.config.tuned import Interval, TunedConfig
-from autotune.explain.diagnosis import explain
 from autotune.perf.table import OperatorRow, OperatorTable
 from autotune.report import text
 from autotune.report.layout import to_text
@@ -126,19 +125,6 @@ def test_a_profile_shows_machine_and_ceilings(hardware_profile: Profile) -> None
 def test_a_tuned_config_shows_operators_choices_and_the_whole(tuned_config: TunedConfig, width: int) -> None:
     out = shown(text.tuned_config(tuned_config, width, "small.tuned.yaml"), width)
     holds(out, "memory 90%", "1.25x", "1.15x", "significant", "7 trials", "small.tuned.yaml", "note: 2 disturbed")
-
-
-def test_an_explanation_has_choices_binders_and_remedies(tuned_config: TunedConfig) -> None:
-    out = shown(text.explanation(explain(tuned_config)))
-    holds(
-        out,
-        "prefetch_distance 8->16",
-        "1.25x",
-        "gained significantly: embedding_bag.update",
-        "top_mlp.0.bwd_weights",
-        "compute bound: only fewer",
-        "(at most 15.0 ms): 2048",
-    )
 
 
 def test_a_verification_says_whether_it_holds() -> None:

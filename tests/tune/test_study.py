@@ -102,7 +102,9 @@ def test_tiny_is_tuned_end_to_end_within_the_budget(tuned: tuple[TunedConfig, Pa
     assert spent_s <= 1.15 * 6.0 + 2.0
     assert len(config.verdicts) > 5
     assert config.launch.threads == config.config.threads == len(config.launch.cpus)
-    assert dump_yaml(config).startswith("schema: 1")
+    assert dump_yaml(config).startswith("schema: 2")
+    assert [use.table for use in config.tables] == [t for t, table in enumerate(catalog.load_model_by_name("tiny").tables) if table.pooling]
+    assert {span.operator for span in config.timeline} == {verdict.operator for verdict in config.verdicts} - {"other"}
 
 
 def test_a_run_uses_exactly_what_the_config_says(tuned: tuple[TunedConfig, Path, float], tiny: Model) -> None:

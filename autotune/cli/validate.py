@@ -1,0 +1,55 @@
+"""`autotune validate`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from autotune import catalog
+from autotune.cli.options import BudgetOption, JsonOption, OutputOption
+from autotune.cli.output import check_outputs, show
+from autotune.cli.progress import reporting
+from autotune.cli.session import start_default
+from autotune.config.base import MAX_SEARCH_SEED
+from autotune.probe.topology import available_memory_bytes, detect
+from autotune.report.predict import validation
+from autotune.units import parse_duration
+
+Models = Annotated[list[str] | None, typer.Argument(metavar="[MODEL...]", help="Shipped models or YAML files, measured first.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, max=MAX_SEARCH_SEED, metavar="N", help="Of the random models.")]
+Refresh = Annotated[bool, typer.Option("--refresh", help="Probe the machine anew first, so that it has changed least.")]
+
+
+def command(
+    models: Models = None,
+    seed: Seed = 0,
+    budget: BudgetOption = "120s",
+    refresh: Refresh = False,
+    as_json: JsonOption = False,
+    output: OutputOption = None,
+) -> None:
+    """Hold predictions against measurements: on random models until the budget ends, and before them on those named.
+
+    Example: autotune validate small rm2 mlperf-1m --seed 7 --budget 120s
+    """
+    check_outputs(output)
+    budget_s = parse_duration(budget)
+    named = [catalog.load_model_by_name(name) for name in models or ()]
+    topology = detect()
+    start_default(topology)
+    from autotune.perf.validate import validate
+    from autotune.probe.cache import load_or_probe
+
+    with reporting() as progress:
+        profile = load_or_probe(refresh=refresh, progress=progress)
+        result = validate(
+            profile,
+            topology,
+            named,
+            seed=seed,
+            budget_s=budget_s,
+            available_bytes=available_memory_bytes(topology),
+            progress=progress,
+        )
+    show(result, validation, as_json, output)

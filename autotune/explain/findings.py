@@ -1,0 +1,245 @@
+"""What is worth knowing about a tuned config: typed, each with its evidence and one remedy, all of it from what the config holds."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from autotune.config.knobs import EmbeddingForwardKnobs, EmbeddingUpdateKnobs
+from autotune.config.measured import TableUse
+from autotune.config.tuned import Interval, TunedConfig
+from autotune.explain import wording
+from autotune.explain.layers import layer_findings
+from autotune.explain.tables import tables_in_step
+from autotune.explain.terms import ITERATION, OTHER, WORTH_NAMING, above_ceiling_s, is_transfer, iteration_s, ranks_on_host
+from autotune.explain.wording import FindingKind
+from autotune.perf.roofline import BOUND_FRACTION, fork_join_s
+
+_BOUND: dict[str, FindingKind] = {"memory": "memory_bound", "compute": "compute_bound", "network": "network_bound"}
+# A 95 % interval wider than a fifth of its median cannot tell a useful gain from none.
+_WIDE = 0.20
+# Forks and joins: from this share of an iteration on, a larger minibatch shows.
+_FORK_SHARE = 0.03
+# The busiest thread's look-ups over the mean: below, the race of strategies decides better than a count does.
+_UNEVEN_THREADS = 1.15
+# A rank that computes this much longer than the mean; as `perf.ranks` says it.
+_UNEVEN_RANKS = 1.05
+_HOT_SHARE = 0.25
+# What names a cause makes the plain verdict of the same pass superfluous.
+_GENERAL: tuple[FindingKind, ...] = ("memory_bound", "compute_bound", "below_every_ceiling")
+_SPECIFIC: tuple[FindingKind, ...] = (
+    "table_far_from_ceiling", "skewed_lookups", "padded_layer", "uneven_blocks", "memory_bound_layer",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing worth knowing, with its evidence and what to do about it."""
+
+    kind: FindingKind
+    operator: str
+    """Operator pass, or ``iteration``."""
+    saving_s: float
+    """Seconds per iteration that would go at most; 0 where it is not a matter of time."""
+    evidence: str
+    remedy: str
+
+
+def find(config: TunedConfig) -> tuple[Finding, ...]:
+    """All findings, the largest saving first."""
+    found = [*_of_iteration(config), *_of_operators(config), *_of_tables(config), *_of_transfers(config), *_of_ranks(config)]
+    found += [Finding(*one) for one in layer_findings(config)]
+    known = {finding.operator for finding in found if finding.kind in _SPECIFIC}
+    found = [finding for finding in found if finding.kind not in _GENERAL or finding.operator not in known]
+    return tuple(sorted(found, key=lambda finding: (-finding.saving_s, finding.kind == "note")))
+
+
+def grouped(findings: Sequence[Finding]) -> list[tuple[Finding, ...]]:
+    """Findings with the same kind and remedy together; the group with the largest saving first."""
+    groups: dict[tuple[str, str], list[Finding]] = {}
+    for finding in findings:
+        groups.setdefault((finding.kind, finding.remedy), []).append(finding)
+    return [tuple(group) for group in groups.values()]
+
+
+def _of_operators(config: TunedConfig) -> Iterator[Finding]:
+    total_s = iteration_s(config)
+    raced = {gain.operator: gain.candidates for gain in config.gains}
+    for verdict in config.verdicts:
+        time_s, candidates = verdict.time_s, raced.get(verdict.operator, 0)
+        if time_s.median < WORTH_NAMING * total_s:
+            continue
+        if verdict.operator == OTHER:
+            yield _finding("outside_operators", OTHER, time_s.median, wording.outside_evidence(time_s.median, total_s))
+        elif not is_transfer(verdict):
+            kind, above_s = _BOUND.get(verdict.binder, "below_every_ceiling"), above_ceiling_s(verdict)
+            if above_s >= WORTH_NAMING * total_s:
+                evidence = wording.ceiling_evidence(verdict.fractions, verdict.detail, candidates)
+                can_race = verdict.operator in config.config.operators
+                remedy = wording.remedy(kind, verdict.operator, raced=candidates > 1 or not can_race)
+                yield Finding(kind, verdict.operator, above_s, evidence, remedy)
+        predicted = verdict.predicted if verdict.operator != OTHER else None
+        if predicted is not None and not predicted.extrapolated and time_s.low > predicted.high_s and not is_transfer(verdict):
+            evidence = wording.slower_evidence(time_s.median, predicted.low_s, predicted.high_s)
+            yield _finding("slower_than_predicted", verdict.operator, time_s.median - predicted.time_s, evidence)
+        if _is_wide(time_s):
+            yield _finding("wide_interval", verdict.operator, 0.0, wording.wide_interval_evidence(time_s.low, time_s.high, time_s.samples))
+
+
+def _of_iteration(config: TunedConfig) -> Iterator[Finding]:
+    tuned, pages = config.tuned_iteration_s, config.fingerprint.topology.huge_pages
+    if not config.significant:
+        yield _finding("no_gain", ITERATION, 0.0, wording.no_gain_evidence(config.speedup.low, config.speedup.high))
+    if _is_wide(tuned):
+        yield _finding("wide_interval", ITERATION, 0.0, wording.wide_interval_evidence(tuned.low, tuned.high, tuned.samples))
+    if pages == "never":
+        yield _finding("small_pages", "embedding_bag", 0.0, wording.small_pages_evidence(pages))
+    yield from _small_minibatch(config)
+    yield from _oversubscribed(config)
+    for note in config.provenance.notes:
+        yield Finding("note", ITERATION, 0.0, note, wording.note_remedy(note))
+
+
+def _small_minibatch(config: TunedConfig) -> Iterator[Finding]:
+    if config.profile is None:
+        return
+    regions = sum(verdict.parallel_regions for verdict in config.verdicts)
+    each_s = fork_join_s(config.profile.ceilings, config.config.threads)
+    share = regions * each_s / iteration_s(config)
+    if share >= _FORK_SHARE:
+        evidence = wording.small_minibatch_evidence(share, regions, each_s, config.minibatch)
+        remedy = wording.small_minibatch_remedy(config.minibatch, share)
+        yield Finding("small_minibatch", ITERATION, regions * each_s, evidence, remedy)
+
+
+def _oversubscribed(config: TunedConfig) -> Iterator[Finding]:
+    """More threads than the cores of the machine that tuned, or than its cgroup grants time for."""
+    topology, ranks, threads = config.fingerprint.topology, ranks_on_host(config), config.config.threads
+    granted = topology.cpu_quota
+    cores, what = (granted, "CPUs' worth of time") if granted is not None else (float(topology.physical_cores), "cores")
+    if ranks * threads > cores + 0.5:
+        evidence = wording.oversubscribed_evidence(threads, ranks, cores, what)
+        yield Finding("oversubscribed_cores", ITERATION, 0.0, evidence, wording.oversubscribed_remedy(max(1, int(cores / ranks))))
+
+
+def _of_tables(config: TunedConfig) -> Iterator[Finding]:
+    """The table that loses most in each embedding pass, and a strategy that spreads the look-ups better than the one in force."""
+    total_s = iteration_s(config)
+    above_s = {verdict.operator: above_ceiling_s(verdict) for verdict in config.verdicts}
+    tables = tables_in_step(config)
+    for which in ("forward", "update"):
+        far = [use for use in tables if _ceiling_s(use, which) and _ceiling_s(use, which) < BOUND_FRACTION * _time_s(use, which)]
+        lost_s = sum(_time_s(use, which) - _ceiling_s(use, which) for use in far)
+        if not far or min(lost_s, above_s.get(f"embedding_bag.{which}", 0.0)) < WORTH_NAMING * total_s:
+            continue
+        worst = max(far, key=lambda use: _time_s(use, which) - _ceiling_s(use, which))
+        hot = wording.hot_rows(worst.hot_share, worst.hot_rows) if worst.hot_share >= _HOT_SHARE else ""
+        rank = worst.rank if config.sockets > 1 else None
+        evidence = wording.table_evidence(which, worst.table, rank, _time_s(worst, which), _ceiling_s(worst, which), len(far) - 1, hot)
+        saving_s = min(lost_s, above_s[f"embedding_bag.{which}"])
+        yield Finding("table_far_from_ceiling", f"embedding_bag.{which}", saving_s, evidence, _far_remedy(config, which, worst, bool(hot)))
+    yield from _skewed(config)
+
+
+def _far_remedy(config: TunedConfig, which: str, worst: TableUse, hot: bool) -> str:
+    key = f"embedding_bag.{which}"
+    knobs = config.config.operators.get(key)
+    raced = any(gain.operator == key and gain.candidates > 1 for gain in config.gains)
+    if isinstance(knobs, EmbeddingUpdateKnobs):
+        better = _better_strategy(worst, knobs.strategy)
+        if better is not None and config.config.threads > 1:
+            return wording.strategy_remedy(knobs.strategy, _load(worst, knobs.strategy), better, _load(worst, better))
+        if hot:
+            return wording.hot_table_remedy(knobs.strategy)
+    distance = knobs.prefetch_distance if isinstance(knobs, EmbeddingForwardKnobs | EmbeddingUpdateKnobs) else 0
+    return wording.far_table_remedy(which, raced, distance)
+
+
+def _skewed(config: TunedConfig) -> Iterator[Finding]:
+    """Under the strategy in force one thread gets more look-ups of a table than the others, and another strategy parts them evenly."""
+    knobs, threads = config.config.operators.get("embedding_bag.update"), config.config.threads
+    if not isinstance(knobs, EmbeddingUpdateKnobs) or threads < 2:
+        return
+    uneven = [use for use in tables_in_step(config) if _better_strategy(use, knobs.strategy) is not None]
+    waiting_s = {use: use.update_s * (1.0 - 1.0 / _load(use, knobs.strategy)) for use in uneven}
+    # Threads scan the tables one after another without a join between them, so unevenness of several tables may cancel out.
+    worst = max(uneven, key=lambda use: waiting_s[use], default=None)
+    if worst is None or waiting_s[worst] < WORTH_NAMING * iteration_s(config):
+        return
+    better, load = _better_strategy(worst, knobs.strategy), _load(worst, knobs.strategy)
+    assert better is not None
+    evidence = wording.skew_evidence(worst.table, wording.hot_rows(worst.hot_share, worst.hot_rows), knobs.strategy, threads, load)
+    remedy = wording.strategy_remedy(knobs.strategy, load, better, _load(worst, better))
+    yield Finding("skewed_lookups", "embedding_bag.update", waiting_s[worst], evidence, remedy)
+
+
+def _load(use: TableUse, strategy: str) -> float:
+    """Busiest thread over the mean; strategies without owners are even."""
+    loads = {"race_free_range": use.range_load, "race_free_modulo": use.modulo_load, "bucketed": use.bucketed_load}
+    return loads.get(strategy, 1.0)
+
+
+def _better_strategy(use: TableUse, strategy: str) -> str | None:
+    """The race-free strategy that parts a table's look-ups best, where the one in force does so badly."""
+    if _load(use, strategy) < _UNEVEN_THREADS:
+        return None
+    best = min(("race_free_range", "race_free_modulo", "bucketed"), key=lambda name: _load(use, name))
+    return best if _load(use, best) < 0.9 * _load(use, strategy) else None
+
+
+def _time_s(use: TableUse, which: Literal["forward", "update"] | str) -> float:
+    return use.forward_s if which == "forward" else use.update_s
+
+
+def _ceiling_s(use: TableUse, which: Literal["forward", "update"] | str) -> float:
+    return use.forward_ceiling_s if which == "forward" else use.update_ceiling_s
+
+
+def _of_transfers(config: TunedConfig) -> Iterator[Finding]:
+    knobs = config.config.communication
+    if knobs is None:
+        return
+    for verdict in config.verdicts:
+        exposed_s = verdict.time_s.median
+        if is_transfer(verdict) and exposed_s >= WORTH_NAMING * iteration_s(config):
+            evidence = wording.exposed_evidence(exposed_s, verdict.hidden_s or 0.0, verdict.bytes_sent)
+            if not verdict.bytes_sent:
+                evidence = wording.ceiling_evidence(verdict.fractions, verdict.detail, 0)
+            remedy = wording.exposed_remedy(
+                verdict.operator, knobs.overlap, knobs.wire_dtype, knobs.bucket_bytes, knobs.communication_cores
+            )
+            yield Finding("exposed_transfer", verdict.operator, exposed_s, evidence, remedy)
+
+
+def _of_ranks(config: TunedConfig) -> Iterator[Finding]:
+    """The rank that the others wait for, and the pass that makes it slow."""
+    ranks = config.ranks
+    if len(ranks) < 2:
+        return
+    mean_s = statistics.fmean(row.compute_s for row in ranks)
+    slowest = max(ranks, key=lambda row: row.compute_s)
+    if slowest.compute_s < _UNEVEN_RANKS * mean_s or slowest.compute_s - mean_s < WORTH_NAMING * iteration_s(config):
+        return
+    transfers = {verdict.operator for verdict in config.verdicts if is_transfer(verdict)}
+    means = {key: statistics.fmean(row.passes_s.get(key, 0.0) for row in ranks) for key in slowest.passes_s if key not in transfers}
+    if not means:
+        return
+    most = max(means, key=lambda key: slowest.passes_s[key] - means[key])
+    looked = statistics.fmean(row.lookups for row in ranks)
+    of_tables = most.startswith("embedding")
+    cause = wording.lookups_cause(slowest.lookups / looked, slowest.tables) if of_tables and looked else ""
+    evidence = wording.uneven_ranks_evidence(
+        slowest.rank, slowest.compute_s / mean_s - 1.0, most, slowest.passes_s[most] - means[most], cause
+    )
+    remedy = wording.uneven_ranks_remedy(slowest.rank, config.sockets, of_tables)
+    yield Finding("uneven_ranks", most, slowest.compute_s - mean_s, evidence, remedy)
+
+
+def _is_wide(interval: Interval) -> bool:
+    return interval.high - interval.low > _WIDE * interval.median
+
+
+def _finding(kind: FindingKind, operator: str, saving_s: float, evidence: str) -> Finding:
+    return Finding(kind, operator, saving_s, evidence, wording.remedy(kind, operator))

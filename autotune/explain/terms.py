@@ -1,0 +1,39 @@
+"""Terms that every part of the explainer shares."""
+
+from __future__ import annotations
+
+from autotune.config.tuned import TunedConfig, Verdict
+
+OTHER = "other"
+"""The verdict that stands for the time outside every operator."""
+ITERATION = "iteration"
+"""The operator of a gain that concerns the whole step."""
+
+# Shares below this are lost in the noise of an iteration (10 % between quartiles), whatever binds them.
+WORTH_NAMING = 0.01
+
+_TRANSFERS = ("all_to_all", "all_reduce")
+
+
+def is_transfer_key(operator: str) -> bool:
+    """Whether a pass waits for other ranks."""
+    return operator.startswith(_TRANSFERS)
+
+
+def is_transfer(verdict: Verdict) -> bool:
+    return is_transfer_key(verdict.operator)
+
+
+def iteration_s(config: TunedConfig) -> float:
+    """Sum of the passes' medians."""
+    return sum(verdict.time_s.median for verdict in config.verdicts)
+
+
+def above_ceiling_s(verdict: Verdict) -> float:
+    """``time x (1 - highest fraction)``: what remains when the nearest ceiling is reached."""
+    return verdict.time_s.median * max(0.0, 1.0 - max(verdict.fractions.values(), default=1.0))
+
+
+def ranks_on_host(config: TunedConfig) -> int:
+    """Ranks that shared the machine that tuned."""
+    return max(1, len(config.launch.rank_cpus))

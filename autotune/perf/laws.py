@@ -1,0 +1,213 @@
+"""Laws: the time of a pass as a weighted sum of its terms, the weights learned from the reference models that the probe ran.
+
+Per kind of pass and number of threads the weights minimise the sum over the reference passes of (predicted / measured - 1)^2, none
+negative, drawn gently towards what another machine of this code showed (`USUAL`): terms that the reference cannot tell apart keep their
+usual weight. What the law leaves is smooth in the shape, so the residuals of reference passes near a shape correct it. How well a law
+predicts a reference pass that it has not seen (leave one out) is its interval.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from autotune.config.tuned import Prediction
+from autotune.perf.steps import Kind
+from autotune.perf.terms import Terms
+
+FloatArray = npt.NDArray[np.float64]
+
+# Of the squared relative errors' mean. At 0.0001 a term that matters nowhere keeps its usual weight, one that matters is free.
+_PULL = 1e-4
+_HUBER = 0.15
+"""Relative error beyond which a reference pass counts less: one disturbed median shall not bend the law."""
+_REWEIGHTS = 5
+# A shape takes on the residuals of reference passes within about a factor of two of it in every size; a lone far one counts for little.
+_REACH = math.log(2.0)
+_OWN_WEIGHT = 0.5
+_LEAST_SPREAD = 0.05
+"""No interval is narrower: medians of a few steps on a quiet machine differ by as much."""
+_USUAL_SPREAD = 0.4
+"""Of a law without reference passes."""
+_BETWEEN = 0.8
+"""Share of the leave-one-out errors inside an interval."""
+_OUTSIDE = 1.25
+"""A size this much beyond all reference passes is extrapolated."""
+
+_UNTESTED = {"atomic": 20.0, "unfused": 1.5, "state": 2.0}
+"""Terms that no reference pass has, of strategies that are baselines and of Adagrad: estimates."""
+USUAL: Mapping[Kind, Mapping[str, float]] = {
+    "forward": {
+        "wide": 0.96, "narrow": 0.94, "narrowest": 1.1, "store": 11.0, "ragged": 11.0, "panel": 1.0, "call": 16.0, "fork": 2.0,
+        "memory": 1.4, "shared": 0.8,
+    },
+    "backward_data": {
+        "wide": 0.9, "narrow": 0.86, "narrowest": 0.91, "store": 8.0, "ragged": 6.0, "panel": 1.0, "call": 18.0, "fork": 2.0,
+        "memory": 3.2, "shared": 0.5,
+    },
+    "backward_weights": {
+        "wide": 1.0, "narrow": 0.85, "narrowest": 1.1, "store": 1.3, "ragged": 0.1, "panel": 1.1, "pack": 9.0, "repack": 3.7, "masked": 5.3,
+        "call": 33.0, "fork": 2.0, "memory": 2.5, "shared": 0.25,
+    },
+    "embedding_forward": {
+        "rows_memory": 0.88, "rows_shared": 1.6, "rows_own": 0.1, "walk": 0.2, "lookups": 0.1, "vectors": 1.7, "bags": 0.1, "tables": 1.5,
+        "call": 40.0, "fork": 2.2, "memory": 3.2, "shared": 5.6,
+    },
+    "embedding_update": {
+        "rows_memory": 1.0, "rows_shared": 0.1, "rows_own": 0.1, "walk": 0.2, "lookups": 2.0, "vectors": 4.6, "bags": 14.0, "tables": 0.1,
+        "scan": 5.5, "file": 13.6, "call": 37.0, "fork": 2.2, "memory": 0.1, "shared": 2.3, **_UNTESTED,
+    },
+    "interaction_forward": {
+        "dots": 0.79, "sums": 0.15, "copy": 0.7, "samples": 0.1, "call": 22.0, "fork": 2.0, "memory": 4.1, "shared": 0.1,
+    },
+    "interaction_backward": {
+        "dots": 0.92, "square": 0.1, "store": 7.6, "samples": 0.1, "call": 13.0, "fork": 2.0, "memory": 0.1, "shared": 2.0,
+    },
+    "loss": {"samples": 38.0, "call": 200.0},
+    "other": {"passes": 3.5, "call": 47.0},
+}  # fmt: skip
+"""Weights of a 2-core Zen 4 machine with AVX-512, as the probe measured them at two threads, rounded, 0.1 for none: where a machine's own
+law is drawn to, and what a profile without reference passes gets."""
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """One pass of a reference model."""
+
+    terms: Terms
+    size: Mapping[str, float]
+    time_s: float
+    threads: int
+
+
+@dataclass(frozen=True, eq=False)
+class Law:
+    """Of one kind of pass at one number of threads."""
+
+    kind: Kind
+    threads: int
+    weights: Mapping[str, float]
+    references: tuple[Reference, ...]
+    residuals: FloatArray
+    """log(measured / weighted sum) of the references."""
+    spread: float
+    """Half-width of the interval, in log time."""
+
+    def predict(self, terms: Terms, size: Mapping[str, float], threads: int) -> Prediction:
+        """The time of a pass, with its interval."""
+        base_s = weighted(terms, self.weights)
+        time_s = base_s * math.exp(self._correction(size))
+        outside = self.outside(size, threads)
+        spread = self.spread * (1.5 if outside else 1.0)
+        return Prediction(low_s=time_s * math.exp(-spread), time_s=time_s, high_s=time_s * math.exp(spread), extrapolated=outside)
+
+    def outside(self, size: Mapping[str, float], threads: int) -> str:
+        """What exceeds the reference passes, in words."""
+        if not self.references:
+            return "no reference passes of this kind"
+        found = [f"{threads} threads beside {self.threads}"] if threads != self.threads else []
+        for name in size:
+            known = [one.size[name] for one in self.references]
+            low, high = min(known), max(known)
+            if size[name] > _OUTSIDE * high or size[name] * _OUTSIDE < low:
+                found.append(f"{name.replace('_', ' ')} {size[name]:g} beside {low:g} to {high:g}")
+        return "; ".join(found)
+
+    def _correction(self, size: Mapping[str, float]) -> float:
+        if not self.references:
+            return 0.0
+        near = _nearness([size], [one.size for one in self.references])[0]
+        return float(near @ self.residuals / (near.sum() + _OWN_WEIGHT))
+
+
+def weighted(terms: Terms, weights: Mapping[str, float]) -> float:
+    return max(1e-9, sum(value * weights.get(name, 1.0) for name, value in terms.items()))
+
+
+def learn(kind: Kind, threads: int, references: Sequence[Reference]) -> Law:
+    """The law of the passes given; the usual one where there are none."""
+    usual = USUAL.get(kind, {})
+    if not references:
+        return Law(kind, threads, usual, (), np.zeros(0), _USUAL_SPREAD)
+    names = list(references[0].terms)
+    matrix = np.array([[one.terms[name] / one.time_s for name in names] for one in references])
+    prior = np.array([usual.get(name, 1.0) for name in names])
+    weights = _solve(matrix, prior)
+    residuals = -np.log(np.maximum(matrix @ weights, 1e-9))
+    spread = _left_out(matrix, prior, [one.size for one in references])
+    return Law(kind, threads, dict(zip(names, weights.tolist(), strict=True)), tuple(references), residuals, spread)
+
+
+def _solve(matrix: FloatArray, prior: FloatArray) -> FloatArray:
+    """Non-negative weights with the least sum of Huber's loss of (matrix w - 1) and the pull to the prior."""
+    count, terms = matrix.shape
+    pull = math.sqrt(_PULL * count / terms) * np.diag(1.0 / np.maximum(prior, 1e-3))
+    importance, weights = np.ones(count), prior
+    for _ in range(_REWEIGHTS):
+        root = np.sqrt(importance)
+        weights = _non_negative(np.vstack([matrix * root[:, None], pull]), np.concatenate([root, pull @ prior]))
+        errors = np.abs(matrix @ weights - 1.0)
+        beyond = max(_HUBER, 1.5 * float(np.median(errors)))
+        importance = np.minimum(1.0, beyond / np.maximum(errors, 1e-9))
+    return weights
+
+
+def _non_negative(matrix: FloatArray, target: FloatArray) -> FloatArray:
+    """Least squares under w >= 0, by active sets.
+
+    Source: C. Lawson, R. Hanson, Solving Least Squares Problems, 1974, chapter 23.
+    """
+    terms = matrix.shape[1]
+    gram, right = matrix.T @ matrix, matrix.T @ target
+    weights, free = np.zeros(terms), np.zeros(terms, dtype=bool)
+    for _ in range(3 * terms):
+        slope = np.where(free, -np.inf, right - gram @ weights)
+        best = int(np.argmax(slope))
+        if slope[best] <= 1e-10 * max(1.0, abs(right[best])):
+            break
+        free[best] = True
+        while True:
+            trial = np.zeros(terms)
+            trial[free] = np.linalg.solve(gram[np.ix_(free, free)], right[free])
+            if trial[free].min() > 0:
+                weights = trial
+                break
+            falling = free & (trial <= 0)
+            step = float(np.min(weights[falling] / (weights[falling] - trial[falling])))
+            weights = weights + step * (trial - weights)
+            free &= weights > 1e-12
+            weights = np.where(free, weights, 0.0)
+    return weights
+
+
+def _left_out(matrix: FloatArray, prior: FloatArray, sizes: Sequence[Mapping[str, float]]) -> float:
+    """The error of four passes out of five, in log time, each predicted by a law that has not seen it.
+
+    Folds instead of single passes keep it quick: every fifth pass is left out at once.
+    """
+    count = len(matrix)
+    if count < 5:
+        return _USUAL_SPREAD
+    errors = []
+    for fold in range(5):
+        out = np.arange(count) % 5 == fold
+        weights = _solve(matrix[~out], prior)
+        residuals = -np.log(np.maximum(matrix @ weights, 1e-9))
+        left = [size for size, leave in zip(sizes, out, strict=True) if leave]
+        near = _nearness(left, [size for size, leave in zip(sizes, out, strict=True) if not leave])
+        corrected = residuals[out] - near @ residuals[~out] / (near.sum(axis=1) + _OWN_WEIGHT)
+        errors += np.abs(corrected).tolist()
+    return max(_LEAST_SPREAD, float(np.quantile(errors, _BETWEEN)))
+
+
+def _nearness(shapes: Sequence[Mapping[str, float]], references: Sequence[Mapping[str, float]]) -> FloatArray:
+    """1 for the same shape, near 0 for one that differs by much more than a factor of two in some size."""
+    names = list(references[0])
+    left, right = (np.log([[one[name] + 1.0 for name in names] for one in side]) for side in (shapes, references))
+    distance = ((left[:, None, :] - right[None, :, :]) ** 2).sum(axis=2)
+    found: FloatArray = np.exp(-distance / (2 * _REACH**2))
+    return found

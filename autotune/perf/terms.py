@@ -1,0 +1,225 @@
+"""What the time of a pass is made of: terms in seconds, each what one resource of the profile would take. A law weighs and adds them.
+
+A term is a plain count (flops of padded panels, rows from memory, vectors copied, calls) over a rate of the profile, so that the same
+weights serve other shapes, thread counts and machines. Weights are learned by `perf.laws`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from autotune.config.knobs import EmbeddingUpdateKnobs, Knobs, LayerKnobs
+from autotune.config.profile import Profile
+from autotune.ops.mlp import default_knobs, shape_of
+from autotune.perf.roofline import compute_ceiling, fork_join_s, row_ceiling, stream_ceiling
+from autotune.perf.steps import PassShape, Residence, TableShare
+
+CACHE_SHARE = 0.75
+"""Of a cache that a step's data can count on: conflicts, code, stacks and other programs take the rest."""
+_HIDDEN_CACHE_BYTES = 32 << 20
+_SMALL_PAGES_REACH_BYTES = 8 << 20
+"""What the second-level TLB of a current core reaches with 4 KiB pages: 1536 to 3072 entries."""
+_WALK_CYCLES = 100.0
+
+Terms = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A profile at one number of threads: rates, and times in cycles of one core."""
+
+    profile: Profile
+    threads: int
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    share: float = CACHE_SHARE
+    """Of the last-level cache that is this program's: in a virtual machine others use it too, and no datasheet tells how much."""
+
+    def __post_init__(self) -> None:
+        topology, ceilings, threads = self.profile.fingerprint.topology, self.profile.ceilings, self.threads
+        lanes = 16 if "avx512f" in topology.isa and self.profile.fingerprint.target != "avx2" else 8
+        kinds = {point.kind for point in ceilings.stream}
+        per_core = compute_ceiling(ceilings, threads) / threads
+        put = object.__setattr__
+        put(self, "lanes", lanes)
+        put(self, "flops_per_s", compute_ceiling(ceilings, threads) * bf16_gain(self.profile, self.dtype))
+        # Two multiply-adds a cycle: of cores with one such unit these are half cycles, and the weights of a law follow.
+        put(self, "cycle_s", 4.0 * lanes / per_core)
+        put(self, "stream_bytes_per_s", max(stream_ceiling(ceilings, kind, threads) for kind in kinds))
+        put(self, "own_bytes", CACHE_SHARE * topology.l2_bytes * threads)
+        instances = max(1, topology.l3_instances) * min(1.0, threads / max(1, topology.physical_cores))
+        shared = topology.l3_bytes * max(1.0, instances) or _HIDDEN_CACHE_BYTES
+        put(self, "shared_bytes", max(self.share * shared, CACHE_SHARE * topology.l2_bytes * threads))
+        widest = max((point.row_bytes for point in ceilings.gather), default=1024)
+        put(self, "shared_bytes_per_s", self.rows_per_s("gather", widest, shared / 2))
+        put(self, "fork_s", fork_join_s(ceilings, threads))
+
+    lanes: int = 0
+    flops_per_s: float = 0.0
+    cycle_s: float = 0.0
+    stream_bytes_per_s: float = 0.0
+    own_bytes: float = 0.0
+    shared_bytes: float = 0.0
+    shared_bytes_per_s: float = 0.0
+    fork_s: float = 0.0
+
+    def rows_per_s(self, access: Literal["gather", "scatter"], row_bytes: int, working_set_bytes: float) -> float:
+        """Row bytes per second; narrower rows than any measured take the time of the narrowest."""
+        points = self.profile.ceilings.gather if access == "gather" else self.profile.ceilings.scatter
+        known = max(row_bytes, min((point.row_bytes for point in points), default=row_bytes))
+        rate = row_ceiling(self.profile.ceilings, access, known, max(working_set_bytes, 1.0), self.threads)
+        return rate.bandwidth_bytes_per_s * row_bytes / known
+
+
+def bf16_gain(profile: Profile, dtype: str) -> float:
+    """Of arithmetic over fp32's; 1 where the profile knows of none."""
+    return profile.bf16_gain if dtype == "bf16" else 1.0
+
+
+def terms_of(one: PassShape, where: Residence, knobs: Knobs | None, machine: Machine, huge_pages: bool) -> Terms:
+    """The terms of a pass, seconds each."""
+    if one.kind in ("forward", "backward_data", "backward_weights"):
+        found = _layer(one, knobs, machine)
+    elif one.kind in ("embedding_forward", "embedding_update"):
+        found = _embedding(one, where, knobs, machine, huge_pages)
+    else:
+        found = _OTHERS[one.kind](one, machine)
+    found["call"] = 1e-6
+    found["fork"] = one.work.parallel_regions * machine.fork_s
+    found["memory"] = where.memory_bytes / machine.stream_bytes_per_s
+    found["shared"] = where.shared_bytes / machine.shared_bytes_per_s
+    return found
+
+
+def _layer(one: PassShape, knobs: Knobs | None, machine: Machine) -> Terms:
+    samples, inputs, outputs = (int(one.size[name]) for name in ("samples", "inputs", "outputs"))
+    which = one.kind
+    assert which in ("forward", "backward_data", "backward_weights")
+    rows, columns, reduction = shape_of(which, samples, inputs, outputs)
+    if not isinstance(knobs, LayerKnobs) or knobs.implementation != "blocked":
+        knobs = default_knobs(which, samples, inputs, outputs, machine.threads)
+    threads, bk, bn = machine.threads, knobs.bk, min(knobs.bn, rows)
+    row_threads = max(1, threads // knobs.thread_columns)
+    blocks, strips = -(-rows // bn), -(-columns // bk)
+    # The busiest cell of the thread grid, in rows and columns.
+    most_rows = min(rows, -(-blocks // row_threads) * bn)
+    most_columns = -(-strips // knobs.thread_columns) * bk
+    busiest = float(most_rows * most_columns)
+    flops_per_core = machine.flops_per_s / threads
+    fma = 2.0 * busiest * reduction / flops_per_core
+    chunks = -(-reduction // knobs.bc)
+    width = 3 if bk >= 48 else 2 if bk >= 32 else 1
+    found = {
+        "wide": fma if width == 3 else 0.0,
+        "narrow": fma if width == 2 else 0.0,
+        "narrowest": fma if width == 1 else 0.0,
+        "store": busiest * chunks / machine.lanes * machine.cycle_s,
+        # The columns of a panel that is not whole are finished one by one.
+        "ragged": most_rows * (columns % bk) * chunks * machine.cycle_s * (2 if one.size["masked"] else 1),
+        "panel": 4.0 * reduction * most_columns * (most_rows / bn) / machine.shared_bytes_per_s / 16,
+    }
+    if which == "backward_weights":
+        packed = reduction * (most_rows + most_columns)
+        found["pack"] = packed / machine.lanes * machine.cycle_s
+        found["repack"] = inputs * outputs / threads * machine.cycle_s
+        found["masked"] = 3 * 4 * one.size["mask"] / machine.stream_bytes_per_s + (2e-6 if one.size["mask"] else 0.0)
+    return found
+
+
+def _embedding(one: PassShape, where: Residence, knobs: Knobs | None, machine: Machine, huge_pages: bool) -> Terms:
+    gather = one.kind == "embedding_forward"
+    access: Literal["gather", "scatter"] = "gather" if gather else "scatter"
+    # Split bf16: an update joins the lower halves of its rows to the upper ones, which lie elsewhere.
+    halves = 2 if machine.dtype == "bf16" and not gather else 1
+    ways, threads = (1 if gather else 2) * halves, machine.threads
+    topology = machine.profile.fingerprint.topology
+    l2, l3 = topology.l2_bytes / 2, (topology.l3_bytes or _HIDDEN_CACHE_BYTES) / 2
+    found = dict.fromkeys(("rows_memory", "rows_shared", "rows_own", "walk"), 0.0)
+    for table in one.tables:
+        memory, shared, own = row_sources(table, where.rows_kept, machine, gather)
+        width, size = table.row_bytes, table.table_bytes
+        # An owner of a hot row has more to do than its share.
+        uneven = 1.0 if gather else (table.popularity.hottest + (1 - table.popularity.hottest) / threads) * threads
+        found["rows_memory"] += ways * memory * width / machine.rows_per_s(access, width, max(size, 4 * l3)) * uneven
+        found["rows_shared"] += ways * shared * width / machine.rows_per_s(access, width, l3) * uneven
+        found["rows_own"] += ways * own * width / machine.rows_per_s(access, width, l2 if gather else l2 * threads) * uneven
+        if not huge_pages and size > _SMALL_PAGES_REACH_BYTES:
+            found["walk"] += (memory + shared) * _WALK_CYCLES * machine.cycle_s / threads
+    lookups, bags = one.size["lookups"], one.size["bags"]
+    vectors = sum(table.lookups * -(-table.row_bytes // (4 * machine.lanes)) for table in one.tables)
+    found["lookups"] = lookups / threads * machine.cycle_s
+    found["vectors"] = vectors / threads * machine.cycle_s
+    found["bags"] = bags / threads * machine.cycle_s
+    found["tables"] = len(one.tables) * 1e-7
+    if not gather:
+        strategy = knobs.strategy if isinstance(knobs, EmbeddingUpdateKnobs) else "race_free_range" if threads <= 2 else "bucketed"
+        found["scan"] = lookups * machine.cycle_s if strategy.startswith("race_free") else 0.0
+        found["file"] = lookups / threads * machine.cycle_s if strategy == "bucketed" else 0.0
+        found["atomic"] = vectors * machine.lanes / threads * machine.cycle_s if strategy == "atomic" else 0.0
+        found["unfused"] = 3 * lookups * one.size["row_bytes"] / machine.stream_bytes_per_s if strategy == "unfused" else 0.0
+        found["state"] = one.size["state"] / machine.stream_bytes_per_s
+    return found
+
+
+def row_sources(table: TableShare, kept: float, machine: Machine, gather: bool) -> tuple[float, float, float]:
+    """Rows that come from memory, from the last-level cache and from a core's own, by the hit rates of caches that begin empty.
+
+    Args:
+        kept: Share of the rows of the last pass over them that the last level still holds.
+    """
+    threads = machine.threads
+    if gather:  # each thread draws its share of the look-ups from the whole table
+        share = TableShare(table.rows, table.row_bytes, table.lookups / threads, table.bags, table.popularity, table.part)
+        from_own = threads * share.misses(machine.own_bytes / threads)
+    else:  # each thread has its own rows
+        from_own = table.misses(machine.own_bytes)
+    from_shared = min(from_own, table.misses(machine.shared_bytes))
+    # Rows met in the last step: those of this one are found among them as often as they are of the table, for the update always.
+    again = min(1.0, table.unique / max(1.0, table.rows)) if gather else 1.0
+    memory = max(0.0, from_shared - table.unique * kept * again)
+    return memory, max(0.0, from_own - memory), max(0.0, table.lookups - from_own)
+
+
+def _interaction_forward(one: PassShape, machine: Machine) -> Terms:
+    samples, features, dim = one.size["samples"], int(one.size["features"]), one.size["dim"]
+    high = 4 if machine.lanes == 16 else 2
+    wide = machine.lanes // high
+    tiles = sum(-(-(min(features, i + high) - 1) // wide) for i in range(1, features, high))
+    each = samples / machine.threads * machine.cycle_s
+    return {
+        "dots": each * tiles * machine.lanes * -(-dim // machine.lanes),
+        "sums": each * tiles * machine.lanes,
+        "copy": each * dim / machine.lanes,
+        "samples": each,
+    }
+
+
+def _interaction_backward(one: PassShape, machine: Machine) -> Terms:
+    samples, features, dim = one.size["samples"], one.size["features"], one.size["dim"]
+    each = samples / machine.threads * machine.cycle_s
+    vectors = math.ceil(dim / machine.lanes)
+    return {"dots": each * features**2 * vectors, "square": each * features**2, "store": each * features * vectors, "samples": each}
+
+
+def _loss(one: PassShape, machine: Machine) -> Terms:
+    return {"samples": one.size["samples"] * machine.cycle_s}
+
+
+def _other(one: PassShape, machine: Machine) -> Terms:
+    return {"passes": one.size["passes"] * 1e-6}
+
+
+def _moved(one: PassShape, machine: Machine) -> Terms:
+    return {"moved": one.work.bytes / machine.stream_bytes_per_s}
+
+
+_OTHERS: Mapping[str, Callable[[PassShape, Machine], Terms]] = {
+    "interaction_forward": _interaction_forward,
+    "interaction_backward": _interaction_backward,
+    "loss": _loss,
+    "other": _other,
+    "select": _moved,
+    "optimizer": _moved,
+}

@@ -1,0 +1,265 @@
+"""How far predictions are from measurements: on random models drawn by a seed, and on models that are named.
+
+None of them is a reference model, and nothing is fitted to them. Beside every model some reference models are measured again: what they
+take now over what they took when the machine was probed is the machine's own drift, and is told apart from the error of the model.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from autotune.bench.noise import NoiseMonitor
+from autotune.bench.progress import NO_PROGRESS, Progress
+from autotune.config.calibration import CalibrationRun
+from autotune.config.model import Model, required_memory_bytes
+from autotune.config.profile import Profile, Topology
+from autotune.dlrm.data import Batch, make_source
+from autotune.dlrm.model import DLRM, default_config
+from autotune.errors import InputError
+from autotune.perf.estimate import Estimate, estimate
+from autotune.perf.heldout import random_model
+from autotune.perf.predictor import Predictor
+from autotune.probe.calibrate import timed_steps
+
+LEAST_SHARE = 0.01
+"""Passes below this share of their iteration are left out: their time is that of a few calls, and matters to nobody."""
+_BATCHES = 5
+_BESIDE = 4
+_STEPS = 11
+_TABLES_BYTES = 1.5e9
+_MEMORY_SHARE = 0.25
+
+
+@dataclass(frozen=True)
+class PassError:
+    """One pass of one model."""
+
+    model: str
+    key: str
+    kind: str
+    threads: int
+    measured_s: float
+    predicted_s: float
+    inside: bool
+    """Whether the measurement lies in the predicted interval."""
+    extrapolated: bool
+
+    @property
+    def error(self) -> float:
+        """predicted / measured - 1."""
+        return self.predicted_s / self.measured_s - 1.0
+
+
+@dataclass(frozen=True)
+class IterationError:
+    """One model's whole iteration."""
+
+    model: str
+    threads: int
+    random: bool
+    """Drawn by the seed; else named."""
+    measured_s: float
+    predicted_s: float
+    inside: bool
+    drift: float
+    """Reference models measured beside it, over what they took when the machine was probed."""
+    disturbed: bool
+    """Whether other programs ran beside it in spite of a repetition."""
+
+    @property
+    def error(self) -> float:
+        return self.predicted_s / self.measured_s - 1.0
+
+    @property
+    def error_without_drift(self) -> float:
+        return self.predicted_s * self.drift / self.measured_s - 1.0
+
+
+@dataclass(frozen=True)
+class ErrorSummary:
+    """Absolute relative errors of one kind of pass, or of iterations."""
+
+    kind: str
+    count: int
+    median: float
+    p90: float
+    bias: float
+    """Median of predicted / measured - 1."""
+    inside: float
+    """Share of the measurements inside their interval."""
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Predictions held against measurements."""
+
+    profile: str
+    created: str
+    """When the machine was probed."""
+    seed: int
+    kinds: tuple[ErrorSummary, ...]
+    """One for each kind of pass; last of all passes."""
+    iterations: tuple[IterationError, ...]
+    random: ErrorSummary | None
+    """Iterations of the random models; None where the budget left none."""
+    drift: float
+    """Reference models over what they took when the machine was probed: the geometric mean beside all models."""
+    left_out: int
+    """Passes below 1 % of their iteration."""
+    passes: tuple[PassError, ...]
+    notes: tuple[str, ...] = ()
+
+
+def validate(
+    profile: Profile,
+    topology: Topology,
+    models: Sequence[Model] = (),
+    *,
+    seed: int = 0,
+    budget_s: float = 120.0,
+    available_bytes: int,
+    progress: Progress = NO_PROGRESS,
+    clock: Callable[[], float] = time.monotonic,
+) -> Validation:
+    """Measure models and hold their predictions against them.
+
+    Args:
+        profile: With reference passes.
+        models: Named ones; those that do not fit are left out, and said.
+        seed: Of the random models; they go on until the budget ends.
+        budget_s: Wall seconds. The named models are measured first, whatever it is.
+
+    Raises:
+        InputError: the profile holds no reference passes.
+    """
+    if not profile.calibration:
+        raise InputError(f"validating needs a profile with reference passes, got none ({profile.name}); run autotune probe --refresh")
+    end_s = clock() + budget_s
+    bench = _Bench(profile, topology)
+    passes: list[PassError] = []
+    iterations: list[IterationError] = []
+    notes = []
+    left_out = 0
+    progress.phase("validating predictions", budget_s)
+    for number, (model, random) in enumerate(_models(models, seed, available_bytes)):
+        if random and clock() >= end_s:
+            break
+        if required_memory_bytes(model) > 0.9 * available_bytes:
+            notes.append(f"{model.name} does not fit this machine's memory, and was left out")
+            continue
+        begin_s = clock()
+        before = bench.drift
+        runs = list(bench.runs(model, fewer=random and number % 3 == 0))
+        for run in runs:
+            found = list(bench.passes(run))
+            least_s = LEAST_SHARE * run.iteration_s
+            passes += [one for one in found if one.measured_s >= least_s]
+            left_out += sum(one.measured_s < least_s for one in found)
+            iterations.append(bench.iteration(run, random, before))
+        progress.advance(clock() - begin_s, model.name)
+    kinds = [_summary(kind, [one for one in passes if one.kind == kind]) for kind in dict.fromkeys(one.kind for one in passes)]
+    drawn = [one for one in iterations if one.random]
+    return Validation(
+        profile=profile.name,
+        created=profile.created,
+        seed=seed,
+        kinds=(*kinds, _summary("all passes", passes)),
+        iterations=tuple(iterations),
+        random=_summary("iterations", drawn) if drawn else None,
+        drift=statistics.geometric_mean([one.drift for one in iterations]) if iterations else bench.drift,
+        left_out=left_out,
+        passes=tuple(passes),
+        notes=tuple(notes),
+    )
+
+
+def _models(models: Sequence[Model], seed: int, available_bytes: int) -> Iterator[tuple[Model, bool]]:
+    yield from ((model, False) for model in models)
+    number = 0
+    while True:
+        yield random_model(seed, number, min(_TABLES_BYTES, _MEMORY_SHARE * available_bytes)), True
+        number += 1
+
+
+def _summary(kind: str, errors: Sequence[PassError] | Sequence[IterationError]) -> ErrorSummary:
+    values = np.array([one.error for one in errors])
+    sizes = np.abs(values)
+    return ErrorSummary(
+        kind=kind,
+        count=len(errors),
+        median=float(np.median(sizes)),
+        p90=float(np.quantile(sizes, 0.9)),
+        bias=float(np.median(values)),
+        inside=sum(one.inside for one in errors) / len(errors),
+    )
+
+
+class _Bench:
+    """Measures one model after another, with reference models beside each."""
+
+    def __init__(self, profile: Profile, topology: Topology) -> None:
+        self.profile, self.topology = profile, topology
+        self.predictor = Predictor(profile)
+        self.monitor = NoiseMonitor(topology.allowed_cpus)
+        most = max(run.threads for run in profile.calibration)
+        usual = [run for run in profile.calibration if run.threads == most and not run.strategy and run.huge_pages]
+        # Those with the least tables: quick to build, and they stay in memory.
+        self._beside = [(run, *self._built(run.model, most)) for run in sorted(usual, key=lambda run: run.model.table_bytes)[:_BESIDE]]
+        self._drift = self._drift_now()
+
+    def _built(self, model: Model, threads: int) -> tuple[DLRM, list[Batch]]:
+        source = make_source(model)
+        return DLRM(model, default_config(model, self.topology, threads), machine=self.topology), [source.batch(i) for i in range(_BATCHES)]
+
+    def runs(self, model: Model, fewer: bool) -> Iterator[CalibrationRun]:
+        """With all cores, and where `fewer` with half of them too. Runs that other programs disturbed are repeated once."""
+        cores = self.topology.physical_cores
+        dlrm, batches = self._built(model, cores)
+        for threads in (cores, *([max(1, cores // 2)] if fewer and cores > 1 else [])):
+            dlrm.configure(default_config(model, self.topology, threads))
+            run = timed_steps(dlrm, batches, self.monitor, steps=_STEPS)
+            if run.disturbed:
+                run = timed_steps(dlrm, batches, self.monitor, steps=_STEPS)
+            yield run
+        del dlrm
+        self._drift = self._drift_now()
+
+    def _drift_now(self) -> float:
+        ratios = [timed_steps(dlrm, batches, self.monitor).iteration_s / run.iteration_s for run, dlrm, batches in self._beside]
+        return statistics.geometric_mean(ratios) if ratios else 1.0
+
+    def passes(self, run: CalibrationRun) -> Iterator[PassError]:
+        """Every pass of a run."""
+        for one in self._estimate(run).operators:
+            measured_s = run.passes_s.get(one.key, 0.0)
+            if measured_s > 0:
+                found = one.prediction
+                inside = found.low_s <= measured_s <= found.high_s
+                kind = _kind(one.key)
+                yield PassError(run.model.name, one.key, kind, run.threads, measured_s, found.time_s, inside, bool(found.extrapolated))
+
+    def iteration(self, run: CalibrationRun, random: bool, before: float) -> IterationError:
+        """Of one run; the drift is the mean of that before and after it."""
+        found = self._estimate(run).iteration
+        inside = found.low_s <= run.iteration_s <= found.high_s
+        drift = math.sqrt(before * self._drift)
+        return IterationError(run.model.name, run.threads, random, run.iteration_s, found.time_s, inside, drift, run.disturbed)
+
+    @property
+    def drift(self) -> float:
+        return self._drift
+
+    def _estimate(self, run: CalibrationRun) -> Estimate:
+        config = default_config(run.model, self.topology, run.threads)
+        return estimate(run.model, self.profile, config, predictor=self.predictor)
+
+
+def _kind(key: str) -> str:
+    """``top_mlp.0.backward_data`` -> ``mlp.backward_data``."""
+    return f"mlp.{key.rsplit('.', 1)[1]}" if "_mlp." in key else key

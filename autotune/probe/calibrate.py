@@ -1,0 +1,229 @@
+"""Times every pass inside the steps of reference models: small models that between them cover the shapes that models have.
+
+Inside a step a pass finds in the caches what the passes before it left there, and no loop that runs alone shows that. The models are
+fixed, made for coverage, and are no user's: widths from 13 to 2048, minibatches from 128 to 8192, rows of 64 B to 1 KiB, tables from
+what a cache holds to a gigabyte, poolings of 1 to 60, uniform and Zipf, 3 to 41 features.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from autotune.bench.noise import NoiseMonitor
+from autotune.bench.progress import NO_PROGRESS, Progress
+from autotune.config.calibration import CalibrationRun
+from autotune.config.knobs import EmbeddingUpdateKnobs, RunConfig
+from autotune.config.model import DTYPES, DataSpec, Model, Table, required_memory_bytes
+from autotune.config.profile import Topology
+from autotune.dlrm.data import Batch, make_source
+from autotune.dlrm.model import DLRM, default_config
+from autotune.ops import embedding_bag
+
+OTHER = "other"
+_BATCHES = 6
+_WARMUP = 2
+_STEPS = 9
+_LEAST_STEPS = 3
+_GAIN_MODEL = 2
+_GAIN_TABLES_BYTES = 1e7
+_MOST = 3
+"""Times the steps wanted, disturbed ones included."""
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """A reference model, and what is varied about it beside the threads."""
+
+    minibatch: int
+    bottom: tuple[int, ...]
+    top: tuple[int, ...]
+    tables: tuple[tuple[int, int, int], ...]
+    """Rows, pooling, count."""
+    alpha: float = 0.0
+    """Zipf; 0 is uniform."""
+    small_pages: bool = False
+    """Also with its tables on 4 KiB pages."""
+    strategies: tuple[str, ...] = ()
+    """Also with these updates."""
+
+
+_BOTH = ("race_free_range", "bucketed")
+_SHAPES = (
+    # Layers of whole panels and of ragged ones, wide and narrow, over short and long reductions.
+    _Shape(2048, (13, 512, 256, 64), (512, 256), ((100_000, 20, 8),), strategies=_BOTH),
+    _Shape(2048, (250, 117, 32), (1000, 333), ((200_000, 1, 20),)),
+    _Shape(1024, (512, 512, 128), (1024, 1024, 512), ((40_000, 1, 26),)),
+    _Shape(512, (77, 256, 16), (128, 50), ((1_000_000, 40, 4),), small_pages=True),
+    _Shape(4096, (64, 52, 64), (211, 64), ((20_000, 4, 12),)),
+    _Shape(512, (1024, 1024, 256), (2048, 1024), ((50_000, 10, 16),), small_pages=True),
+    _Shape(256, (300, 201, 48), (700, 274), ((300_000, 30, 6),)),
+    _Shape(1024, (128, 1024, 128), (601, 200), ((30_000, 2, 26),), alpha=0.8),
+    _Shape(8192, (13, 90, 32), (128,), ((1_000, 3, 8),)),
+    _Shape(128, (512, 256, 64), (1024, 512, 256), ((200_000, 60, 8),)),
+    _Shape(4096, (512, 1024, 128), (1434, 52), ((400_000, 1, 2),)),
+    _Shape(1024, (2048, 512, 64), (512, 512), ((100_000, 50, 40),), strategies=_BOTH),
+    _Shape(512, (200, 96), (900, 333), ((150_000, 12, 10),), alpha=1.2),
+    _Shape(256, (64, 387, 256), (873, 2048, 67), ((100_000, 5, 6),)),
+    _Shape(1400, (1286, 64, 16), (1140, 22), ((500_000, 8, 12),)),
+    _Shape(3000, (751, 32), (40, 300), ((500_000, 2, 3),), alpha=0.6),
+    # Look-ups: what the layers take is short, so that more tables fit the time.
+    _Shape(2048, (16, 64), (57,), ((4_000_000, 8, 4),), small_pages=True),
+    _Shape(2048, (100, 64), (50,), ((1_000_000, 30, 4),), alpha=1.05, strategies=_BOTH),
+    _Shape(512, (16, 128), (40,), ((1_000_000, 50, 2), (5_000, 20, 3))),
+    _Shape(4096, (16, 96), (40,), ((60_000, 3, 5),)),
+    _Shape(512, (16, 256), (40,), ((400_000, 25, 3),), alpha=0.9),
+    _Shape(1024, (16, 32), (40,), ((3_000_000, 60, 5),)),
+    _Shape(4096, (16, 16), (40,), ((10_000, 20, 10),)),
+    _Shape(256, (16, 128), (40,), ((30_000, 10, 30),), alpha=1.3),
+    _Shape(6000, (16, 48), (40,), ((2_000_000, 5, 6),), alpha=1.0),
+)
+_QUICK = (_Shape(64, (13, 32), (32,), ((1_000, 3, 3),)), _Shape(96, (24, 64), (48, 16), ((500, 1, 5),), alpha=1.05))
+
+
+def reference_models(limit_bytes: float, quick: bool = False) -> list[tuple[Model, _Shape]]:
+    """The models, tables cut so that none takes more than `limit_bytes`."""
+    found = []
+    for i, shape in enumerate(_QUICK if quick else _SHAPES):
+        dim = shape.bottom[-1]
+        whole = sum(rows * count for rows, _, count in shape.tables) * dim * 4
+        cut = min(1.0, limit_bytes / whole)
+        model = Model(
+            schema=1,
+            name=f"reference-{i}",
+            source="made for calibration",
+            description="no published model",
+            minibatch=shape.minibatch,
+            bottom_mlp=shape.bottom,
+            top_mlp=(*shape.top, 1),
+            data=DataSpec(distribution="zipf", alpha=shape.alpha) if shape.alpha else DataSpec(),
+            tables=tuple(Table(rows=max(2, int(rows * cut)), dim=dim, pooling=each, count=count) for rows, each, count in shape.tables),
+        )
+        found.append((model, shape))
+    return found
+
+
+def calibrate(
+    topology: Topology,
+    threads: Sequence[int],
+    available_bytes: int,
+    *,
+    budget_s: float = 25.0,
+    progress: Progress = NO_PROGRESS,
+    quick: bool = False,
+) -> tuple[CalibrationRun, ...]:
+    """Train every reference model for some steps with each number of threads.
+
+    Args:
+        threads: To use; of more than three the least, the middle and the most.
+        available_bytes: No model takes more than a quarter of it; one whose layers alone do is left out.
+        budget_s: Wall time, seconds; the later steps of each run are left out to keep it.
+        quick: Two tiny models and few steps: the structure, not a measurement.
+    """
+    counts = sorted({threads[0], threads[len(threads) // 2], threads[-1]}) if len(threads) > 3 else list(threads)
+    limit_bytes = available_bytes / 4
+    models = [(model, shape) for model, shape in reference_models(limit_bytes / 2, quick) if required_memory_bytes(model) < limit_bytes]
+    runs: list[CalibrationRun] = []
+    before = torch.get_num_threads()
+    deadline_s = time.perf_counter() + budget_s
+    progress.phase("calibrating on reference models", float(len(models)))
+    try:
+        for i, (model, shape) in enumerate(models):
+            end_s = time.perf_counter() + (deadline_s - time.perf_counter()) / (len(models) - i)
+            runs += _runs(model, shape, topology, counts, end_s, _LEAST_STEPS if quick else _STEPS)
+            progress.advance(1.0, model.name)
+    finally:
+        torch.set_num_threads(before)
+    return tuple(runs)
+
+
+def bf16_gain(topology: Topology, threads: int) -> float:
+    """Of the layers' forward passes over fp32's, on one reference model; what bf16 does to bytes is in it, and small at its widths."""
+    model, _ = reference_models(_GAIN_TABLES_BYTES)[_GAIN_MODEL]
+    monitor = NoiseMonitor(topology.allowed_cpus)
+    times: dict[str, float] = {}
+    for dtype in DTYPES:
+        changed = model.model_copy(update={"dtype": dtype})
+        source = make_source(changed)
+        dlrm = DLRM(changed, default_config(changed, topology, threads), machine=topology)
+        run = timed_steps(dlrm, [source.batch(i) for i in range(2)], monitor)
+        times[dtype] = sum(time_s for key, time_s in run.passes_s.items() if "mlp" in key and key.endswith(".forward"))
+    return times["fp32"] / times["bf16"]
+
+
+def _runs(
+    model: Model, shape: _Shape, topology: Topology, counts: Sequence[int], end_s: float, steps: int
+) -> Iterator[CalibrationRun]:
+    source = make_source(model)
+    batches = [source.batch(i) for i in range(_BATCHES)]
+    variants = list(_variants(model, shape, topology, counts))
+    dlrm = DLRM(model, variants[0][0], machine=topology)
+    monitor = NoiseMonitor(topology.allowed_cpus)
+    for i, (config, strategy) in enumerate(variants):
+        dlrm.configure(config)
+        share_s = (end_s - time.perf_counter()) / (len(variants) - i)
+        yield timed_steps(dlrm, batches, monitor, strategy=strategy, steps=steps, end_s=time.perf_counter() + share_s)
+
+
+def _variants(model: Model, shape: _Shape, topology: Topology, counts: Sequence[int]) -> Iterator[tuple[RunConfig, str]]:
+    """Each number of threads at its defaults, the most of them with each strategy; last the other page size, since tables then move."""
+    for count in counts:
+        config = default_config(model, topology, count)
+        yield config, ""
+    update = config.operators[embedding_bag.UPDATE]
+    assert isinstance(update, EmbeddingUpdateKnobs)
+    for strategy in shape.strategies:
+        if strategy != update.strategy:
+            chosen = update.model_copy(update={"strategy": strategy})
+            yield config.model_copy(update={"operators": {**config.operators, embedding_bag.UPDATE: chosen}}), strategy
+    if shape.small_pages and config.huge_pages:
+        yield config.model_copy(update={"huge_pages": False}), ""
+
+
+def timed_steps(
+    dlrm: DLRM,
+    batches: Sequence[Batch],
+    monitor: NoiseMonitor,
+    *,
+    strategy: str = "",
+    steps: int = _STEPS,
+    end_s: float = math.inf,
+) -> CalibrationRun:
+    """Medians over steps that no other program disturbed; where fewer than three are left, the fastest three count.
+
+    Args:
+        end_s: On the clock of `time.perf_counter`: from then on three steps are enough.
+    """
+    quiet: list[dict[str, float]] = []
+    disturbed: list[dict[str, float]] = []
+    for number in range(_WARMUP + _MOST * steps):
+        enough = _LEAST_STEPS if time.perf_counter() > end_s else steps
+        if len(quiet) >= enough or (len(disturbed) >= _LEAST_STEPS and time.perf_counter() > end_s):
+            break
+        dlrm.recorder.take()
+        monitor.start()
+        begin_s = time.perf_counter()
+        dlrm.step(batches[number % len(batches)])
+        taken_s = time.perf_counter() - begin_s
+        noise = monitor.stop()
+        if number >= _WARMUP:
+            times_s = dlrm.recorder.take()
+            times_s[OTHER] = max(0.0, taken_s - sum(times_s.values()))
+            (disturbed if noise.disturbed else quiet).append(times_s)
+    few = len(quiet) < _LEAST_STEPS
+    if few:
+        quiet = sorted(quiet + disturbed, key=lambda times_s: sum(times_s.values()))[:_LEAST_STEPS]
+    return CalibrationRun(
+        model=dlrm.model,
+        threads=dlrm.config.threads,
+        huge_pages=dlrm.config.huge_pages,
+        strategy=strategy,
+        disturbed=few,
+        iteration_s=statistics.median(sum(times_s.values()) for times_s in quiet),
+        passes_s={key: statistics.median(times_s[key] for times_s in quiet) for key in quiet[0]},
+    )

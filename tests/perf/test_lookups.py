@@ -1,0 +1,60 @@
+"""Look-ups and rows in expectation, against draws."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from autotune.dlrm.distributions import Uniform, Zipf
+from autotune.perf.lookups import Popularity, counted, uniform, zipf
+
+
+def drawn_misses(indices: np.ndarray, capacity: int) -> int:
+    """Of a cache of so many rows, empty at first, that replaces the least recently used: the obvious way."""
+    cache: OrderedDict[int, None] = OrderedDict()
+    misses = 0
+    for row in indices.tolist():
+        if row in cache:
+            cache.move_to_end(row)
+            continue
+        misses += 1
+        cache[row] = None
+        if len(cache) > capacity:
+            cache.popitem(last=False)
+    return misses
+
+
+@pytest.mark.parametrize(("rows", "alpha"), [(500, 0.0), (20_000, 0.0), (500, 1.05), (20_000, 0.8), (20_000, 1.4)])
+@pytest.mark.parametrize("capacity", [50, 400, 30_000])
+def test_misses_are_those_of_drawn_look_ups(rows: int, alpha: float, capacity: int) -> None:
+    known = zipf(rows, alpha) if alpha else uniform(rows)
+    distribution = Zipf(rows, alpha) if alpha else Uniform(rows)
+    indices = distribution.draw(np.random.default_rng(3), 20_000)
+    expected = drawn_misses(indices, capacity)
+    assert known.misses(20_000, capacity) == pytest.approx(expected, rel=0.1)
+    assert known.distinct(20_000) == pytest.approx(len(np.unique(indices)), rel=0.05)
+
+
+@given(rows=st.integers(1, 10**7), alpha=st.floats(0.1, 2.0), lookups=st.floats(1, 1e7), capacity=st.floats(1, 1e6))
+@settings(max_examples=50, deadline=None)
+def test_misses_lie_between_the_distinct_rows_and_all(rows: int, alpha: float, lookups: float, capacity: float) -> None:
+    known = zipf(rows, alpha)
+    found = known.misses(lookups, capacity)
+    assert found >= min(known.distinct(lookups), lookups) * 0.99
+    assert found <= lookups * (1 + 1e-9)
+    assert known.misses(lookups, 2 * capacity) <= found * (1 + 1e-6) + 1e-6
+
+
+def test_shares_add_up_and_the_hottest_comes_first() -> None:
+    for known in (uniform(10), zipf(10, 1.0), zipf(10**6, 1.0), counted(np.array([5, 1, 1, 3]), 100)):
+        assert float(np.sum(known.share * known.count)) == pytest.approx(1.0, rel=1e-6)
+        assert known.hottest == known.share.max()
+
+
+def test_a_sample_without_look_ups_counts_as_uniform() -> None:
+    assert isinstance(counted(np.zeros(0, dtype=np.int64), 7), Popularity)
+    assert counted(np.zeros(0, dtype=np.int64), 7).hottest == pytest.approx(1 / 7)

@@ -1,0 +1,119 @@
+"""Every table by itself: what is counted of its look-ups, and that timing it leaves it as it was."""
+
+import itertools
+
+import pytest
+import torch
+
+from autotune.catalog import load_model_by_name
+from autotune.config.measured import HOT_ROWS
+from autotune.config.profile import Ceilings, ComputePoint, RowPoint, StreamPoint, TimePoint
+from autotune.dlrm.alone import TableAlone, tables_alone
+from autotune.dlrm.data import make_source
+from autotune.dlrm.model import DLRM
+from autotune.ops.embedding_bag import EmbeddingBags, Lookups, table_by_table
+from autotune.ops.timing import Recorder
+from autotune.perf.measure import timed_spans
+from autotune.perf.tables import measure_tables, owners_by_bucket, owners_by_range, table_use
+
+ROW = RowPoint(row_bytes=64, working_set_bytes=1 << 20, threads=1, bandwidth_bytes_per_s=1e10)
+CEILINGS = Ceilings(
+    fma=(ComputePoint(threads=1, flops_per_s=1e11),),
+    gemm=(),
+    stream=(StreamPoint(kind="read", threads=1, bandwidth_bytes_per_s=1e10),),
+    gather=(ROW,),
+    scatter=(ROW,),
+    fork_join=(TimePoint(threads=1, time_s=1e-6),),
+)
+
+
+def alone(rows: int, indices: list[int], samples: int = 4) -> TableAlone:
+    """One table of dim 8 whose look-ups are spread evenly over the samples."""
+    offsets = torch.arange(samples + 1) * (len(indices) // samples)
+    bags = EmbeddingBags([rows], 8, huge_pages=False)
+    (of_table,) = tables_alone(bags, [0], [Lookups(torch.tensor(indices), offsets)], samples)
+    return of_table
+
+
+def test_look_ups_are_counted_by_row() -> None:
+    use = table_use(alone(100, [5] * 30 + list(range(50, 60))), 1e-3, 2e-3, CEILINGS, 1, 0)
+    assert (use.lookups, use.unique, use.hot_rows, use.dim) == (40, 11, 11, 8)
+    assert use.hot_share == 1.0
+    spread = table_use(alone(100, [5] * 30 + list(range(50, 90)) + [5] * 2), 1e-3, 2e-3, CEILINGS, 1, 0)
+    assert (spread.unique, spread.hot_rows) == (41, HOT_ROWS)
+    assert spread.hot_share == pytest.approx((32 + HOT_ROWS - 1) / 72)
+
+
+def test_the_busiest_owner_is_found_by_range_and_by_modulo() -> None:
+    # Hot rows side by side are one owner's by range, and everybody's by modulo.
+    use = table_use(alone(64, [0, 1, 2, 3] * 8), 1e-3, 2e-3, CEILINGS, 4, 0)
+    assert (use.range_load, use.modulo_load) == (4.0, 1.0)
+    assert table_use(alone(64, [0, 4, 8, 12] * 8), 1e-3, 2e-3, CEILINGS, 4, 0).modulo_load == 4.0
+
+
+@pytest.mark.parametrize(("rows", "threads"), [(10, 3), (7, 7), (100, 8), (3, 5), (1, 1), (1000003, 56)])
+def test_owners_by_range_are_those_of_the_kernel(rows: int, threads: int) -> None:
+    edges = [rows * i // threads for i in range(threads + 1)]
+    some = torch.arange(0, rows, max(1, rows // 1000))
+    owners = owners_by_range(some, rows, threads)
+    assert all(edges[owner] <= row < edges[owner + 1] for row, owner in zip(some.tolist(), owners.tolist(), strict=True))
+
+
+@pytest.mark.parametrize(("slot", "threads"), [(0, 2), (3, 7), (25, 56)])
+def test_owners_by_bucket_are_those_of_the_kernel(slot: int, threads: int) -> None:
+    rows = [0, 1, 2, 1000, 39_999_999, 2**31 - 1]
+
+    def of_kernel(row: int) -> int:
+        mixed = ((row + slot * 0x9E3779B1) * 0x85EBCA77) % 2**32
+        return ((mixed ^ (mixed >> 15)) * threads) >> 32
+
+    assert owners_by_bucket(torch.tensor(rows), slot, threads).tolist() == [of_kernel(row) for row in rows]
+
+
+def test_every_table_is_timed_against_its_ceiling_and_stays_as_it_was() -> None:
+    model = load_model_by_name("tiny")
+    dlrm = DLRM(model)
+    before = [weight.clone() for weight in dlrm.bags.weights]
+    uses = measure_tables(dlrm, make_source(model), CEILINGS, budget_s=0.0)
+    assert [use.table for use in uses] == [t for t, table in enumerate(model.tables) if table.pooling]
+    assert all(use.forward_ceiling_s > 0 and use.update_ceiling_s > 0 for use in uses)
+    assert any(use.forward_s > 0 for use in uses)
+    assert all(use.lookups == model.minibatch * model.tables[use.table].pooling for use in uses)
+    assert all(torch.equal(now, then) for now, then in zip(dlrm.bags.weights, before, strict=True))
+
+
+def test_a_pass_without_look_ups_computes_nothing() -> None:
+    idle = alone(50, [1, 2, 3, 4]).update.idle()
+    assert idle.work().flops == 0
+    before = idle._bags.weights[0].clone()
+    idle.case(0).run(DLRM(load_model_by_name("tiny")).config.operators["embedding_bag.update"], 1)
+    assert torch.equal(idle._bags.weights[0], before)
+
+
+def test_one_table_of_many_computes_what_all_together_do() -> None:
+    bags = EmbeddingBags([50, 20], 8, huge_pages=False)
+    lookups = Lookups(torch.tensor([1, 2, 3, 4, 7, 7, 0, 19]), torch.tensor([0, 1, 4, 6, 8]))
+    whole = torch.empty(2, 2, 8)
+    forward, _, indices = list(table_by_table(bags, [lookups], 2))[1]
+    knobs = DLRM(load_model_by_name("tiny")).config.operators["embedding_bag.forward"]
+    bags.forward(lookups, whole, knobs, 1)  # type: ignore[arg-type]
+    alone_out = torch.empty(2, 1, 8)
+    forward._bags.forward(forward._batches[0], alone_out, knobs, 1)  # type: ignore[arg-type]
+    assert indices.tolist() == [7, 7, 0, 19]
+    assert torch.equal(alone_out[:, 0], whole[:, 1])
+
+
+def test_a_recorder_remembers_when_passes_ran() -> None:
+    recorder = Recorder()
+    for keys in (("a",), ("b", "c", "b")):
+        for key in keys:
+            with recorder.measure(key):
+                pass
+        recorder.take()
+    spans = timed_spans(recorder, 1, rank=3)
+    assert [span.operator for span in spans] == ["b", "c", "b"]
+    assert spans[0].begin_s == 0.0
+    assert all(one.begin_s <= one.end_s <= two.begin_s for one, two in itertools.pairwise(spans))
+    assert {span.rank for span in spans} == {3}
+    assert [span.operator for span in timed_spans(recorder, 2)] == ["a"]
+    assert timed_spans(Recorder(), 1) == ()
