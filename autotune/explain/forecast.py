@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from autotune.config.model import Model
 from autotune.config.profile import Profile
@@ -11,6 +12,9 @@ from autotune.errors import InputError
 from autotune.explain.diagnosis import Explanation, explain
 from autotune.explain.terms import ranks_on_host
 from autotune.explain.timeline import Timeline, predicted
+
+if TYPE_CHECKING:
+    from autotune.perf.predictor import Predictor
 
 _COMMON = ("bandwidth=2x", "cores=2x", "dtype=bf16", "tables=2x")
 _COMMON_OF_MANY = ("network=2x",)
@@ -30,20 +34,23 @@ def forecast(config: TunedConfig, changes: Sequence[str] = (), *, common: bool =
     if not (changes or common or timeline):
         return explain(config)
     from autotune.explain.whatif import what_if  # brings torch, which reading a config does without
+    from autotune.perf.predictor import Predictor
 
-    asked = [what_if(config, one) for one in changes]
-    if config.workload is None or config.profile is None:
+    predictor = Predictor(config.profile, ranks_on_host(config)) if config.profile is not None else None
+    asked = [what_if(config, one, predictor) for one in changes]
+    if config.workload is None or config.profile is None or predictor is None:
         return explain(config, asked, unpredicted="the config was written by an older version, without its model and profile; tune again")
     try:
-        more = [what_if(config, one) for one in _COMMON + _COMMON_OF_MANY * (config.sockets > 1)] if common else []
-        simulated = _simulated(config, config.workload, config.profile) if timeline else None
+        more = [what_if(config, one, predictor) for one in _COMMON + _COMMON_OF_MANY * (config.sockets > 1)] if common else []
+        simulated = _simulated(config, config.workload, config.profile, predictor) if timeline else None
     except InputError as error:
         # Nobody asked for these: what can be told of the config is told.
         return explain(config, asked, unpredicted=str(error))
     return explain(config, [*asked, *more], simulated)
 
 
-def _simulated(config: TunedConfig, model: Model, profile: Profile) -> Timeline | None:
+def _simulated(config: TunedConfig, model: Model, profile: Profile, predictor: Predictor) -> Timeline | None:
     from autotune.perf.estimate import estimate
 
-    return predicted(estimate(model, profile, config.config, sockets=config.sockets, ranks_on_host=ranks_on_host(config)))
+    on_host = ranks_on_host(config)
+    return predicted(estimate(model, profile, config.config, sockets=config.sockets, ranks_on_host=on_host, predictor=predictor))

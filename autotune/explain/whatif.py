@@ -14,6 +14,7 @@ from autotune.config.profile import Ceilings, ComputePoint, Profile, TimePoint
 from autotune.config.tuned import Prediction, TunedConfig
 from autotune.dlrm.model import default_config
 from autotune.errors import InputError
+from autotune.explain.terms import ranks_on_host
 from autotune.perf.estimate import Estimate, OperatorEstimate, estimate
 from autotune.perf.predictor import Predictor
 from autotune.perf.roofline import compute_ceiling, fork_join_s
@@ -72,13 +73,14 @@ class _Case:
     words: tuple[str, ...] = ()
 
 
-def what_if(config: TunedConfig, changes: str) -> WhatIf:
+def what_if(config: TunedConfig, changes: str, predictor: Predictor | None = None) -> WhatIf:
     """Predict the iteration of a tuned config as it is and with `changes`.
 
     Args:
         config: Of schema 2, which holds its model and profile.
         changes: ``bandwidth=2x,cores=56,network=200Gb,dtype=bf16,tables=2x``: any of them. A number with x is a factor; cores and
             minibatch are counts or factors; network is a rate or a factor.
+        predictor: Of the config's profile, shared by several questions; None makes one.
 
     Raises:
         InputError: an unknown name or a value that cannot be read; a config without a model or a profile.
@@ -96,8 +98,8 @@ def what_if(config: TunedConfig, changes: str) -> WhatIf:
             rule = f"a change must be one of {', '.join(_CHANGES)}"
             raise InputError(f"{rule}, got {text.strip()!r} (--what-if); write for example {_EXAMPLE}")
         changed = _CHANGES[name](changed, value.strip())
-    on_host = len(config.launch.rank_cpus) or 1
-    predictor = Predictor(case.profile, on_host)
+    on_host = ranks_on_host(config)
+    predictor = predictor or Predictor(case.profile, on_host)
     before, after = (_predicted(one, predictor.on(one.profile), config.sockets, on_host) for one in (case, changed))
     rows = {one.key: one for one in after.operators}
     return WhatIf(
