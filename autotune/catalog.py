@@ -116,13 +116,16 @@ def nearest_model_that_fits(available_bytes: int, like: Model | None = None) -> 
     return max(fitting, key=nearness)[1]
 
 
-def check_fits(model: Model, available_bytes: int) -> None:
+def check_fits(model: Model, available_bytes: int, *, written: bool = False) -> None:
     """Refuse a model too large for the memory available, before anything is allocated.
+
+    Args:
+        written: A checkpoint is to be written, for which halves are joined in memory.
 
     Raises:
         MachineError: names the sizes of tables, dense layers and activations, what is available, and the nearest shipped model that fits.
     """
-    required_bytes = required_memory_bytes(model)
+    required_bytes = required_memory_bytes(model) + (model.table_bytes if written and model.dtype == "bf16" else 0)
     if required_bytes <= available_bytes:
         return
     nearest = nearest_model_that_fits(available_bytes, like=model)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from autotune.catalog import check_fits
 from autotune.cli.options import (
     DataOption,
     DtypeOption,
@@ -27,6 +28,7 @@ from autotune.cli.progress import reporting
 from autotune.cli.ranks import describe, open_rank, start_ranks, wanted_ranks
 from autotune.cli.session import open_session
 from autotune.config.model import Changes, Model
+from autotune.probe.topology import available_memory_bytes
 from autotune.report import text
 
 if TYPE_CHECKING:
@@ -74,6 +76,8 @@ def command(
     from autotune.dlrm.train import train
     from autotune.report.record import run_result
 
+    if checkpoint_out is not None:
+        check_fits(session.model, available_memory_bytes(session.topology), written=True)
     start = None if checkpoint_in is None else _checked(checkpoint_in, session.model)
     with reporting() as progress:
         progress.phase("building the model", None)

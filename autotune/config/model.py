@@ -383,6 +383,8 @@ def required_memory_bytes(model: Model) -> int:
     """
     page_bytes = 2 * 1024**2
     tables = sum(math.ceil(table.size_bytes / page_bytes) * page_bytes for table in model.tables)
+    if model.dtype == "bf16":  # two arrays a table, one of which begins some cache lines into its pages
+        tables += 2 * page_bytes * model.num_tables
     if model.state_bytes:
         tables += model.state_bytes + page_bytes * model.num_tables
     layers = len(model.bottom_mlp) + len(model.top_mlp)

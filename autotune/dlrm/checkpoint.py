@@ -41,7 +41,7 @@ def state_shapes(model: Model) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-OPTIMIZER_STATE = "optimizer_state"
+OPTIMIZER_STATE = "adagrad_sums"
 """Of a checkpoint: Adagrad's sums by the name of their weight; the public DLRM does not read it."""
 
 

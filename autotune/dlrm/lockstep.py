@@ -141,6 +141,7 @@ class Lockstep:
             elif what == "configure":
                 self._configure(RunConfig.model_validate_json(value))
             elif what == "step":
+                self.recorder.keeps_spans = True  # rank 0 may ask when the passes ran
                 self._step(value)
                 self.recorded.append(self.recorder.take())
             else:

@@ -110,6 +110,7 @@ class Layer:
             held.copy_(state[name])
 
     def _set(self, weight: torch.Tensor) -> None:
+        weight = weight.detach().float()
         for part, value in zip(self._parts, (weight,) if self.dtype == "fp32" else split_weights(weight), strict=True):
             part.copy_(value)
 
@@ -170,12 +171,13 @@ class Layer:
             state, bias_state = self._state
             if self.dtype == "fp32":
                 kernels.linear_backward_weights(
-                    dy, x, self.d_weight, self.d_bias, self.weight, self.bias, learning_rate, *blocking, state=state, bias_state=bias_state
+                    dy, x, self.d_weight, self.d_bias, self.weight, self.bias, learning_rate, *blocking, state=state, bias_state=bias_state,
+                    epsilon=EPSILON,
                 )
             else:
                 kernels.linear_backward_weights_bf16(
                     dy, x, self.d_weight, self.d_bias, self.upper, self.lower, self.bias, learning_rate, *blocking,
-                    state=state, bias_state=bias_state,
+                    state=state, bias_state=bias_state, epsilon=EPSILON,
                 )  # fmt: skip
             self.pack(threads)
 

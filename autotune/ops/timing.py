@@ -20,6 +20,8 @@ class Recorder:
 
     def __init__(self) -> None:
         self.times_s: dict[str, float] = {}
+        self.keeps_spans = False
+        """Whether `history` is kept, for a timeline: training keeps nothing."""
         self.history: deque[Spans] = deque(maxlen=_KEPT)
         """When each pass ran, of the last sums taken; the newest last."""
         self._spans: deque[tuple[str, float, float]] = deque(maxlen=_KEPT_SPANS)
@@ -32,11 +34,13 @@ class Recorder:
         finally:
             end = time.perf_counter()
             self.times_s[key] = self.times_s.get(key, 0.0) + end - begin
-            self._spans.append((key, begin, end))
+            if self.keeps_spans:
+                self._spans.append((key, begin, end))
 
     def take(self) -> dict[str, float]:
         """The sums so far, in seconds; starts anew."""
-        self.history.append(tuple(self._spans))
-        self._spans.clear()
+        if self.keeps_spans:
+            self.history.append(tuple(self._spans))
+            self._spans.clear()
         taken, self.times_s = self.times_s, {}
         return taken

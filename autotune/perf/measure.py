@@ -90,6 +90,7 @@ def timed_rounds(
     counted: list[int] = []
     disturbed: list[str] = []
     progress.phase("measuring operators", rounds)
+    dlrm.recorder.keeps_spans = True
     dlrm.recorder.take()
     while len(counted) < rounds:
         late = budget_s is not None and time.monotonic() - begin > budget_s

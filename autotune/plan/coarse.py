@@ -41,7 +41,8 @@ def spread(model: Model, grouped: Partition, ranks: int) -> Partition:
         for i, group in enumerate(placement.ranks):
             some = members[group]
             low, high = bounds[i], bounds[i + 1]
-            units = 1 if placement.kind == "row_wise" else max(1, (high - low) // SPLIT_COLUMNS)
+            whole = placement.kind == "row_wise" or model.optimizer == "adagrad"
+            units = 1 if whole else max(1, (high - low) // SPLIT_COLUMNS)
             parts = max(1, min(units, len(some) // held[group], len(some)))
             for part in range(parts):
                 owners.append(some[turn[group] % len(some)])

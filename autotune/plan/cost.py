@@ -121,10 +121,13 @@ class Costs:
         """Rows touched, `unique` of them for the first time; a scattered row is read and written."""
         if touched <= 0:
             return 0.0
-        width, unique = dim * FLOAT_BYTES, min(unique, touched)
+        gathered = access == "gather"
+        element = FLOAT_BYTES // 2 if gathered and self.model.dtype == "bf16" else FLOAT_BYTES  # the upper halves
+        state = FLOAT_BYTES if not gathered and self.model.optimizer == "adagrad" else 0
+        width, unique = dim * element + state, min(unique, touched)
         first = self._rate(access, width, rows * width)
         again = max(first, self._rate(access, width, unique * width))
-        return (2 if access == "scatter" else 1) * width * (unique / first + (touched - unique) / again)
+        return (1 if gathered else 2) * width * (unique / first + (touched - unique) / again)
 
     def _rate(self, access: Literal["gather", "scatter"], width: int, working_set_bytes: float) -> float:
         key = (access, width, working_set_bytes)

@@ -182,14 +182,17 @@ class _Study:
             raise MachineError(f"dense layers and activations must fit a socket, got {got}; take more sockets or fewer samples")
         # Several sockets of one node are ranks on one host; more nodes have as many each.
         if count == 1:
-            if model.table_bytes > room:
-                got = f"{format_bytes(model.table_bytes)} for {format_bytes(room)}"
+            tables = model.table_bytes + model.state_bytes
+            if tables > room:
+                got = f"{format_bytes(tables)} for {format_bytes(room)}"
                 raise MachineError(f"the tables must fit the socket's memory, got {got}; take more sockets")
             return RunConfig(threads=self.threads)
         return RunConfig(threads=self.threads, partition=self._partition(model, count, room), communication=self.communication)
 
     def _partition(self, model: Model, count: int, room: int) -> Partition:
         if self.placing == "columns":
+            if model.optimizer == "adagrad":
+                raise InputError(f"row-wise Adagrad needs whole rows, got --placing columns (model {model.name}); take planned")
             return columns_partition(model, count, REPLICATE_BELOW)
         size = group_size(count)
         groups = math.ceil(count / size)

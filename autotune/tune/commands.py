@@ -27,10 +27,10 @@ _END_S = 30.0
 
 
 def call(words: Sequence[str], result: type[T]) -> T:
-    """Run ``autotune WORDS --json`` and read what it prints; its notes go to standard error as they come.
+    """Run ``autotune WORDS --json`` and read what it prints; its notes go to standard error at its end.
 
     Raises:
-        AutotuneError: the command's own error, of its class.
+        AutotuneError: the command's own error, of the class that stands for its exit code.
         KeyboardInterrupt: passed on, once the command has kept its state and ended.
     """
     line = [sys.executable, "-m", "autotune", *words, "--json"]
@@ -46,10 +46,10 @@ def call(words: Sequence[str], result: type[T]) -> T:
             raise
     *notes, last = said.strip().splitlines() or [""]
     code = process.returncode
+    print(*notes, sep="\n", end="\n" if notes else "", file=sys.stderr)
     # A result that says no is a result.
     if code == 0 or (code == VerificationError.exit_code and told):
         return TypeAdapter(result).validate_json(told)
-    print(*notes, sep="\n", end="\n" if notes else "", file=sys.stderr)
     ended = f"a command must end by itself, got exit code {code}; start again"
     raise _CLASSES.get(code, MachineError)(last.removeprefix("error: ") or ended)
 

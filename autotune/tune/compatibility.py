@@ -6,7 +6,6 @@ from autotune.config.model import Model
 from autotune.config.profile import Fingerprint
 from autotune.config.tuned import TunedConfig
 from autotune.errors import FingerprintError, InputError, MachineError
-from autotune.ops import libxsmm
 from autotune.probe.topology import fingerprint_differences, software_differences
 
 _HASH_DIGITS = 12
@@ -29,7 +28,7 @@ def check(
     Raises:
         InputError: it is for another number of sockets.
         FingerprintError: it belongs to another model or minibatch; or to other hardware, without `force`. Names every difference.
-        MachineError: it wants more threads than this process has cores, or libxsmm where there is none.
+        MachineError: it wants more threads than this process has cores.
     """
     here_hash = model.hash()
     if config.model_hash != here_hash:
@@ -61,7 +60,6 @@ def check(
             f"threads must not exceed the {cores} physical cores that this process may use, "
             f"got {threads} (tuned config for {config.model}); tune again here or widen the cpuset"
         )
-    libxsmm.require_for(config.config, f"the tuned config for {config.model}")
     different = software_differences(config.fingerprint, fingerprint)
     if different:
         notes.append(f"tuned with other software: {'; '.join(different)}")

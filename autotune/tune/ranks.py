@@ -66,7 +66,7 @@ def candidate_partitions(model: Model, first: Partition, profile: Profile, ranks
 
 def models_in_memory(model: Model, ranks: int, ranks_on_host: int, topology: Topology) -> int:
     """How many partitions' models a host holds at once: one or two."""
-    each = model.table_bytes * ranks_on_host / ranks
+    each = (model.table_bytes + model.state_bytes) * ranks_on_host / ranks
     return 2 if 2 * each <= _MODELS_SHARE * available_memory_bytes(topology) else 1
 
 

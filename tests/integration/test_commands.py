@@ -136,7 +136,7 @@ def test_profile_accounts_for_the_iteration(user: User) -> None:
 def test_probe_shows_the_cached_profile(user: User) -> None:
     shown = json.loads(user("autotune probe --json -o here.yaml").stdout)
     assert shown["ceilings"]["fma"]
-    assert (user.folder / "here.yaml").read_text().startswith("schema: 1\n")
+    assert (user.folder / "here.yaml").read_text().startswith("schema: 2\n")
 
 
 def test_tune_writes_a_config_and_leaves_nothing_else(user: User, tuned_file: Path) -> None:
