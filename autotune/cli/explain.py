@@ -10,6 +10,7 @@ import typer
 from autotune.cli.options import ConfigArgument, JsonOption, OutputOption
 from autotune.cli.output import check_outputs, say, show
 from autotune.config.files import load_tuned, make_folder, write_bytes_atomic, write_text_atomic
+from autotune.errors import InputError
 from autotune.explain.forecast import forecast
 from autotune.report import explanation
 from autotune.report import predict as predictions
@@ -36,9 +37,14 @@ def command(
     Example: autotune explain small.tuned.yaml --html report.html
     """
     check_outputs(html, trace, output)
+    given = [file.resolve() for file in (html, trace, output) if file is not None]
+    if len(set(given)) < len(given):
+        raise InputError("each result needs a file of its own, got one twice (--html, --trace, --output); rename one")
+    tuned, files = load_tuned(config), not (html is figures is trace is None)
+    if what_if is not None and html is None and files:
+        raise InputError("a what-if is shown in the terminal or on the page, got it with --figures or --trace alone; add --html FILE")
     if figures is not None:
         make_folder(figures)
-    tuned, files = load_tuned(config), not (html is figures is trace is None)
     if what_if is not None and not files:
         from autotune.explain.whatif import what_if as predict
 

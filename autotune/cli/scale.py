@@ -15,7 +15,7 @@ from autotune.config.model import DTYPES, Changes
 from autotune.config.partition import ALL_TO_ALL_FORMS, MAX_RANKS, AllToAllForm, CommunicationKnobs
 from autotune.errors import InputError
 from autotune.report.predict import scaling
-from autotune.units import parse_duration
+from autotune.units import parse_bytes, parse_duration
 
 Sockets = Annotated[str, typer.Option("--sockets", metavar="N,N2", help="Counts to simulate: 1,2,4,8.")]
 ProfileName = Annotated[str, typer.Option("--profile", metavar="P", help="A shipped profile, or a file by probe -o.")]
@@ -27,6 +27,7 @@ Wire = Annotated[str, typer.Option("--wire", metavar="fp32|bf16", help="Of poole
 Form = Annotated[str, typer.Option("--all-to-all", metavar="FORM", help=f"One of {', '.join(ALL_TO_ALL_FORMS)}.")]
 Overhead = Annotated[str | None, typer.Option("--overhead", metavar="TIME", help="Added to every step: another system's framework.")]
 Input = Annotated[str | None, typer.Option("--input", metavar="TIME", help="Added for every 1000 samples: input read before the step.")]
+Memory = Annotated[str | None, typer.Option("--memory-per-socket", metavar="SIZE", help="Instead of the profile's: 96GB, 64GiB.")]
 CommunicationCores = Annotated[int, typer.Option("--communication-cores", min=0, metavar="N", help="Of a socket, left to the network.")]
 
 
@@ -43,6 +44,7 @@ def command(
     communication_cores: CommunicationCores = 0,
     overhead: Overhead = None,
     input_time: Input = None,
+    memory_per_socket: Memory = None,
     max_rows: MaxRowsOption = None,
     as_json: JsonOption = False,
     output: OutputOption = None,
@@ -77,6 +79,7 @@ def command(
             ),
             overhead_s=0.0 if overhead is None else parse_duration(overhead),
             input_s=0.0 if input_time is None else parse_duration(input_time) / 1000,
+            memory_per_socket_bytes=None if memory_per_socket is None else parse_bytes(memory_per_socket) or None,
             progress=progress,
         )
     show(result, scaling, as_json, output)

@@ -103,7 +103,7 @@ def _of_iteration(config: TunedConfig) -> Iterator[Finding]:
 
 
 def _small_minibatch(config: TunedConfig) -> Iterator[Finding]:
-    if config.profile is None:
+    if config.profile is None or not iteration_s(config):
         return
     regions = sum(verdict.parallel_regions for verdict in config.verdicts)
     each_s = fork_join_s(config.profile.ceilings, config.config.threads)

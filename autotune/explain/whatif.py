@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from autotune.config.knobs import RunConfig
+from autotune.config.knobs import MAX_THREADS, RunConfig
 from autotune.config.model import DTYPES, OPTIMIZERS, Model
 from autotune.config.network import Network
 from autotune.config.profile import Ceilings, ComputePoint, Profile, TimePoint
@@ -23,6 +23,8 @@ from autotune.units import format_rate
 _FACTOR = re.compile(r"(\d+(?:\.\d+)?|\.\d+)x")
 _RATE = re.compile(r"(\d+(?:\.\d+)?|\.\d+)([MGT])b")
 _BITS = {"M": 1e6, "G": 1e9, "T": 1e12}
+_MOST = 1e6
+"""Of a factor: far above any machine, low enough to compute with."""
 _EXAMPLE = "bandwidth=2x,cores=56,network=200Gb,dtype=bf16,tables=2x"
 
 
@@ -71,6 +73,8 @@ class _Case:
     profile: Profile
     config: RunConfig
     words: tuple[str, ...] = ()
+    on_host: int = 1
+    """Ranks that share the profile's machine."""
 
 
 def what_if(config: TunedConfig, changes: str, predictor: Predictor | None = None) -> WhatIf:
@@ -90,7 +94,8 @@ def what_if(config: TunedConfig, changes: str, predictor: Predictor | None = Non
             f"what-if needs the model and the profile in the config, got schema {config.schema_version} without them; tune again, which "
             "writes both"
         )
-    case = _Case(config.workload, config.profile, config.config)
+    on_host = ranks_on_host(config)
+    case = _Case(config.workload, config.profile, config.config, on_host=on_host)
     changed = case
     for text in changes.split(","):
         name, separator, value = text.strip().partition("=")
@@ -98,7 +103,6 @@ def what_if(config: TunedConfig, changes: str, predictor: Predictor | None = Non
             rule = f"a change must be one of {', '.join(_CHANGES)}"
             raise InputError(f"{rule}, got {text.strip()!r} (--what-if); write for example {_EXAMPLE}")
         changed = _CHANGES[name](changed, value.strip())
-    on_host = ranks_on_host(config)
     predictor = predictor or Predictor(case.profile, on_host)
     before, after = (_predicted(one, predictor.on(one.profile), config.sockets, on_host) for one in (case, changed))
     rows = {one.key: one for one in after.operators}
@@ -133,18 +137,18 @@ def _exposed(one: OperatorEstimate) -> Prediction:
 
 def _factor(name: str, value: str) -> float:
     found = _FACTOR.fullmatch(value)
-    if found is None or not float(found[1]):
-        raise InputError(f"{name} must be a factor above 0 such as 2x, got {value!r} (--what-if); correct it")
+    if found is None or not 0 < float(found[1]) <= _MOST:
+        raise InputError(f"{name} must be a factor above 0 and up to {_MOST:g}, such as 2x, got {value!r} (--what-if); correct it")
     return float(found[1])
 
 
-def _count(name: str, value: str, now: int) -> int:
+def _count(name: str, value: str, now: int, most: int) -> int:
     """A count, or a factor of what it is."""
-    if value.isdecimal() and 0 < int(value) <= 1 << 20:
-        return int(value)
-    if _FACTOR.fullmatch(value):
-        return max(1, round(now * _factor(name, value)))
-    raise InputError(f"{name} must be a count such as 56, or a factor such as 2x, got {value!r} (--what-if); correct it")
+    plain = value.isdecimal() and len(value) < 10
+    count = int(value) if plain else max(1, round(now * _factor(name, value))) if _FACTOR.fullmatch(value) else 0
+    if not 0 < count <= most:
+        raise InputError(f"{name} must be a count up to {most} such as 56, or a factor such as 2x, got {value!r} (--what-if); correct it")
+    return count
 
 
 def _bandwidth(case: _Case, value: str) -> _Case:
@@ -173,32 +177,33 @@ def _compute(case: _Case, value: str) -> _Case:
 
 
 def _cores(case: _Case, value: str) -> _Case:
-    """More cores of the same kind: arithmetic and caches grow with them, memory stays what the most threads drew from it."""
+    """More cores of the same kind: arithmetic grows with them, memory stays what the most threads drew from it."""
     now = case.config.threads
-    count = _count("cores", value, now)
+    count = _count("cores", value, now, MAX_THREADS)
+    whole = count * case.on_host  # the profile is of all ranks of the host together
     ceilings, topology = case.profile.ceilings, case.profile.fingerprint.topology
     most = max(p.threads for p in ceilings.gemm or ceilings.fma)
-    if count > most:
-        ratio = count / most
+    if whole > most:
+        ratio = whole / most
 
         def more(points: Sequence[ComputePoint]) -> tuple[ComputePoint, ...]:
             top = [point for point in points if point.threads == most]
-            grown = (point.model_copy(update={"threads": count, "flops_per_s": point.flops_per_s * ratio}) for point in top)
+            grown = (point.model_copy(update={"threads": whole, "flops_per_s": point.flops_per_s * ratio}) for point in top)
             return (*points, *grown)
 
         # A barrier takes a step more each time its threads double.
-        barrier = TimePoint(threads=count, time_s=fork_join_s(ceilings, most) * (1 + math.log2(ratio)))
+        barrier = TimePoint(threads=whole, time_s=fork_join_s(ceilings, most) * (1 + math.log2(ratio)))
         update = {"fma": more(ceilings.fma), "gemm": more(ceilings.gemm), "fork_join": (*ceilings.fork_join, barrier)}
         ceilings = ceilings.model_copy(update=update)
     profile = case.profile.model_copy(
         update={
             "ceilings": ceilings,
             "fingerprint": case.profile.fingerprint.model_copy(
-                update={"topology": topology.model_copy(update={"physical_cores": max(count, topology.physical_cores)})}
+                update={"topology": topology.model_copy(update={"physical_cores": max(whole, topology.physical_cores)})}
             ),
         }
     )
-    rate = format_rate(compute_ceiling(ceilings, count), "flops")
+    rate = format_rate(compute_ceiling(ceilings, whole) / case.on_host, "flops")
     words = f"cores {now} -> {count}: {rate} of arithmetic; memory and last-level cache stay as they are; default knobs for the team"
     return replace(case, profile=profile, config=_retuned(case, count), words=(*case.words, words))
 
@@ -216,7 +221,9 @@ def _network(case: _Case, value: str) -> _Case:
         raise InputError(f"{rule}, got network={value} (--what-if); tune on several sockets")
     if (rate := _RATE.fullmatch(value)) is not None:
         bytes_per_s = float(rate[1]) * _BITS[rate[2]] / 8
-        now = max(fit.bandwidth_bytes_per_s for fit in network.fits)
+        now = max((fit.bandwidth_bytes_per_s for fit in network.fits), default=0.0)
+        if not 0 < bytes_per_s < math.inf or not now:
+            raise InputError(f"network must be a rate above 0 such as 200Gb, got {value!r} (--what-if); correct it")
         factor, words = bytes_per_s / now, f"network {value}: {format_rate(bytes_per_s, 'bytes')} a rank for the fastest transfer"
     else:
         factor = _factor("network", value)
@@ -259,7 +266,7 @@ def _stretched(bounds: tuple[int, ...], rows: int) -> tuple[int, ...]:
 
 
 def _minibatch(case: _Case, value: str) -> _Case:
-    count = _count("minibatch", value, case.model.minibatch)
+    count = _count("minibatch", value, case.model.minibatch, 1 << 20)
     words = f"minibatch {case.model.minibatch} -> {count}"
     return replace(case, model=case.model.model_copy(update={"minibatch": count}), words=(*case.words, words))
 

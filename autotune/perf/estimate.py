@@ -174,6 +174,8 @@ def _spread(prediction: Prediction) -> float:
 
 
 def _several(model: Model, profile: Profile, config: RunConfig, partition: Partition, predictor: Predictor) -> Estimate:
+    if model.minibatch < partition.ranks:
+        raise InputError(f"each of {partition.ranks} sockets needs a sample, got a minibatch of {model.minibatch}; raise it")
     everybody, samples = layouts(model, partition), samples_of(model, partition.ranks)
     knobs = config.communication or CommunicationKnobs()
     crowd = Crowd.of(everybody)
@@ -183,7 +185,7 @@ def _several(model: Model, profile: Profile, config: RunConfig, partition: Parti
         key = (layout, count)
         if key not in shapes:
             shapes[key] = rank_shape(model, layout, crowd, config, count)
-            local = complete(_computing(config, knobs), model.model_copy(update={"minibatch": count}))
+            local = complete(config, model.model_copy(update={"minibatch": count}))
             passes[key] = predictor.passes(shapes[key].passes, local, model.dtype)
     keys = list(zip(everybody, samples, strict=True))
     links = Links(profile.network, partition.ranks, knobs)
@@ -215,12 +217,6 @@ def _several(model: Model, profile: Profile, config: RunConfig, partition: Parti
     )
 
 
-def _computing(config: RunConfig, knobs: CommunicationKnobs) -> RunConfig:
-    """Cores left to the network do not compute."""
-    threads = max(1, config.threads - knobs.communication_cores)
-    return config if threads == config.threads else config.model_copy(update={"threads": threads, "operators": {}})
-
-
 def _pass_times(times: Sequence[PassTime]) -> dict[str, float]:
     """The weights' step is a pass of its own on several ranks, so backward-weights packs nothing."""
     return {one.shape.key: one.prediction.time_s for one in times}
@@ -232,7 +228,7 @@ def _notes(model: Model, profile: Profile, times: Sequence[PassTime], config: Ru
         "the profile holds no reference passes (autotune probe measures them): weights of another machine are assumed, with wide intervals":
             not profile.calibration,
         "arithmetic in bf16 is taken to be as fast as in fp32: the profile tells nothing of it":
-            model.dtype == "bf16" and profile.bf16_gain == 1.0,
+            model.dtype == "bf16" and profile.bf16_gain == 1.0 and "bf16_gain" not in profile.sources,
         "passes in bf16 are predicted by the laws of fp32, with bf16's bytes and arithmetic": model.dtype == "bf16",
         "look-ups are spread as in one sampled batch": model.data.distribution in ("histogram", "criteo"),
         "layers on torch's GEMM are predicted as the blocked one": any(

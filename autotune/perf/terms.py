@@ -47,7 +47,7 @@ class Machine:
         put(self, "flops_per_s", compute_ceiling(ceilings, threads) * bf16_gain(self.profile, self.dtype))
         # Two multiply-adds a cycle: of cores with one such unit these are half cycles, and the weights of a law follow.
         put(self, "cycle_s", 4.0 * lanes / per_core)
-        put(self, "stream_bytes_per_s", max(stream_ceiling(ceilings, kind, threads) for kind in kinds))
+        put(self, "stream_bytes_per_s", max(stream_ceiling(ceilings, kind, threads) for kind in kinds or {"read"}))
         put(self, "own_bytes", CACHE_SHARE * topology.l2_bytes * threads)
         instances = max(1, topology.l3_instances) * min(1.0, threads / max(1, topology.physical_cores))
         shared = topology.l3_bytes * max(1.0, instances) or _HIDDEN_CACHE_BYTES

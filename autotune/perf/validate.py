@@ -136,7 +136,7 @@ def validate(
         budget_s: Wall seconds. The named models are measured first, whatever it is.
 
     Raises:
-        InputError: the profile holds no reference passes.
+        InputError: the profile holds no reference passes, or nothing could be measured.
     """
     if not profile.calibration:
         raise InputError(f"validating needs a profile with reference passes, got none ({profile.name}); run autotune probe --refresh")
@@ -164,6 +164,8 @@ def validate(
             iterations.append(bench.iteration(run, random, before))
         progress.advance(clock() - begin_s, model.name)
     kinds = [_summary(kind, [one for one in passes if one.kind == kind]) for kind in dict.fromkeys(one.kind for one in passes)]
+    if not passes:
+        raise InputError(f"the budget must leave time for one model, got {budget_s:g} s and none measured; give more, for example 60s")
     drawn = [one for one in iterations if one.random]
     return Validation(
         profile=profile.name,

@@ -95,6 +95,7 @@ def scale(
     communication: CommunicationKnobs | None = None,
     overhead_s: float = 0.0,
     input_s: float = 0.0,
+    memory_per_socket_bytes: int | None = None,
     progress: Progress = NO_PROGRESS,
 ) -> Scaling:
     """Simulate the model on each number of sockets.
@@ -110,28 +111,35 @@ def scale(
         overhead_s: Of every step, outside all operators: a framework's dispatch and autograd, in another system than this one.
         input_s: Of every sample of the global minibatch, where each rank reads it in a row with the step instead of beside it.
 
+        memory_per_socket_bytes: None takes the profile's.
+
     Raises:
-        InputError: no counts, or both kinds of minibatch.
+        InputError: no counts, both kinds of minibatch, or no core left to compute.
         MachineError: the model fits on none of the counts.
     """
     if not sockets or min(sockets) < 1:
         raise InputError(f"sockets must be 1 or more, got {list(sockets) or 'none'}; write for example --sockets 1,2,4,8")
     if minibatch_per_socket is not None and global_minibatch is not None:
         raise InputError("a minibatch is per socket or global, got both; leave one of them out")
-    study = _Study(model, profile, placing, communication or CommunicationKnobs(), overhead_s, input_s)
+    study = _Study(model, profile, placing, communication or CommunicationKnobs(), overhead_s, input_s, memory_per_socket_bytes)
     counts = sorted(set(sockets))
     progress.phase("simulating sockets", float(len(counts)))
     found: list[tuple[int, Model, RunConfig, Estimate]] = []
     for count in counts:
         each = minibatch_per_socket * count if minibatch_per_socket is not None else global_minibatch or model.minibatch
         sized = model.model_copy(update={"minibatch": each})
+        progress.advance(1.0, f"{count} sockets")
+        if each < count:
+            study.note(f"{count} sockets: each needs a sample, got a minibatch of {each}; raise it")
+            continue
         try:
             config = study.config(sized, count)
+            one = study.predict(sized, config, count)
+            study.check_memory(one)
         except MachineError as error:
             study.note(f"{count} sockets: {error}")
             continue
-        found.append((count, sized, config, study.predict(sized, config, count)))
-        progress.advance(1.0, f"{count} sockets")
+        found.append((count, sized, config, one))
     if not found:
         raise MachineError(f"the model must fit at least one of the counts of sockets; {study.notes[-1]}")
     points = tuple(_points(study, found))
@@ -159,13 +167,19 @@ class _Study:
         communication: CommunicationKnobs,
         overhead_s: float,
         input_s: float,
+        memory_per_socket_bytes: int | None,
     ) -> None:
         self.model, self.profile, self.placing, self.communication = model, profile, placing, communication
         self.overhead_s, self.input_s = overhead_s, input_s
         topology = profile.fingerprint.topology
         self.node = max(1, topology.sockets)
-        self.threads = max(1, topology.physical_cores // self.node)
-        self.memory_bytes = profile.memory_per_socket_bytes or topology.memory_bytes // self.node
+        cores = max(1, topology.physical_cores // self.node)
+        self.threads = cores - communication.communication_cores
+        if self.threads < 1:
+            rule = f"communication cores must leave one of a socket's {cores} cores to compute"
+            raise InputError(f"{rule}, got {communication.communication_cores} (--communication-cores); lower them")
+        whole = min(topology.memory_bytes, topology.memory_limit_bytes or topology.memory_bytes)
+        self.memory_bytes = memory_per_socket_bytes or profile.memory_per_socket_bytes or whole // self.node
         self.notes: list[str] = []
         self._predictors: dict[int, Predictor] = {}
 
@@ -180,7 +194,6 @@ class _Study:
         if room <= 0:
             got = f"{format_bytes(dense)} for {format_bytes(self.memory_bytes)}"
             raise MachineError(f"dense layers and activations must fit a socket, got {got}; take more sockets or fewer samples")
-        # Several sockets of one node are ranks on one host; more nodes have as many each.
         if count == 1:
             tables = model.table_bytes + model.state_bytes
             if tables > room:
@@ -199,12 +212,12 @@ class _Study:
         if size > 1:
             self.note(f"above {MOST_RANKS} sockets the tables are planned coarsely: for groups of sockets, whose members share them evenly")
         grouped = plan_for(
-            model, groups, self.profile, min(self.node, groups), self.threads, memory_per_rank_bytes=room * size
+            model, groups, self.profile, self.node, self.threads, memory_per_rank_bytes=room * size
         ).partition
         return grouped if size == 1 else spread(model, grouped, count)
 
     def predict(self, model: Model, config: RunConfig, count: int) -> Estimate:
-        on_host = min(self.node, count)
+        on_host = self.node  # a socket draws on its own memory, however many others of its node run
         predictor = self._predictors.setdefault(on_host, Predictor(self.profile, on_host))
         found = estimate(model, self.profile, config, sockets=count, ranks_on_host=on_host, predictor=predictor)
         beside_s = self.beside_s(model)
@@ -216,6 +229,13 @@ class _Study:
             update={"low_s": whole.low_s + beside_s, "time_s": whole.time_s + beside_s, "high_s": whole.high_s + beside_s}
         )
         return replace(found, iteration=iteration)
+
+    def check_memory(self, found: Estimate) -> None:
+        """Raises: MachineError: a rank holds more than a socket has; not every way of placing looks at that itself."""
+        fullest = max(rank.memory_bytes for rank in found.ranks)
+        if fullest > self.memory_bytes:
+            got = f"{format_bytes(fullest)} on the fullest for {format_bytes(self.memory_bytes)}"
+            raise MachineError(f"the tables and layers must fit a socket, got {got}; take more sockets")
 
     def beside_s(self, model: Model) -> float:
         """Of a step outside all operators, which no number of sockets shortens."""

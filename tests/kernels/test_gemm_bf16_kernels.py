@@ -146,8 +146,8 @@ def test_backward_weights(
         parts = [guarded.of(part) for part in split_weights(w)] if bf16 else [guarded.of(w, padding=(0, pw))]
         bias, states = guarded.of(b), [guarded.of(torch.full(shape, sums)) for shape in ((k, c), (k,))]
         live = [None] * (len(parts) + 1) if step == "none" else [part.view for part in (*parts, bias)]
-        of_state = [state.view for state in states] if step == "adagrad" else [None, None]
-        pair(dy, x, d_weights.view, d_bias.view, *live, RATE, *blocking, *of_state)  # type: ignore[arg-type]
+        of_state = dict(zip(("state", "bias_state"), (state.view for state in states), strict=True)) if step == "adagrad" else {}
+        pair(dy, x, d_weights.view, d_bias.view, *live, RATE, *blocking, **of_state)  # type: ignore[arg-type]
         for array in (d_weights, d_bias, *parts, bias, *states):
             array.assert_untouched()
         updated = [d_weights.view, d_bias.view]
