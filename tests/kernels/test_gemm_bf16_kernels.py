@@ -21,6 +21,7 @@ DRAWN = settings(
 )
 NAN = float("nan")
 EPSILON = 2.0**-23
+STATES = ("state", "bias_state")
 RATE = 0.125
 WIDTHS = (16, 32, 48, 64)
 
@@ -146,7 +147,7 @@ def test_backward_weights(
         parts = [guarded.of(part) for part in split_weights(w)] if bf16 else [guarded.of(w, padding=(0, pw))]
         bias, states = guarded.of(b), [guarded.of(torch.full(shape, sums)) for shape in ((k, c), (k,))]
         live = [None] * (len(parts) + 1) if step == "none" else [part.view for part in (*parts, bias)]
-        of_state = dict(zip(("state", "bias_state"), (state.view for state in states), strict=True)) if step == "adagrad" else {}
+        of_state = dict(zip(STATES, (state.view for state in states), strict=True)) if step == "adagrad" else {}
         pair(dy, x, d_weights.view, d_bias.view, *live, RATE, *blocking, **of_state)  # type: ignore[arg-type]
         for array in (d_weights, d_bias, *parts, bias, *states):
             array.assert_untouched()
@@ -216,7 +217,7 @@ def test_a_rate_of_zero_changes_neither_weights_nor_state(
     descend = kernels.linear_descend_bf16 if bf16 else kernels.linear_descend
     descend(dw, db, *parts, bias, *states, 0.0, 1e-10, threads)  # type: ignore[arg-type]
     fused = kernels.linear_backward_weights_bf16 if bf16 else kernels.linear_backward_weights
-    fused(dy, x, dw, db, *parts, bias, 0.0, 8, 64, 32, False, 1, threads, *states)  # type: ignore[arg-type]
+    fused(dy, x, dw, db, *parts, bias, 0.0, 8, 64, 32, False, 1, threads, **dict(zip(STATES, states, strict=True)))  # type: ignore[arg-type]
     assert torch.equal(join_weights(*parts) if bf16 else parts[0], w)
     assert torch.equal(bias, b)
     for state in states:
@@ -240,7 +241,7 @@ def test_descend_takes_the_step_of_the_fused_pass(
         states = [guarded.of(torch.full(shape, 0.5)) for shape in ((k, c), (k,))] if adagrad else []
         live, held = [array.view for array in (*parts, bias)], [state.view for state in states] or [None, None]
         if fused:
-            gradients(dy, x, torch.zeros(k, c), torch.zeros(k), *live, RATE, *blocking, *held)  # type: ignore[arg-type]
+            gradients(dy, x, torch.zeros(k, c), torch.zeros(k), *live, RATE, *blocking, **dict(zip(STATES, held, strict=True)))  # type: ignore[arg-type]
         else:
             descend = kernels.linear_descend_bf16 if bf16 else kernels.linear_descend
             descend(dw.view, db.view, *live, *held, RATE, 1e-10, threads)  # type: ignore[arg-type]
