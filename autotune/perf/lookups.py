@@ -63,7 +63,7 @@ class Popularity:
             middle = (low + high) / 2
             low, high = (middle, high) if self.distinct(middle) < capacity else (low, middle)
         hit = float(np.sum(self.count * self.share * self._met(high)))
-        return min(lookups, capacity + (lookups - high) * max(0.0, 1.0 - hit))
+        return min(lookups, max(met, capacity + (lookups - high) * max(0.0, 1.0 - hit)))
 
     def _met(self, lookups: float) -> FloatArray:
         with np.errstate(divide="ignore"):

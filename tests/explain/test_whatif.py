@@ -67,9 +67,11 @@ def test_it_renders(config: TunedConfig) -> None:
     [
         ("speed=2x", "a change must be one of bandwidth, compute, .*got 'speed=2x'"),
         ("bandwidth", "a change must be one of"),
-        ("bandwidth=2", "bandwidth must be a factor above 0 such as 2x, got '2'"),
+        ("bandwidth=2", "bandwidth must be a factor above 0 and up to 1e.06, such as 2x, got '2'"),
         ("bandwidth=0x", "bandwidth must be a factor above 0"),
-        ("cores=-1", "cores must be a count such as 56"),
+        ("cores=-1", "cores must be a count up to 4096 such as 56"),
+        ("cores=5000", "cores must be a count up to 4096"),
+        (f"tables={10**400}x", "tables must be a factor above 0 and up to"),
         ("dtype=int8", "dtype must be one of fp32, bf16, got 'int8'"),
         ("network=200Gb", "only be changed where the profile has one"),
     ],

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autotune.config.model import DataSpec, Model, Table
+from autotune.config.model import Changes, DataSpec, Model, Table
 from autotune.config.profile import Ceilings, ComputePoint, RowPoint
 from autotune.dlrm.distributions import Scatter, Zipf
 from autotune.plan.cost import Costs, distinct_zipf
@@ -123,3 +123,12 @@ def test_optimizer_state_is_split_with_the_columns_down_to_a_float(state: int, o
     assert costs.item(0, (0, 1000)).memory_bytes == 1000 * (256 + state)
     assert costs.item(0, (0, 250)).memory_bytes == 250 * (256 + state)
     assert costs.item(0, (0, 1000), (0, 16)).memory_bytes == 1000 * (64 + of_a_quarter)
+
+
+def test_bf16_gathers_half_the_bytes_and_adagrad_carries_its_state() -> None:
+    model = model_of(100_000)
+    plain, halves, summing = (Costs(model.changed(Changes(**change)), 2) for change in ({}, {"dtype": "bf16"}, {"optimizer": "adagrad"}))
+    times = [costs._rows_s("gather", 64, 100_000, 1e4, 9e3) for costs in (plain, halves, summing)]
+    assert times[1] < times[0] == times[2]
+    times = [costs._rows_s("scatter", 64, 100_000, 1e4, 9e3) for costs in (plain, halves, summing)]
+    assert times[2] > times[0] == times[1]

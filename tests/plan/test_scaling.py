@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autotune.catalog import load_model_by_name, load_profile_by_name
-from autotune.config.model import Model, Table
-from autotune.config.partition import Partition
+from autotune.config.model import Changes, Model, Table
+from autotune.config.partition import CommunicationKnobs, Partition
 from autotune.dlrm.sharding import check_partition
 from autotune.errors import InputError, MachineError
 from autotune.plan.coarse import columns_partition, group_size, spread
@@ -128,3 +128,29 @@ def test_what_cannot_be_scaled_is_refused() -> None:
         scale(MLPERF, NODE, [])
     with pytest.raises(MachineError, match="the model must fit at least one"):
         scale(load_model_by_name("large"), load_profile_by_name("xeon-8180"), [1])
+
+
+def test_counts_whose_fullest_socket_does_not_fit_are_left_out_and_said() -> None:
+    found = scale(load_model_by_name("large"), load_profile_by_name("xeon-8180"), [2, 4, 32], placing="columns")
+    room = load_profile_by_name("xeon-8180").fingerprint.topology.memory_bytes
+    assert found.points
+    assert all(one.memory_bytes <= room for one in found.points)
+    assert any(note.startswith("2 sockets: ") and "must fit a socket" in note for note in found.notes)
+
+
+def test_a_socket_of_a_node_draws_on_its_own_memory() -> None:
+    """However many of the node's sockets take part, a rank's own passes take the same time."""
+    small = load_model_by_name("small")
+    alone, both = (scale(small, NODE, [count], minibatch_per_socket=1024).points[0] for count in (1, 4))
+    assert both.iteration.time_s > 0.9 * alone.iteration.time_s
+
+
+def test_more_sockets_than_samples_or_cores_than_there_are_is_refused() -> None:
+    small, machine = load_model_by_name("small"), load_profile_by_name("xeon-8280")
+    found = scale(small, machine, [1, 64], global_minibatch=8)
+    assert [one.sockets for one in found.points] == [1]
+    assert any("each needs a sample, got a minibatch of 8" in note for note in found.notes)
+    with pytest.raises(InputError, match="communication cores must leave one"):
+        scale(small, machine, [2], communication=CommunicationKnobs(communication_cores=28))
+    with pytest.raises(InputError, match="row-wise Adagrad needs whole rows"):
+        scale(small.changed(Changes(optimizer="adagrad")), machine, [2], placing="columns")
