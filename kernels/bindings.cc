@@ -86,24 +86,27 @@ void check_rows(const Floats<2>& table, const Rows& rows) {
 // Row lists are checked when a handle is made, so that the check is outside whatever times `gather` and `scatter`.
 class RowWalk {
  public:
-  RowWalk(Floats<2> table, Rows rows) : table_(std::move(table)), rows_(std::move(rows)) { check_rows(table_, rows_); }
+  RowWalk(Floats<2> table, const Rows& rows) : table_(std::move(table)) {
+    check_rows(table_, rows);
+    rows_.assign(rows.data(), rows.data() + rows.shape(0));  // a copy: what was checked must stay as it is
+  }
 
   void gather(int64_t distance, int threads) const {
     require_walk(distance, threads);
     float sink = 0;
     nb::gil_scoped_release release;
-    kernels().ceiling_gather(table_.data(), static_cast<int64_t>(table_.shape(1)), rows_.data(), static_cast<int64_t>(rows_.shape(0)), distance, threads, &sink);
+    kernels().ceiling_gather(table_.data(), static_cast<int64_t>(table_.shape(1)), rows_.data(), static_cast<int64_t>(rows_.size()), distance, threads, &sink);
   }
 
   void scatter(int64_t distance, int threads) const {
     require_walk(distance, threads);
     nb::gil_scoped_release release;
-    kernels().ceiling_scatter(table_.data(), static_cast<int64_t>(table_.shape(1)), rows_.data(), static_cast<int64_t>(rows_.shape(0)), distance, threads);
+    kernels().ceiling_scatter(table_.data(), static_cast<int64_t>(table_.shape(1)), rows_.data(), static_cast<int64_t>(rows_.size()), distance, threads);
   }
 
  private:
   Floats<2> table_;
-  Rows rows_;
+  std::vector<int64_t> rows_;
 };
 
 // `repeats` empty parallel regions: the cost of a fork and a join.

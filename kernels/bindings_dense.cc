@@ -152,6 +152,7 @@ void linear_backward_data(const ConstFloats<2>& dy, const Packed& packed, const 
 class Step {
  public:
   Step(int64_t outputs, int64_t inputs, float learning_rate, float epsilon) : outputs_(outputs), inputs_(inputs) {
+    require(epsilon > 0 && epsilon <= 3e38f, "epsilon must be positive and finite, got " + std::to_string(epsilon));
     update_.learning_rate = learning_rate;
     update_.epsilon = epsilon;
   }

@@ -73,6 +73,8 @@ class Tables {
     nb::gil_scoped_release release;
     require_valid(bags, threads);
     const std::lock_guard<std::mutex> lock(mutex_);  // one workspace
+    require(tables_.state == nullptr || bags.num_indices < int64_t{0x7fffffff},
+            "row-wise Adagrad chains look-ups by 32-bit numbers: a batch must hold fewer than 2^31 - 1, got " + str(bags.num_indices));
     const size_t lookups = static_cast<size_t>(bags.num_indices), team = static_cast<size_t>(threads);
     if (chosen == UpdateStrategy::kBucketed) {
       if (entries_.size() < lookups) entries_.resize(lookups);
@@ -192,7 +194,7 @@ class Tables {
   }
 
   void finish(State state, double epsilon) {
-    require(std::isfinite(epsilon) && epsilon >= 0, "epsilon must be at least 0, got " + std::to_string(epsilon));
+    require(std::isfinite(epsilon) && static_cast<float>(epsilon) > 0, "epsilon must be positive in fp32, got " + std::to_string(epsilon));
     tables_.epsilon = static_cast<float>(epsilon);
     if (!state) return;
     states_ = std::move(*state);

@@ -76,7 +76,7 @@ struct EmbeddingUpdateOf {
       // Room for all look-ups of a table: a row steps by their sum.
       int64_t room = 1;
       for (int64_t t = 0; t < tables.num_tables; ++t)
-        room = max_of(room, offsets[(t + 1) * bags.num_bags] - offsets[t * bags.num_bags] + 1);
+        room = max_of(room, int64_t{offsets[(t + 1) * bags.num_bags]} - offsets[t * bags.num_bags] + 1);
       Pending* const pending = static_cast<Pending*>(thread_scratch(kScratchLeft, room * sizeof(Pending)));
       scan_owned<Index, Modulo>(tables, bags, pending, room, [&](int64_t count, int64_t t) {
         AdagradStep<Isa, Rows>::step_table(

@@ -62,7 +62,9 @@ SmmPlan libxsmm_plan(int64_t rows, int64_t bn, int64_t bk, int64_t reduction, in
   plan.count = static_cast<unsigned long long>(reduction / plan.piece);
   plan.rest = reduction % plan.piece;
   plan.step = transposed ? stride : 1;
-  if (stride * (transposed ? plan.piece : 1) > kLargest || reduction > kLargest)
+  // A kernel reaches 30 rows from one pointer, and its generator counts those bytes in int.
+  constexpr int64_t kRowsAtOnce = 32;
+  if (stride > kLargest / (2 * (transposed ? plan.piece : kRowsAtOnce)) || reduction > kLargest)
     throw std::runtime_error("libxsmm counts in 32 bits: rows " + std::to_string(stride) + " floats apart are too long; use the blocked implementation");
   const int64_t heights[2] = {bn < rows ? bn : rows, bn < rows ? rows % bn : 0};
   for (int i = 0; i < 2; ++i) {

@@ -61,14 +61,19 @@ void embedding_update(const EmbeddingTables& tables, const Bags& bags, const Poo
   for (int64_t t = 0; t < tables.num_tables; ++t) {
     // Each touched row's gradients are summed in double first, so that the order of look-ups leaves no trace.
     std::vector<double> sums(static_cast<size_t>(tables.rows[t] * tables.dim), 0.0);
+    std::vector<bool> touched(static_cast<size_t>(tables.rows[t]));
     for (int64_t n = 0; n < bags.num_bags; ++n) {
       const int64_t bag = t * bags.num_bags + n;
-      for (int64_t j = at(bags, bags.offsets, bag); j < at(bags, bags.offsets, bag + 1); ++j)
+      for (int64_t j = at(bags, bags.offsets, bag); j < at(bags, bags.offsets, bag + 1); ++j) {
+        const int64_t row = at(bags, bags.indices, j);
+        touched[static_cast<size_t>(row)] = true;
         for (int64_t e = 0; e < tables.dim; ++e)
-          sums[static_cast<size_t>(at(bags, bags.indices, j) * tables.dim + e)] +=
+          sums[static_cast<size_t>(row * tables.dim + e)] +=
               weight_of(bags, bag, j) * gradient.data[n * gradient.sample_stride + t * gradient.table_stride + e];
+      }
     }
     for (int64_t row = 0; row < tables.rows[t]; ++row) {
+      if (!touched[static_cast<size_t>(row)]) continue;
       const double* sum = sums.data() + row * tables.dim;
       double rate = learning_rate;
       if (tables.state != nullptr) {

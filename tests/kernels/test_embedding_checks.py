@@ -230,6 +230,7 @@ def test_a_strategy_that_the_tables_do_not_take_is_refused(small: Small, split: 
         pytest.param(lambda u, w, s: kernels.EmbeddingTables([w], [w[:, 0]]), id="strided state"),
         pytest.param(lambda u, w, s: kernels.EmbeddingTables([w], [w.view(-1)[:4]]), id="state over the table"),
         pytest.param(lambda u, w, s: kernels.EmbeddingTables([w], [s], -1e-9), id="negative epsilon"),
+        pytest.param(lambda u, w, s: kernels.EmbeddingTables([w], [s], 0.0), id="epsilon of zero"),
         pytest.param(lambda u, w, s: kernels.EmbeddingTables([w], [s], float("nan")), id="epsilon not a number"),
     ],
 )

@@ -297,3 +297,11 @@ def test_halves_are_refused_that_do_not_fit() -> None:
     memory = torch.zeros(64, 3)
     with pytest.raises(ValueError, match="y must not overlap packed"):
         kernels.linear_forward_bf16(x, memory.view(torch.int16).flatten()[:96], None, memory[:4], "none", *blocking)
+
+
+@pytest.mark.parametrize("epsilon", [0.0, -1.0, float("nan"), float("inf")])
+def test_an_epsilon_that_is_not_positive_is_refused(epsilon: float) -> None:
+    dw, db, w, b = torch.ones(2, 3), torch.ones(2), torch.ones(2, 3), torch.ones(2)
+    with pytest.raises(ValueError, match="epsilon must be positive and finite"):
+        kernels.linear_descend(dw, db, w, b, torch.zeros(2, 3), torch.zeros(2), 0.1, epsilon, 1)
+    assert torch.equal(w, torch.ones(2, 3))
