@@ -31,6 +31,7 @@ _WARMUP = 2
 _STEPS = 9
 _LEAST_STEPS = 3
 _GAIN_MODEL = 2
+_GAIN_TURNS = 5
 _GAIN_TABLES_BYTES = 1e7
 _MOST = 3
 """Times the steps wanted, disturbed ones included."""
@@ -143,17 +144,30 @@ def calibrate(
 
 
 def bf16_gain(topology: Topology, threads: int) -> float:
-    """Of the layers' forward passes over fp32's, on one reference model; what bf16 does to bytes is in it, and small at its widths."""
+    """Of the layers' forward passes over fp32's, on one reference model, in turns: the median ratio of a few.
+
+    What bf16 does to bytes is in it, and small at its widths.
+    """
     model, _ = reference_models(_GAIN_TABLES_BYTES)[_GAIN_MODEL]
-    monitor = NoiseMonitor(topology.allowed_cpus)
-    times: dict[str, float] = {}
-    for dtype in DTYPES:
-        changed = model.model_copy(update={"dtype": dtype})
-        source = make_source(changed)
-        dlrm = DLRM(changed, default_config(changed, topology, threads), machine=topology)
-        run = timed_steps(dlrm, [source.batch(i) for i in range(2)], monitor)
-        times[dtype] = sum(time_s for key, time_s in run.passes_s.items() if "mlp" in key and key.endswith(".forward"))
-    return times["fp32"] / times["bf16"]
+    monitor, before = NoiseMonitor(topology.allowed_cpus), torch.get_num_threads()
+    built: dict[str, tuple[DLRM, list[Batch]]] = {}
+    ratios = []
+    try:
+        for dtype in DTYPES:
+            changed = model.model_copy(update={"dtype": dtype})
+            source = make_source(changed)
+            dlrm = DLRM(changed, default_config(changed, topology, threads), machine=topology)
+            built[dtype] = (dlrm, [source.batch(i) for i in range(2)])
+        for _ in range(_GAIN_TURNS):
+            runs = {dtype: timed_steps(*of, monitor, steps=_LEAST_STEPS).passes_s for dtype, of in built.items()}
+            taken = {
+                dtype: sum(time_s for key, time_s in passes.items() if "mlp" in key and key.endswith(".forward"))
+                for dtype, passes in runs.items()
+            }
+            ratios.append(taken["fp32"] / taken["bf16"])
+    finally:
+        torch.set_num_threads(before)
+    return statistics.median(ratios)
 
 
 def _runs(
