@@ -32,6 +32,7 @@ _STEPS = 9
 _LEAST_STEPS = 3
 _GAIN_MODEL = 2
 _GAIN_TURNS = 5
+_GAIN_TURN_S = 0.5
 _GAIN_TABLES_BYTES = 1e7
 _MOST = 3
 """Times the steps wanted, disturbed ones included."""
@@ -159,7 +160,10 @@ def bf16_gain(topology: Topology, threads: int) -> float:
             dlrm = DLRM(changed, default_config(changed, topology, threads), machine=topology)
             built[dtype] = (dlrm, [source.batch(i) for i in range(2)])
         for _ in range(_GAIN_TURNS):
-            runs = {dtype: timed_steps(*of, monitor, steps=_LEAST_STEPS).passes_s for dtype, of in built.items()}
+            runs = {
+                dtype: timed_steps(*of, monitor, steps=_LEAST_STEPS, end_s=time.perf_counter() + _GAIN_TURN_S).passes_s
+                for dtype, of in built.items()
+            }
             taken = {
                 dtype: sum(time_s for key, time_s in passes.items() if "mlp" in key and key.endswith(".forward"))
                 for dtype, passes in runs.items()
