@@ -15,10 +15,7 @@ import torch
 from autotune.config.knobs import EmbeddingForwardKnobs, EmbeddingUpdateKnobs
 from autotune.config.model import DTYPES, OPTIMIZERS, Dtype, Optimizer
 from autotune.errors import InputError
-from autotune.ops.native import kernels, zeros
-
-EPSILON = 1e-10
-"""Of Adagrad, as in torch.optim.Adagrad."""
+from autotune.ops.native import ADAGRAD_EPSILON, kernels, zeros
 
 Strategy = Literal["race_free_range", "race_free_modulo", "bucketed", "atomic", "unfused"]
 OWNED: tuple[Strategy, ...] = ("race_free_range", "bucketed", "race_free_modulo")
@@ -76,7 +73,7 @@ class EmbeddingBags:
         seed: int = 0,
         dtype: Dtype = "fp32",
         optimizer: Optimizer = "sgd",
-        epsilon: float = EPSILON,
+        epsilon: float = ADAGRAD_EPSILON,
     ) -> None:
         _check_choices(dtype, optimizer)
 
@@ -96,7 +93,7 @@ class EmbeddingBags:
         threads: int = 1,
         dtype: Dtype = "fp32",
         optimizer: Optimizer = "sgd",
-        epsilon: float = EPSILON,
+        epsilon: float = ADAGRAD_EPSILON,
     ) -> EmbeddingBags:
         """Tables whose weights are given some rows at a time, so that split ones never exist in fp32 as a whole.
 
@@ -137,7 +134,7 @@ class EmbeddingBags:
         huge_pages: bool = True,
         dtype: Dtype = "fp32",
         optimizer: Optimizer = "sgd",
-        epsilon: float = EPSILON,
+        epsilon: float = ADAGRAD_EPSILON,
     ) -> EmbeddingBags:
         """Tables, or parts of tables, that exist: contiguous fp32 [rows, E] each, of one E. fp32 uses them as they are, not copied; bf16
         copies them into halves."""

@@ -15,12 +15,9 @@ import torch
 
 from autotune.config.knobs import LayerKnobs
 from autotune.config.model import Dtype, Optimizer
-from autotune.ops.native import kernels, zeros
+from autotune.ops.native import ADAGRAD_EPSILON, kernels, zeros
 
 Activation = Literal["none", "relu", "sigmoid"]
-
-EPSILON = 1e-10
-"""Of Adagrad, as in torch.optim."""
 
 
 def split_weights(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -172,12 +169,12 @@ class Layer:
             if self.dtype == "fp32":
                 kernels.linear_backward_weights(
                     dy, x, self.d_weight, self.d_bias, self.weight, self.bias, learning_rate, *blocking, state=state, bias_state=bias_state,
-                    epsilon=EPSILON,
+                    epsilon=ADAGRAD_EPSILON,
                 )
             else:
                 kernels.linear_backward_weights_bf16(
                     dy, x, self.d_weight, self.d_bias, self.upper, self.lower, self.bias, learning_rate, *blocking,
-                    state=state, bias_state=bias_state, epsilon=EPSILON,
+                    state=state, bias_state=bias_state, epsilon=ADAGRAD_EPSILON,
                 )  # fmt: skip
             self.pack(threads)
 
@@ -198,7 +195,7 @@ class Layer:
 
     def descend(self, learning_rate: float, threads: int) -> None:
         """One step along d_weight and d_bias; the packed copies follow."""
-        rest = (self.bias, *self._state, learning_rate, EPSILON, threads)
+        rest = (self.bias, *self._state, learning_rate, ADAGRAD_EPSILON, threads)
         if self.dtype == "fp32":
             kernels.linear_descend(self.d_weight, self.d_bias, self.weight, *rest)
         else:

@@ -25,6 +25,8 @@ except ImportError as error:
 __all__ = ["cold_sets", "empty_rows", "kernels", "leading_dimension", "target", "zeros"]
 
 _FLOATS_PER_LINE = 16
+ADAGRAD_EPSILON = 1e-10
+"""Of tables and layers alike, as in torch.optim.Adagrad."""
 
 
 def zeros(*shape: int, huge_pages: bool = True, threads: int = 1, dtype: torch.dtype = torch.float32) -> torch.Tensor:
