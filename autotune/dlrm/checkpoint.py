@@ -60,7 +60,6 @@ def save_checkpoint(
         path: the file; its folder must exist.
         state: tensors by name, see `state_shapes`.
         meta: further entries: numbers, strings, lists and dicts of them. ``learning_rate`` also goes into the optimizer's state.
-
         optimizer_state: of a `DLRM`; none or empty where the optimizer keeps none.
 
     Raises:
