@@ -27,7 +27,7 @@ REPLICATE_BELOW = 2048
 """Rows below which `columns` replicates a table: as in the MLPerf v1.0 runs."""
 _TALKS = (all_to_all.FORWARD, all_to_all.BACKWARD, all_reduce.KEY)
 _USEFUL = 1.05
-"""A larger count is useful where it is this much faster than the next smaller one: less is within the error of a prediction."""
+"""A larger count is useful where it is this much faster than the last useful one: less is within the error of a prediction."""
 _LARGEST_MINIBATCH = 1 << 26
 
 
@@ -110,7 +110,6 @@ def scale(
         communication: None takes the defaults.
         overhead_s: Of every step, outside all operators: a framework's dispatch and autograd, in another system than this one.
         input_s: Of every sample of the global minibatch, where each rank reads it in a row with the step instead of beside it.
-
         memory_per_socket_bytes: None takes the profile's.
 
     Raises:
@@ -173,15 +172,15 @@ class _Study:
         self.overhead_s, self.input_s = overhead_s, input_s
         topology = profile.fingerprint.topology
         self.node = max(1, topology.sockets)
-        cores = max(1, topology.physical_cores // self.node)
-        self.threads = cores - communication.communication_cores
+        self.cores = max(1, topology.physical_cores // self.node)
+        self.threads = self.cores - communication.communication_cores
         if self.threads < 1:
-            rule = f"communication cores must leave one of a socket's {cores} cores to compute"
+            rule = f"communication cores must leave one of a socket's {self.cores} cores to compute"
             raise InputError(f"{rule}, got {communication.communication_cores} (--communication-cores); lower them")
         whole = min(topology.memory_bytes, topology.memory_limit_bytes or topology.memory_bytes)
         self.memory_bytes = memory_per_socket_bytes or profile.memory_per_socket_bytes or whole // self.node
         self.notes: list[str] = []
-        self._predictors: dict[int, Predictor] = {}
+        self._predictor = Predictor(profile, self.node)  # a socket draws on its own memory, however many others of its node run
 
     def note(self, text: str) -> None:
         if text not in self.notes:
@@ -199,7 +198,7 @@ class _Study:
             if tables > room:
                 got = f"{format_bytes(tables)} for {format_bytes(room)}"
                 raise MachineError(f"the tables must fit the socket's memory, got {got}; take more sockets")
-            return RunConfig(threads=self.threads)
+            return RunConfig(threads=self.cores)  # which nobody talks to
         return RunConfig(threads=self.threads, partition=self._partition(model, count, room), communication=self.communication)
 
     def _partition(self, model: Model, count: int, room: int) -> Partition:
@@ -211,15 +210,11 @@ class _Study:
         groups = math.ceil(count / size)
         if size > 1:
             self.note(f"above {MOST_RANKS} sockets the tables are planned coarsely: for groups of sockets, whose members share them evenly")
-        grouped = plan_for(
-            model, groups, self.profile, self.node, self.threads, memory_per_rank_bytes=room * size
-        ).partition
+        grouped = plan_for(model, groups, self.profile, self.node, self.threads, memory_per_rank_bytes=room * size).partition
         return grouped if size == 1 else spread(model, grouped, count)
 
     def predict(self, model: Model, config: RunConfig, count: int) -> Estimate:
-        on_host = self.node  # a socket draws on its own memory, however many others of its node run
-        predictor = self._predictors.setdefault(on_host, Predictor(self.profile, on_host))
-        found = estimate(model, self.profile, config, sockets=count, ranks_on_host=on_host, predictor=predictor)
+        found = estimate(model, self.profile, config, sockets=count, ranks_on_host=self.node, predictor=self._predictor)
         beside_s = self.beside_s(model)
         if not beside_s:
             return found
