@@ -12,14 +12,12 @@ import pytest
 from autotune.catalog import load_model_by_name
 from autotune.config.knobs import FixedKnobs, LayerKnobs, RunConfig
 from autotune.config.profile import Topology
-from autotune.config.tuned import TunedConfig
 from autotune.dlrm.data import make_source
 from autotune.dlrm.model import DLRM
 from autotune.errors import InputError, MachineError
 from autotune.ops import libxsmm
 from autotune.ops.mlp import LayerPass
 from autotune.ops.native import kernels
-from autotune.tune import compatibility
 
 CHOSEN = LayerKnobs(implementation="libxsmm")
 PASS = LayerPass("top_mlp.0.forward", "forward", 200, 100, 70, "relu", masked=False)
@@ -48,16 +46,9 @@ def test_a_config_that_names_it_is_refused_with_the_package_to_install(absent: N
 
 
 def test_a_model_does_not_start_with_it(absent: None) -> None:
+    """So neither does a tuned config: `run`, `verify` and the API make the model of it."""
     with pytest.raises(MachineError, match="libxsmm-dev"):
         DLRM(load_model_by_name("tiny"), RunConfig(threads=1, operators={"top_mlp.0.forward": CHOSEN}))
-
-
-def test_a_tuned_config_is_refused_before_anything_is_made(absent: None, tuned_config: TunedConfig) -> None:
-    model = load_model_by_name("small")
-    chosen = tuned_config.config.model_copy(update={"operators": {"top_mlp.0.forward": CHOSEN}})
-    config = tuned_config.model_copy(update={"config": chosen, "model_hash": model.hash(), "minibatch": model.minibatch})
-    with pytest.raises(MachineError, match=r"tuned config for small.*libxsmm-dev"):
-        compatibility.check(config, model, tuned_config.fingerprint)
 
 
 @needs_libxsmm
