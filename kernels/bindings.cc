@@ -1,9 +1,11 @@
 // The module: targets, memory and ceilings. Checks stand here; arithmetic does not.
 #include "bindings.h"
 
+#include <nanobind/stl/tuple.h>
 #include <omp.h>
 
 #include "memory.h"
+#include "team.h"
 
 namespace autotune {
 namespace {
@@ -119,6 +121,11 @@ void fork_join(int64_t repeats, int threads) {
   }
 }
 
+std::tuple<int64_t, double, double, double, double> team_times() {
+  const TeamTimes t = take_team_times();
+  return {t.regions, t.wall, t.longest, t.longest_core, t.mean_core};
+}
+
 std::vector<std::string> targets() {
   std::vector<std::string> names;
   for (const KernelTable* table : runnable_targets()) names.push_back(table->name);
@@ -141,6 +148,8 @@ NB_MODULE(_kernels, m) {
   m.def("fill_zero", &zero, "data"_a.noconvert(), "threads"_a);
   m.def("ceiling_fma", &ceiling_fma, "iterations"_a, "threads"_a, "Runs independent FMA chains; returns the flops done.");
   m.def("ceiling_stream", &ceiling_stream, "kind"_a, "a"_a.noconvert(), "b"_a.noconvert(), "c"_a.noconvert(), "threads"_a);
+  m.def("watch_teams", &watch_teams, "watched"_a, "Whether teams are timed from now on.");
+  m.def("take_team_times", &team_times, "Of the regions that this thread forked since it last asked: how many, and seconds; see the stub file.");
   m.def("fork_join", &fork_join, "repeats"_a, "threads"_a);
   nb::class_<RowWalk>(m, "RowWalk", "A list of rows of a table, to be gathered or updated in that order.")
       .def(nb::init<Floats<2>, Rows>(), "table"_a.noconvert(), "rows"_a.noconvert())

@@ -6,6 +6,7 @@
 #include "embedding_rows-inl.h"
 #include "embedding_shares.h"
 #include "memory.h"
+#include "team.h"
 
 namespace autotune {
 
@@ -22,8 +23,10 @@ struct EmbeddingKernels {
     const Index* indices = static_cast<const Index*>(bags.indices);
     const int64_t num_offsets = tables.num_tables * bags.num_bags + 1;
     bool bad_offsets = false, bad_indices = false;
+    const TeamClock clock(threads);
 #pragma omp parallel num_threads(threads)
     {
+      TeamClock::Turn turn(clock);
       const int64_t team = omp_get_num_threads(), me = omp_get_thread_num();
       bool bad = false;
       for (int64_t i = num_offsets * me / team; i < num_offsets * (me + 1) / team; ++i)
@@ -32,7 +35,7 @@ struct EmbeddingKernels {
 #pragma omp atomic write
         bad_offsets = true;
       }
-#pragma omp barrier
+      turn.barrier();
       // Offsets that leave the indices would lead the next loop out of them.
       if (!bad_offsets) {
         const int64_t first = bags.num_indices * me / team, last = bags.num_indices * (me + 1) / team;
@@ -112,9 +115,11 @@ struct EmbeddingKernels {
     const Index* offsets = static_cast<const Index*>(bags.offsets);
     const int64_t num_bags = bags.num_bags * tables.num_tables;
     const int64_t num_tasks = ceil_div(num_bags, options.bags_per_task);
+    const TeamClock clock(threads);
 #pragma omp parallel num_threads(threads)
     {
-#pragma omp for schedule(dynamic, 1)
+      const TeamClock::Turn turn(clock);
+#pragma omp for schedule(dynamic, 1) nowait
       for (int64_t task = 0; task < num_tasks; ++task) {
         const int64_t last = first_bag_of(offsets, num_bags, task + 1, num_tasks);
         for (int64_t bag = first_bag_of(offsets, num_bags, task, num_tasks); bag < last;) {

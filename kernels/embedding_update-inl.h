@@ -6,6 +6,7 @@
 #include "embedding_adagrad-inl.h"
 #include "embedding_rows-inl.h"
 #include "embedding_shares.h"
+#include "team.h"
 #include "memory.h"
 
 namespace autotune {
@@ -71,8 +72,9 @@ struct EmbeddingUpdateOf {
   static void update_race_free(const EmbeddingTables& tables, const Bags& bags, const PooledGradient& gradient, float learning_rate,
                                int64_t distance, int threads) {
     const Index* offsets = static_cast<const Index*>(bags.offsets);
+    const TeamClock clock(threads);
 #pragma omp parallel num_threads(threads)
-    if (tables.state != nullptr) {
+    if (const TeamClock::Turn turn(clock); tables.state != nullptr) {
       // Room for all look-ups of a table: a row steps by their sum.
       int64_t room = 1;
       for (int64_t t = 0; t < tables.num_tables; ++t)
@@ -142,8 +144,10 @@ struct EmbeddingUpdateOf {
     const int64_t num_bags = tables.num_tables * bags.num_bags, buckets = kBucketsPerThread * threads;
     int64_t* const begins = workspace.counts + threads * buckets;  // of each bucket, and the end of the last
     int64_t* const order = begins + buckets + 1;                   // buckets, the largest first
+    const TeamClock clock(threads);
 #pragma omp parallel num_threads(threads)
     {
+      TeamClock::Turn turn(clock);
       const int64_t team = omp_get_num_threads(), me = omp_get_thread_num();
       const int64_t total = offsets[num_bags];
       const int64_t first = total * me / team, last = total * (me + 1) / team;
@@ -153,7 +157,7 @@ struct EmbeddingUpdateOf {
       for_slice<Index>(bags, num_bags, first, last, [&](int64_t j, int64_t, int64_t t) {
         ++counts[bucket_of(static_cast<uint32_t>(indices[j]), static_cast<uint32_t>(t), static_cast<uint32_t>(buckets))];
       });
-#pragma omp barrier
+      turn.barrier();
       // Slots by bucket, then by the thread that files: so a bucket holds its look-ups in their order whatever the team. Each thread sums
       // the columns of some buckets, then all sizes: its work grows with the team, not with the square of it.
       for (int64_t b = low; b < high; ++b) {
@@ -165,7 +169,7 @@ struct EmbeddingUpdateOf {
         }
         order[b] = filed;
       }
-#pragma omp barrier
+      turn.barrier();
       int64_t* const sizes = static_cast<int64_t*>(thread_scratch(kScratchPool, buckets * sizeof(int64_t)));
       for (int64_t b = 0, slot = 0; b < buckets; ++b) {
         sizes[b] = order[b];
@@ -180,14 +184,14 @@ struct EmbeddingUpdateOf {
         workspace.entries[at] = {row, static_cast<uint32_t>(bag)};
         if (bags.scales != nullptr) workspace.entry_scales[at] = bags.scales[j];
       });
-#pragma omp barrier
+      turn.barrier();
       for (int64_t b = low; b < high; ++b) {
         int64_t before = 0;
         for (int64_t c = 0; c < buckets; ++c) before += sizes[c] > sizes[b] || (sizes[c] == sizes[b] && c < b);
         order[before] = b;
       }
-#pragma omp barrier
-#pragma omp for schedule(dynamic, 1)
+      turn.barrier();
+#pragma omp for schedule(dynamic, 1) nowait
       for (int64_t i = 0; i < buckets; ++i)
         apply_bucket<Index>(tables, bags, gradient, learning_rate, distance, workspace, begins[order[i]], begins[order[i] + 1]);
     }
@@ -257,14 +261,19 @@ struct EmbeddingUpdateOf {
     const Index* indices = static_cast<const Index*>(bags.indices);
     const Index* offsets = static_cast<const Index*>(bags.offsets);
     const int64_t num_bags = tables.num_tables * bags.num_bags;
-#pragma omp parallel for schedule(static) num_threads(threads)
-    for (int64_t bag = 0; bag < num_bags; ++bag) {
-      const int64_t t = bag / bags.num_bags;
-      const float* source = source_of(bags, gradient, bag, t);
-      for (int64_t j = offsets[bag]; j < static_cast<int64_t>(offsets[bag + 1]); ++j) {
-        float* row = tables.weights[t] + static_cast<int64_t>(indices[j]) * tables.dim;
-        const float step = step_of(bags, offsets, bag, j, learning_rate);
-        for (int64_t e = 0; e < tables.dim; ++e) atomic_add(row + e, step * source[e]);
+    const TeamClock clock(threads);
+#pragma omp parallel num_threads(threads)
+    {
+      const TeamClock::Turn turn(clock);
+#pragma omp for schedule(static) nowait
+      for (int64_t bag = 0; bag < num_bags; ++bag) {
+        const int64_t t = bag / bags.num_bags;
+        const float* source = source_of(bags, gradient, bag, t);
+        for (int64_t j = offsets[bag]; j < static_cast<int64_t>(offsets[bag + 1]); ++j) {
+          float* row = tables.weights[t] + static_cast<int64_t>(indices[j]) * tables.dim;
+          const float step = step_of(bags, offsets, bag, j, learning_rate);
+          for (int64_t e = 0; e < tables.dim; ++e) atomic_add(row + e, step * source[e]);
+        }
       }
     }
   }
@@ -287,9 +296,11 @@ struct EmbeddingUpdateOf {
                              int64_t distance, const UpdateWorkspace& workspace, int threads) {
     const Index* offsets = static_cast<const Index*>(bags.offsets);
     const int64_t num_bags = tables.num_tables * bags.num_bags, dim = tables.dim;
+    const TeamClock clock(threads);
 #pragma omp parallel num_threads(threads)
     {
-#pragma omp for schedule(static)
+      TeamClock::Turn turn(clock);
+#pragma omp for schedule(static) nowait
       for (int64_t bag = 0; bag < num_bags; ++bag) {
         const int64_t t = bag / bags.num_bags;
         const float* source = source_of(bags, gradient, bag, t);
@@ -299,6 +310,7 @@ struct EmbeddingUpdateOf {
           for (int64_t e = 0; e < dim; ++e) row[e] = step * source[e];
         }
       }
+      turn.barrier();
       Pending pending[kPending];
       scan_owned<Index, false>(tables, bags, pending, kPending, [&](int64_t count, int64_t t) {
         const Rows rows(tables, t);

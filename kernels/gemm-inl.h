@@ -7,6 +7,7 @@
 #include "gemm_pack-inl.h"
 #include "gemm_tile-inl.h"
 #include "memory.h"
+#include "team.h"
 
 namespace autotune {
 
@@ -19,8 +20,7 @@ struct GemmKernels {
   // out[rows, cols] = epilogue(a * panels), a row-major.
   static void multiply(const ConstMatrix& a, const float* panels, const Matrix& out, const Epilogue& epilogue, const GemmBlocking& blocking,
                        int threads) {
-#pragma omp parallel num_threads(threads)
-    for_grid(threads, blocking.thread_columns, [&](int64_t row, int64_t rows, int64_t column, int64_t columns) {
+    on_grid(threads, blocking.thread_columns, [&](int64_t row, int64_t rows, int64_t column, int64_t columns) {
       const Range blocks = split(ceil_div(out.rows, blocking.bn), row, rows);
       const Range strips = split(ceil_div(out.cols, blocking.bk), column, columns);
       walk(blocks, strips, blocking.columns_outer, [&](int64_t block, int64_t panel) {
@@ -40,8 +40,7 @@ struct GemmKernels {
     using A = typename Step::A;
     const int64_t pairs = ceil_div(a.cols, 2), stride = Pack::row_stride(a.cols);
     blocking.bn = min_of(blocking.bn, max_of(out.rows, 1));  // scratch is bn high
-#pragma omp parallel num_threads(threads)
-    for_grid(threads, blocking.thread_columns, [&](int64_t row, int64_t rows, int64_t column, int64_t columns) {
+    on_grid(threads, blocking.thread_columns, [&](int64_t row, int64_t rows, int64_t column, int64_t columns) {
       const Range blocks = split(ceil_div(out.rows, blocking.bn), row, rows);
       const Range strips = split(ceil_div(out.cols, blocking.bk), column, columns);
       if (blocks.begin == blocks.end || strips.begin == strips.end) return;
@@ -73,11 +72,16 @@ struct GemmKernels {
 
   static Range split(int64_t count, int64_t part, int64_t parts) { return {count * part / parts, count * (part + 1) / parts}; }
 
-  // Calls body(row, rows, column, columns) for every cell of the thread grid; a team smaller than asked for covers all cells too.
+  // Forks a team that calls body(row, rows, column, columns) for every cell of the thread grid; one smaller than asked for covers all too.
   template <class Body>
-  static void for_grid(int64_t threads, int64_t columns, const Body& body) {
+  static void on_grid(int threads, int64_t columns, const Body& body) {
     const int64_t rows = threads / columns;
-    for (int64_t cell = omp_get_thread_num(); cell < rows * columns; cell += omp_get_num_threads()) body(cell / columns, rows, cell % columns, columns);
+    const TeamClock clock(threads);
+#pragma omp parallel num_threads(threads)
+    {
+      const TeamClock::Turn turn(clock);
+      for (int64_t cell = omp_get_thread_num(); cell < rows * columns; cell += omp_get_num_threads()) body(cell / columns, rows, cell % columns, columns);
+    }
   }
 
   template <class Task>
@@ -118,8 +122,7 @@ struct GemmKernels {
     epilogue.update = update;
     blocking.bn = min_of(blocking.bn, dw.rows);  // scratch is bn wide
     const bool in_place = Same<Step, Fp32Step<Isa>>::value && dy.stride % 256 != 0;
-#pragma omp parallel num_threads(threads)
-    for_grid(threads, blocking.thread_columns, [&](int64_t row, int64_t rows, int64_t column, int64_t columns) {
+    on_grid(threads, blocking.thread_columns, [&](int64_t row, int64_t rows, int64_t column, int64_t columns) {
       const Range blocks = split(ceil_div(dw.rows, blocking.bn), row, rows);
       const Range strips = split(ceil_div(dw.cols, blocking.bk), column, columns);
       if (blocks.begin == blocks.end || strips.begin == strips.end) return;

@@ -4,6 +4,7 @@
 #include "gemm.h"
 #include "gemm_tile-inl.h"
 #include "isa/bf16.h"
+#include "team.h"
 
 namespace autotune {
 
@@ -83,10 +84,12 @@ struct GemmPacking {
 
   // Packed panels of w [K, C] for the forward pass (over K) and for backward-data (over C).
   static void weights(const ConstMatrix& w, float* forward, int64_t forward_width, float* backward, int64_t backward_width, int threads) {
+    const TeamClock clock(threads);
 #pragma omp parallel num_threads(threads)
     {
+      const TeamClock::Turn turn(clock);
       transpose_panels(w.rows, w.cols, w.cols, w.data, w.stride * 4, forward_width, forward);
-#pragma omp for schedule(static)
+#pragma omp for schedule(static) nowait
       for (int64_t k = 0; k < w.rows; k += kRows)
         samples<Fp32Step<Isa>>(w, k, min_of(kRows, w.rows - k), 0, ceil_div(w.cols, backward_width), backward_width, w.rows * backward_width,
                                backward + k * backward_width, [](const float*) {});
@@ -97,10 +100,12 @@ struct GemmPacking {
   static void weights_bf16(const ConstHalves& w, uint16_t* forward, int64_t forward_width, uint16_t* backward, int64_t backward_width,
                            int threads) {
     const int64_t steps = ceil_div(w.rows, 2);
+    const TeamClock clock(threads);
 #pragma omp parallel num_threads(threads)
     {
+      const TeamClock::Turn turn(clock);
       transpose_panels(w.rows, ceil_div(w.cols, 2), w.cols / 2, w.data, w.cols * 2, forward_width, forward);
-#pragma omp for schedule(static)
+#pragma omp for schedule(static) nowait
       for (int64_t s = 0; s < steps; ++s) {
         const uint16_t *low = w.data + 2 * s * w.cols, *high = low + w.cols;
         const bool odd = 2 * s + 1 == w.rows;

@@ -3,6 +3,7 @@
 
 #include "gemm_tile-inl.h"
 #include "interaction.h"
+#include "team.h"
 
 namespace autotune {
 
@@ -17,19 +18,18 @@ struct InteractionKernels {
 
   static void forward(const float* features, float* out, const InteractionShape& shape, int64_t samples_per_task, int threads) {
     const int64_t tasks = ceil_div(shape.samples, samples_per_task);
-#pragma omp parallel for schedule(static) num_threads(threads)
-    for (int64_t task = 0; task < tasks; ++task)
+    over_tasks(tasks, threads, [&](int64_t task) {
       for (int64_t n = task * samples_per_task; n < min_of(shape.samples, (task + 1) * samples_per_task); ++n) {
         const int64_t next = min_of(n + 1, shape.samples - 1);
         forward_sample(features + n * shape.sample_stride, out + n * shape.out_stride, shape, features + next * shape.sample_stride);
       }
+    });
   }
 
   static void backward(const float* features, const float* d_out, float* d_features, const InteractionShape& shape, int64_t samples_per_task,
                        int threads) {
     const int64_t tasks = ceil_div(shape.samples, samples_per_task);
-#pragma omp parallel for schedule(static) num_threads(threads)
-    for (int64_t task = 0; task < tasks; ++task) {
+    over_tasks(tasks, threads, [&](int64_t task) {
       // The triangle as a full symmetric matrix with a zero diagonal; and the features padded to whole vectors, where dim is not.
       float* const square = static_cast<float*>(thread_scratch(kScratchLeft, shape.features * shape.features * sizeof(float)));
       const int64_t padded = ceil_div(shape.dim, W) * W;
@@ -43,10 +43,21 @@ struct InteractionKernels {
         backward_sample(features + n * shape.sample_stride, d_out + n * shape.out_stride, d_features + n * shape.d_sample_stride, shape, square,
                         copy, padded, ahead);
       }
-    }
+    });
   }
 
  private:
+  template <class Body>
+  static void over_tasks(int64_t tasks, int threads, const Body& body) {
+    const TeamClock clock(threads);
+#pragma omp parallel num_threads(threads)
+    {
+      const TeamClock::Turn turn(clock);
+#pragma omp for schedule(static) nowait
+      for (int64_t task = 0; task < tasks; ++task) body(task);
+    }
+  }
+
   // `next`: the sample after it, brought into L2 meanwhile, since rows of some hundred bytes are too short for the hardware's streams.
   static void forward_sample(const float* features, float* out, const InteractionShape& shape, const float* next) {
     copy_row(out, features, shape.dim);

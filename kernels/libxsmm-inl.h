@@ -16,8 +16,7 @@ struct LibxsmmKernels {
   static void multiply(const SmmPlan& plan, const ConstMatrix& a, const float* panels, const Matrix& out, const Epilogue& epilogue,
                        const GemmBlocking& blocking, int threads) {
     const int64_t bn = min_of(blocking.bn, max_of(out.rows, 1)), bk = blocking.bk;
-#pragma omp parallel num_threads(threads)
-    Gemm::for_grid(threads, blocking.thread_columns, [&](int64_t row, int64_t rows, int64_t column, int64_t columns) {
+    Gemm::on_grid(threads, blocking.thread_columns, [&](int64_t row, int64_t rows, int64_t column, int64_t columns) {
       const Range blocks = Gemm::split(ceil_div(out.rows, bn), row, rows);
       const Range strips = Gemm::split(ceil_div(out.cols, bk), column, columns);
       float* const tile = static_cast<float*>(thread_scratch(kScratchPool, bn * bk * sizeof(float)));
@@ -37,8 +36,7 @@ struct LibxsmmKernels {
     epilogue.update = update;
     const int64_t samples = dy.rows, bk = blocking.bk, bn = min_of(blocking.bn, dw.rows);
     const int64_t chunk = min_of(max_of(samples, 1), blocking.bc);
-#pragma omp parallel num_threads(threads)
-    Gemm::for_grid(threads, blocking.thread_columns, [&](int64_t row, int64_t rows, int64_t column, int64_t columns) {
+    Gemm::on_grid(threads, blocking.thread_columns, [&](int64_t row, int64_t rows, int64_t column, int64_t columns) {
       const Range blocks = Gemm::split(ceil_div(dw.rows, bn), row, rows);
       const Range strips = Gemm::split(ceil_div(dw.cols, bk), column, columns);
       if (blocks.begin == blocks.end || strips.begin == strips.end) return;

@@ -5,6 +5,7 @@
 
 #include "gemm.h"
 #include "isa/vector.h"
+#include "team.h"
 
 namespace autotune {
 
@@ -36,8 +37,10 @@ struct OptimizerKernels {
   // All weights along gradients that were written out.
   static void descend(const Update& u, const ConstMatrix& dw, const float* bias_gradient, int threads) {
     using One = OptimizerKernels<OneLane<Isa>>;
+    const TeamClock clock(threads);
 #pragma omp parallel num_threads(threads)
     {
+      const TeamClock::Turn turn(clock);
 #pragma omp for schedule(static) nowait
       for (int64_t k = 0; k < dw.rows; ++k) {
         const float* row = dw.data + k * dw.stride;

@@ -58,6 +58,20 @@ class RankRow(Frozen):
     """Median seconds by operator pass, in the order in which they first ran."""
 
 
+class TimeParts(Frozen):
+    """Where the time of a pass went, as its teams of threads were timed; shares of it that add up to 1."""
+
+    launch: float = Field(ge=0, le=1)
+    """Python, dispatch, forks and joins: what the busiest thread was not at work."""
+    off_core: float = Field(ge=0, le=1)
+    """The busiest thread at work but without a core: other programs, or more threads than cores."""
+    imbalance: float = Field(ge=0, le=1)
+    """What the busiest thread computed longer than the mean of its team."""
+    work: float = Field(ge=0, le=1)
+    """Threads computing or waiting for memory, in the mean. What a ceiling does not account for is latency, or arithmetic that is not
+    counted."""
+
+
 class TimedSpan(Frozen):
     """When one pass ran in one iteration, or a piece of a pass that runs in several."""
 

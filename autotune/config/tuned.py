@@ -10,7 +10,7 @@ from pydantic_core import PydanticCustomError
 
 from autotune.config.base import Frozen
 from autotune.config.knobs import RunConfig
-from autotune.config.measured import RankRow, TableUse, TimedSpan
+from autotune.config.measured import RankRow, TableUse, TimedSpan, TimeParts
 from autotune.config.model import Model
 from autotune.config.profile import Fingerprint, Profile
 
@@ -113,6 +113,8 @@ class Verdict(Frozen):
     """Of a transfer: how much of it ran behind other passes; `time_s` is what was exposed. None where nothing is sent."""
     predicted: Prediction | None = None
     """From the profile alone; None where no model describes the pass."""
+    parts: TimeParts | None = None
+    """None where no team of ours ran, and in files before it was measured."""
 
 
 class Provenance(Frozen):

@@ -28,7 +28,7 @@ from autotune.ops.timing import Recorder
 _KEPT_BATCHES = 16
 """More than one turn of a comparison uses."""
 _KEPT_STEPS = 256
-_WORDS = ("end", "batch", "step", "configure", "task")
+_WORDS = ("end", "batch", "step", "watched", "configure", "task")
 _WITH_OBJECT = ("configure", "task")
 
 Task = Callable[..., Any]
@@ -103,7 +103,7 @@ class Lockstep:
     def step(self, batch: Batch) -> float:
         """One training iteration; the batch must be one of the last sixteen that `batch` gave."""
         number = next(number for number, one in self._batches.items() if one is batch)
-        self._say("step", number)
+        self._say("watched" if self.recorder.watched else "step", number)
         return self._step(number)
 
     def operators(self, source: BatchSource) -> list[Operator]:
@@ -140,8 +140,8 @@ class Lockstep:
                 self._batch(value)
             elif what == "configure":
                 self._configure(RunConfig.model_validate_json(value))
-            elif what == "step":
-                self.recorder.keeps_spans = True  # rank 0 may ask when the passes ran
+            elif what in ("step", "watched"):
+                self.recorder.watch(what == "watched")  # rank 0 may ask when the passes ran
                 self._step(value)
                 self.recorded.append(self.recorder.take())
             else:

@@ -13,7 +13,7 @@ from autotune.config.tuned import Interval, TunedConfig
 from autotune.explain import wording
 from autotune.explain.layers import layer_findings
 from autotune.explain.tables import tables_in_step
-from autotune.explain.terms import ITERATION, OTHER, WORTH_NAMING, above_ceiling_s, is_transfer, iteration_s, ranks_on_host
+from autotune.explain.terms import ITERATION, OTHER, WORTH_NAMING, above_ceiling_s, below, is_transfer, iteration_s, ranks_on_host
 from autotune.explain.wording import FindingKind
 from autotune.perf.roofline import BOUND_FRACTION, fork_join_s
 
@@ -27,6 +27,8 @@ _UNEVEN_THREADS = 1.15
 # A rank that computes this much longer than the mean; as `perf.ranks` says it.
 _UNEVEN_RANKS = 1.05
 _HOT_SHARE = 0.25
+# Threads without a core: below, timer ticks and the kernel's own work.
+_WAITING_SHARE = 0.02
 # What names a cause makes the plain verdict of the same pass superfluous.
 _GENERAL: tuple[FindingKind, ...] = ("memory_bound", "compute_bound", "below_every_ceiling")
 _SPECIFIC: tuple[FindingKind, ...] = (
@@ -78,7 +80,7 @@ def _of_operators(config: TunedConfig) -> Iterator[Finding]:
             if above_s >= WORTH_NAMING * total_s:
                 evidence = wording.ceiling_evidence(verdict.fractions, verdict.detail, candidates)
                 can_race = verdict.operator in config.config.operators
-                remedy = wording.remedy(kind, verdict.operator, raced=candidates > 1 or not can_race)
+                remedy = wording.remedy(kind, verdict.operator, raced=candidates > 1 or not can_race, below=below(verdict) or "")
                 yield Finding(kind, verdict.operator, above_s, evidence, remedy)
         predicted = verdict.predicted if verdict.operator != OTHER else None
         if predicted is not None and not predicted.extrapolated and time_s.low > predicted.high_s and not is_transfer(verdict):
@@ -98,6 +100,7 @@ def _of_iteration(config: TunedConfig) -> Iterator[Finding]:
         yield _finding("small_pages", "embedding_bag", 0.0, wording.small_pages_evidence(pages))
     yield from _small_minibatch(config)
     yield from _oversubscribed(config)
+    yield from _waiting(config)
     for note in config.provenance.notes:
         yield Finding("note", ITERATION, 0.0, note, wording.note_remedy(note))
 
@@ -122,6 +125,16 @@ def _oversubscribed(config: TunedConfig) -> Iterator[Finding]:
     if ranks * threads > cores + 0.5:
         evidence = wording.oversubscribed_evidence(threads, ranks, cores, what)
         yield Finding("oversubscribed_cores", ITERATION, 0.0, evidence, wording.oversubscribed_remedy(max(1, int(cores / ranks))))
+
+
+def _waiting(config: TunedConfig) -> Iterator[Finding]:
+    """Threads that were at work but held no core: something else ran there."""
+    waiting_s = {one.operator: one.parts.off_core * one.time_s.median for one in config.verdicts if one.parts is not None}
+    total_s = sum(waiting_s.values())
+    if total_s >= _WAITING_SHARE * iteration_s(config) > 0:
+        most = max(waiting_s, key=lambda key: waiting_s[key])
+        evidence = wording.waiting_evidence(total_s, iteration_s(config), most, config.launch.cpus)
+        yield _finding("waiting_for_cores", ITERATION, total_s, evidence)
 
 
 def _of_tables(config: TunedConfig) -> Iterator[Finding]:

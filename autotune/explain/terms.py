@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from autotune.config.tuned import TunedConfig, Verdict
+from autotune.perf.roofline import Reason, reason
 
 OTHER = "other"
 """The verdict that stands for the time outside every operator."""
@@ -32,6 +33,13 @@ def iteration_s(config: TunedConfig) -> float:
 def above_ceiling_s(verdict: Verdict) -> float:
     """``time x (1 - highest fraction)``: what remains when the nearest ceiling is reached."""
     return verdict.time_s.median * max(0.0, 1.0 - max(verdict.fractions.values(), default=1.0))
+
+
+def below(verdict: Verdict) -> Reason | None:
+    """What rules a pass below every ceiling; None where that was not measured."""
+    if verdict.binder != "none" or verdict.parts is None:
+        return None
+    return reason(verdict.parts, max(verdict.fractions.values(), default=0.0))
 
 
 def ranks_on_host(config: TunedConfig) -> int:

@@ -20,6 +20,7 @@ FindingKind = Literal[
     "uneven_ranks",
     "exposed_transfer",
     "oversubscribed_cores",
+    "waiting_for_cores",
     "small_minibatch",
     "slower_than_predicted",
     "no_gain",
@@ -33,12 +34,19 @@ _REMEDIES: dict[FindingKind, str] = {
     "compute_bound": "only fewer operations help: lower precision, smaller layers, or a machine with more cores or wider vectors",
     "network_bound": "only less traffic helps: another partition of the tables, a smaller wire dtype, or overlap with compute",
     "below_every_ceiling": "overhead, imbalance or latency: a larger minibatch or fewer threads gives every fork and join more work",
+    "waiting_for_cores": "stop what else runs on these cores, bind to others (taskset), or tune with fewer threads",
     "outside_operators": "time of the step outside every operator: a larger minibatch makes its share smaller",
     "no_gain": "keep the default, or tune again with a larger --budget",
     "wide_interval": "stop other programs, or tune again with a larger --budget",
     "small_pages": "tables on 4 KiB pages miss the TLB at nearly every row: set transparent_hugepage to madvise or always, and tune again",
     "slower_than_predicted": "autotune profile --prove tells what it waits for; autotune probe --refresh renews a stale profile",
     "note": "tune again on a quiet machine if the figure matters",
+}
+_BELOW: dict[str, str] = {
+    "overhead": "a larger minibatch or fewer threads gives every fork and join more work",
+    "imbalance": "finer tasks deal the work out evenly: smaller blocks, fewer bags or samples a task, another update strategy",
+    "cores": "give its threads cores of their own: stop what else runs there, or tune with fewer threads",
+    "latency": "its threads wait for data inside their work: huge pages, a longer prefetch distance, wider rows or larger blocks",
 }
 _EMBEDDING_MEMORY = "only fewer row bytes help: more re-use of hot rows, narrower rows, or a machine with more memory bandwidth"
 _RACE = "tune again with a larger --budget, so that its candidates are raced"
@@ -55,10 +63,18 @@ def note_remedy(note: str) -> str:
     return _REMEDIES["note"] if "disturb" in note or "differed" in note else "nothing needs to be done"
 
 
-def remedy(kind: FindingKind, operator: str, *, raced: bool = True) -> str:
-    """What to do about it, where that follows from the kind alone; an operator pass that was never raced is raced first."""
+def remedy(kind: FindingKind, operator: str, *, raced: bool = True, below: str = "") -> str:
+    """What to do about it, where that follows from the kind alone; an operator pass that was never raced is raced first.
+
+    Args:
+        below: what rules a pass below every ceiling, as `perf.roofline.reason` names it.
+    """
+    if below == "cores":
+        return _BELOW[below]
     if not raced and kind in ("compute_bound", "memory_bound", "below_every_ceiling"):
         return _RACE
+    if kind == "below_every_ceiling" and below:
+        return _BELOW[below]
     return _EMBEDDING_MEMORY if kind == "memory_bound" and operator.startswith("embedding") else _REMEDIES[kind]
 
 
@@ -191,6 +207,12 @@ def exposed_remedy(operator: str, overlap: bool, wire_dtype: str, bucket_bytes: 
     if not cores:
         return "leave the network a core (communication.communication_cores: 1)"
     return "only less traffic helps: another partition of the tables, a larger minibatch per socket, or a faster network"
+
+
+def waiting_evidence(waiting_s: float, iteration_s: float, most: str, cpus: tuple[int, ...]) -> str:
+    where = f"core{'' if len(cpus) == 1 else 's'} {', '.join(map(str, cpus[:8]))}{', ...' if len(cpus) > 8 else ''}"
+    share = f"{format_time(waiting_s)} of {format_time(iteration_s)} ({waiting_s / iteration_s:.0%})"
+    return f"threads on {where} were at work without a core for {share}, most of it in {most}: other programs, or more threads than cores"
 
 
 def oversubscribed_evidence(threads: int, ranks: int, cores: float, what: str) -> str:

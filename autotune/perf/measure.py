@@ -11,7 +11,7 @@ from typing import Protocol
 from autotune.bench.noise import NoiseMonitor
 from autotune.bench.progress import NO_PROGRESS, Progress
 from autotune.bench.samples import Samples
-from autotune.config.measured import TimedSpan
+from autotune.config.measured import TimedSpan, TimeParts
 from autotune.config.model import DataSpec
 from autotune.config.profile import Ceilings, Profile
 from autotune.config.tuned import Interval, Prediction
@@ -22,6 +22,7 @@ from autotune.errors import InputError
 from autotune.ops.base import Work
 from autotune.ops.timing import Recorder
 from autotune.perf.estimate import Estimate, OperatorEstimate, estimate
+from autotune.perf.parts import parts_by_pass
 from autotune.perf.roofline import verdict
 from autotune.perf.table import OTHER, OperatorRow, OperatorTable
 
@@ -60,7 +61,12 @@ class Rounds:
         """The iteration nearest to the median, counted from the last step, which is 1: its place from the end of a recorder's history."""
         median_s = statistics.median(self.iterations_s)
         nearest = min(range(len(self.counted)), key=lambda i: abs(self.iterations_s[i] - median_s))
-        return len(self.passes_s) - self.counted[nearest]
+        return self.back[nearest]
+
+    @property
+    def back(self) -> tuple[int, ...]:
+        """The places of those that count from the end of a recorder's history; the last step is 1."""
+        return tuple(len(self.passes_s) - number for number in self.counted)
 
 
 def timed_spans(recorder: Recorder, back: int, rank: int = 0) -> tuple[TimedSpan, ...]:
@@ -70,6 +76,18 @@ def timed_spans(recorder: Recorder, back: int, rank: int = 0) -> tuple[TimedSpan
     return tuple(
         TimedSpan(rank=rank, operator=key, begin_s=round(begin - first, 9), end_s=round(end - first, 9)) for key, begin, end in spans
     )
+
+
+def timed_parts(recorder: Recorder, back: Sequence[int]) -> dict[str, TimeParts]:
+    """Where the time of every pass went in the steps so far back, as far as they are kept."""
+    kept = [one for one in back if one <= len(recorder.history)]
+    steps = []
+    for one in kept:
+        times_s: dict[str, float] = {}
+        for key, begin, end in recorder.history[-one]:
+            times_s[key] = times_s.get(key, 0.0) + end - begin
+        steps.append((times_s, recorder.teams[-one]))
+    return parts_by_pass(steps)
 
 
 def timed_rounds(
@@ -90,8 +108,9 @@ def timed_rounds(
     counted: list[int] = []
     disturbed: list[str] = []
     progress.phase("measuring operators", rounds)
-    dlrm.recorder.keeps_spans = True
-    dlrm.recorder.take()
+    recorder = dlrm.recorder
+    recorder.watch(True)
+    recorder.take()
     while len(counted) < rounds:
         late = budget_s is not None and time.monotonic() - begin > budget_s
         if late and len(counted) >= _MIN_ROUNDS:
@@ -106,7 +125,7 @@ def timed_rounds(
             raise InputError(f"{error} ({source.description}: batch {number})") from error
         taken = time.perf_counter() - started
         noise = monitor.stop()
-        passes.append(dlrm.recorder.take())
+        passes.append(recorder.take())
         if number < WARMUP_STEPS:
             continue
         if noise.disturbed and len(disturbed) < _MAX_REPEATS and not late:
@@ -115,6 +134,7 @@ def timed_rounds(
         iterations.append(taken)
         counted.append(number)
         progress.advance(1)
+    recorder.watch(False)
     notes: tuple[str, ...] = (f"{len(disturbed)} disturbed rounds were repeated: {disturbed[0]}",) if disturbed else ()
     return Rounds(tuple(iterations), tuple(passes), tuple(counted), notes)
 
@@ -155,8 +175,11 @@ def measure(
     timed = timed_rounds(dlrm, source, monitor, rounds=rounds, budget_s=budget_s, progress=progress)
     iteration = Samples(timed.iterations_s).to_interval()
     works = {operator.key: operator.work() for operator in dlrm.operators(source)}
+    parts = timed_parts(dlrm.recorder, timed.back)
     rows = [
-        operator_row(works.get(key), key, samples.to_interval(), iteration.median, profile.ceilings, dlrm.config.threads)
+        operator_row(
+            works.get(key), key, samples.to_interval(), iteration.median, profile.ceilings, dlrm.config.threads, parts.get(key)
+        )
         for key, samples in samples_by_pass(timed.iterations_s, [timed.passes_s[i] for i in timed.counted]).items()
     ]
     workload = dlrm.model if data is None else dlrm.model.model_copy(update={"data": data})
@@ -206,13 +229,21 @@ def doubts(rows: Sequence[OperatorRow], iteration: Interval, profile: Profile) -
     return notes
 
 
-def operator_row(work: Work | None, key: str, time_s: Interval, iteration_s: float, ceilings: Ceilings, threads: int) -> OperatorRow:
+def operator_row(
+    work: Work | None,
+    key: str,
+    time_s: Interval,
+    iteration_s: float,
+    ceilings: Ceilings,
+    threads: int,
+    parts: TimeParts | None = None,
+) -> OperatorRow:
     """One pass against its ceilings; without a `work` there is nothing to hold it against."""
     if work is None:
         detail = "outside every operator: Python between the passes"
         return OperatorRow(key, time_s, time_s.median / iteration_s, 0, 0, None, None, None, {}, "none", detail)
     # Within a step an operator reads what the one before has just written.
-    found = verdict(work, time_s.median, ceilings, threads, warm=True)
+    found = verdict(work, time_s.median, ceilings, threads, warm=True, parts=parts)
     return OperatorRow(
         key=key,
         time_s=time_s,
@@ -228,4 +259,5 @@ def operator_row(work: Work | None, key: str, time_s: Interval, iteration_s: flo
         access=work.access,
         row_traffic_bytes=work.row_traffic_bytes,
         parallel_regions=work.parallel_regions,
+        parts=parts,
     )

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from autotune.bench.noise import NoiseMonitor
 from autotune.bench.progress import NO_PROGRESS, Progress
 from autotune.bench.samples import Samples, ratio
-from autotune.config.measured import TimedSpan
+from autotune.config.measured import TimedSpan, TimeParts
 from autotune.config.network import Network
 from autotune.config.profile import Ceilings, Profile
 from autotune.config.tuned import Interval
@@ -20,7 +20,7 @@ from autotune.dlrm.parallel import TALKS
 from autotune.ops.base import Work
 from autotune.ops.embedding_bag import FORWARD
 from autotune.perf.estimate import estimate
-from autotune.perf.measure import beside, doubts, operator_row, samples_by_pass, timed_rounds, timed_spans
+from autotune.perf.measure import beside, doubts, operator_row, samples_by_pass, timed_parts, timed_rounds, timed_spans
 from autotune.perf.perturb import judge_transfer, perturb
 from autotune.perf.roofline import BOUND_FRACTION, limits
 from autotune.perf.share import per_rank
@@ -50,9 +50,9 @@ def describe_rank(lockstep: Lockstep) -> list[tuple[dict[str, Work], int, int]]:
     return everybodys
 
 
-def spans_of_ranks(lockstep: Lockstep, back: int) -> list[Spans]:
-    """Task: when every pass ran, `back` steps ago, on every rank."""
-    mine = timed_spans(lockstep.recorder, back, lockstep.rank)
+def spans_of_ranks(lockstep: Lockstep, typical: int, counted: Sequence[int]) -> list[tuple[Spans, dict[str, TimeParts]]]:
+    """Task: of every rank, when its passes ran `typical` steps ago, and where the time of each went in the steps `counted` back."""
+    mine = timed_spans(lockstep.recorder, typical, lockstep.rank), timed_parts(lockstep.recorder, counted)
     everybodys = [mine] * lockstep.ranks
     dist.all_gather_object(everybodys, mine)
     return everybodys
@@ -114,7 +114,7 @@ def measure_ranks(
     """
     timed = timed_rounds(lockstep, lockstep, monitor, rounds=rounds, budget_s=budget_s, progress=progress)
     steps = len(timed.passes_s)
-    spans: list[Spans] = lockstep.everywhere("spans_of_ranks", timed.typical)
+    watched: list[tuple[Spans, dict[str, TimeParts]]] = lockstep.everywhere("spans_of_ranks", timed.typical, timed.back)
     recorded: list[Times] = lockstep.everywhere("take_recorded", list(timed.passes_s), steps)
     of_ranks = [[times[i] for i in timed.counted] for times in recorded]
     alone = {key: Samples(tuple(values)).median_s for key, values in lockstep.everywhere("time_talks", TALKS, _TALK_ROUNDS).items()}
@@ -131,7 +131,7 @@ def measure_ranks(
         if key in alone and work is not None:
             row = _talk_row(work, key, time_s, alone[key], iteration.median, ceilings, threads, profile.network)
         else:
-            row = operator_row(work, key, time_s, iteration.median, ceilings, threads)
+            row = operator_row(work, key, time_s, iteration.median, ceilings, threads, watched[slowest][1].get(key))
         rows.append(replace(row, imbalance=_imbalance([one.get(key, 0.0) for one in medians]) if key != OTHER else None))
     predicted = estimate(lockstep.model, profile, lockstep.config, sockets=len(ranks), ranks_on_host=ranks_on_host)
     return beside(
@@ -144,7 +144,7 @@ def measure_ranks(
             rows=tuple(rows),
             notes=(*timed.notes, *doubts(rows, iteration, profile), *_slowest_notes(ranks, medians)),
             ranks=ranks,
-            timeline=tuple(span for of_rank in spans[:_SHOWN_RANKS] for span in of_rank),
+            timeline=tuple(span for of_rank, _ in watched[:_SHOWN_RANKS] for span in of_rank),
         ),
         predicted,
     )

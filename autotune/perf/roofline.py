@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Literal
 
+from autotune.config.measured import TimeParts
 from autotune.config.network import Network, Operation
 from autotune.config.profile import Ceilings, RowPoint
 from autotune.errors import InputError
@@ -32,6 +33,11 @@ BOUND_FRACTION = 0.6
 CLOSE = 0.10
 # Above 1 by more than a ceiling's own noise: the ceiling is none for this operator.
 _ABOVE = 1.1
+# Threads that lack a core for this share of a pass: more than the ticks of a quiet machine take.
+_OFF_CORE = 0.03
+
+Reason = Literal["overhead", "imbalance", "cores", "latency"]
+"""What rules a pass below every ceiling."""
 
 
 @dataclass(frozen=True)
@@ -194,14 +200,41 @@ def _network_s(work: Work, network: Network | None) -> float:
     return transfer_s(network, operation, work.messages, work.message_bytes, work.form)
 
 
+_REASONS: Mapping[Reason, str] = {
+    "overhead": "launch overhead",
+    "imbalance": "imbalance",
+    "cores": "waiting for a core",
+    "latency": "latency inside the threads' work",
+}
+
+
+def reason(parts: TimeParts, share: float) -> Reason:
+    """The largest part of a pass's time that its nearest ceiling does not account for.
+
+    Args:
+        share: Of that ceiling, reached.
+    """
+    latency = max(0.0, parts.work - share)
+    lost: dict[Reason, float] = {"overhead": parts.launch, "imbalance": parts.imbalance, "cores": parts.off_core, "latency": latency}
+    return max(lost, key=lambda name: lost[name])
+
+
 def verdict(
-    work: Work, time_s: float, ceilings: Ceilings, threads: int, *, warm: bool = False, network: Network | None = None
+    work: Work,
+    time_s: float,
+    ceilings: Ceilings,
+    threads: int,
+    *,
+    warm: bool = False,
+    network: Network | None = None,
+    parts: TimeParts | None = None,
 ) -> Boundedness:
     """What binds an operator that did `work` in `time_s`.
 
     Args:
         time_s: Measured, seconds.
         warm, network: As in `limits`.
+        parts: Where the time went, thread by thread, where that was measured.
 
     Raises:
         InputError: `time_s` is not positive, or the profile lacks a ceiling.
@@ -214,20 +247,27 @@ def verdict(
     (first, share), (second, second_share) = ranked[0], ranked[1]
     if share < BOUND_FRACTION:
         launch = min(1.0 - share, work.parallel_regions * fork_join_s(ceilings, threads) / time_s)
-        detail = (
-            f"{share:.0%} of the {first} ceiling, {second_share:.0%} of {second}: below {BOUND_FRACTION:.0%} of each. "
+        below = f"{share:.0%} of the {first} ceiling, {second_share:.0%} of {second}: below {BOUND_FRACTION:.0%} of each. "
+        split = (
             f"Launch overhead is {launch:.0%} ({work.parallel_regions} fork-join), "
             f"the rest of {1.0 - share - launch:.0%} is imbalance and latency"
         )
-        return Boundedness("none", fractions, "; ".join((detail, *least.notes)), least)
+        if parts is not None:
+            split = (
+                f"Most of the rest is {_REASONS[reason(parts, share)]}: launch overhead takes {parts.launch:.0%} of the time, imbalance "
+                f"{parts.imbalance:.0%}, waiting for a core {parts.off_core:.0%}, latency {max(0.0, parts.work - share):.0%}"
+            )
+        return Boundedness("none", fractions, "; ".join((below + split, *least.notes)), least)
     detail = f"{share:.0%} of the {first} ceiling: {format_time(least.by_resource[first])} of {format_time(time_s)}"
-    parts = [detail]
+    told = [detail]
     if second_share >= (1.0 - CLOSE) * share:
-        parts.append(f"{second} is within {CLOSE:.0%} of it, at {second_share:.0%}")
+        told.append(f"{second} is within {CLOSE:.0%} of it, at {second_share:.0%}")
     if share > _ABOVE:
-        parts.append("a share above 100 %: part of the data came from a cache, or the ceiling was measured while the machine was slower")
+        told.append("a share above 100 %: part of the data came from a cache, or the ceiling was measured while the machine was slower")
+    if parts is not None and parts.off_core > _OFF_CORE:
+        told.append(f"its threads had no core for {parts.off_core:.0%} of the time: other programs, or more threads than cores")
     binder: Binder = "memory" if first == "memory" else "compute" if first == "compute" else "network"
-    return Boundedness(binder, fractions, "; ".join((*parts, *least.notes)), least)
+    return Boundedness(binder, fractions, "; ".join((*told, *least.notes)), least)
 
 
 def _stream_s(read_bytes: int, written_bytes: int, ceilings: Ceilings, threads: int, warm: bool) -> float:

@@ -8,10 +8,10 @@ from typing import Literal
 import pandas as pd
 
 from autotune.bench.frames import frame_of
-from autotune.config.measured import RankRow, TableUse, TimedSpan
+from autotune.config.measured import RankRow, TableUse, TimedSpan, TimeParts
 from autotune.config.tuned import Interval, Prediction
 
-__all__ = ["OTHER", "OperatorRow", "OperatorTable", "Perturbation", "RankRow", "TableUse", "TimedSpan"]
+__all__ = ["OTHER", "OperatorRow", "OperatorTable", "Perturbation", "RankRow", "TableUse", "TimeParts", "TimedSpan"]
 
 OTHER = "other"
 
@@ -56,6 +56,8 @@ class OperatorRow:
     """For gather and scatter: row bytes that pass, re-used rows counted each time."""
     predicted: Prediction | None = None
     """From the profile alone; None where no model describes the pass."""
+    parts: TimeParts | None = None
+    """Where its time went, thread by thread; None where no team of ours ran."""
 
 
 @dataclass(frozen=True)

@@ -130,4 +130,5 @@ def _verdict(row: OperatorRow) -> Verdict:
         bytes_sent=row.bytes_sent,
         hidden_s=row.hidden_s,
         predicted=row.predicted,
+        parts=row.parts,
     )

@@ -3,6 +3,7 @@
 import pytest
 
 from autotune.config.knobs import EmbeddingUpdateKnobs, LayerKnobs
+from autotune.config.measured import TimeParts
 from autotune.config.tuned import Interval, TunedConfig
 from autotune.explain.findings import Finding, find, grouped
 from autotune.explain.tables import tables_in_step
@@ -129,6 +130,34 @@ def test_a_minibatch_too_small_for_its_forks_is_a_finding(full_config: TunedConf
     (finding,) = of_kind(many, "small_minibatch")
     assert "3003 forks and joins of 2.00 us" in finding.evidence
     assert "4096" in finding.remedy
+
+
+@pytest.mark.parametrize(
+    ("parts", "remedy"),
+    [
+        (TimeParts(launch=0.6, off_core=0, imbalance=0, work=0.4), "larger minibatch or fewer threads"),
+        (TimeParts(launch=0, off_core=0, imbalance=0.6, work=0.4), "finer tasks"),
+        (TimeParts(launch=0, off_core=0, imbalance=0, work=1), "prefetch distance"),
+    ],
+)
+def test_below_every_ceiling_the_remedy_follows_what_was_measured(full_config: TunedConfig, parts: TimeParts, remedy: str) -> None:
+    key = "top_mlp.0.backward_weights"
+    slow = with_verdict(full_config, key, **UPDATE, parts=parts)
+    raced = full_config.gains[0].model_copy(update={"operator": key, "candidates": 9})
+    (finding,) = of_kind(slow.model_copy(update={"gains": (raced,)}), "below_every_ceiling", key)
+    assert remedy in finding.remedy
+    assert of_kind(slow, "waiting_for_cores") == []
+
+
+def test_threads_without_a_core_are_a_finding_of_the_iteration(full_config: TunedConfig) -> None:
+    lacking = with_verdict(full_config, "embedding_bag.update", **UPDATE, parts=TimeParts(launch=0, off_core=0.5, imbalance=0, work=0.5))
+    (finding,) = of_kind(lacking, "waiting_for_cores")
+    assert finding.operator == "iteration"
+    assert finding.saving_s == pytest.approx(0.004)
+    assert "without a core for 4.00 ms" in finding.evidence
+    assert "most of it in embedding_bag.update" in finding.evidence
+    quiet = with_verdict(full_config, "embedding_bag.update", **UPDATE, parts=TimeParts(launch=0, off_core=0.01, imbalance=0, work=0.99))
+    assert of_kind(quiet, "waiting_for_cores") == []
 
 
 def test_a_pass_slower_than_predicted_is_a_finding_only_within_the_calibration(full_config: TunedConfig) -> None:

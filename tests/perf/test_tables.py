@@ -105,7 +105,7 @@ def test_one_table_of_many_computes_what_all_together_do() -> None:
 
 def test_a_recorder_remembers_when_passes_ran() -> None:
     recorder = Recorder()
-    recorder.keeps_spans = True
+    recorder.watch(True)
     for keys in (("a",), ("b", "c", "b")):
         for key in keys:
             with recorder.measure(key):
