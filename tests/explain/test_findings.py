@@ -141,7 +141,7 @@ def test_a_minibatch_too_small_for_its_forks_is_a_finding(full_config: TunedConf
     ],
 )
 def test_below_every_ceiling_the_remedy_follows_what_was_measured(full_config: TunedConfig, parts: TimeParts, remedy: str) -> None:
-    key = "top_mlp.0.backward_weights"
+    key = "interaction.forward"
     slow = with_verdict(full_config, key, **UPDATE, parts=parts)
     raced = full_config.gains[0].model_copy(update={"operator": key, "candidates": 9})
     (finding,) = of_kind(slow.model_copy(update={"gains": (raced,)}), "below_every_ceiling", key)
