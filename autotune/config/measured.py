@@ -72,6 +72,17 @@ class TimeParts(Frozen):
     counted."""
 
 
+class MachineState(Frozen):
+    """What the machine gave beside a measurement, over what it gave when it was probed."""
+
+    memory: float = Field(gt=0)
+    """A stream of reads."""
+    rows: float = Field(gt=0)
+    """Random rows of a table beyond the caches; as `memory` where the probe has none of that size."""
+    compute: float = Field(gt=0)
+    """Independent multiply-adds."""
+
+
 class TimedSpan(Frozen):
     """When one pass ran in one iteration, or a piece of a pass that runs in several."""
 

@@ -10,7 +10,7 @@ from pydantic_core import PydanticCustomError
 
 from autotune.config.base import Frozen
 from autotune.config.knobs import RunConfig
-from autotune.config.measured import RankRow, TableUse, TimedSpan, TimeParts
+from autotune.config.measured import MachineState, RankRow, TableUse, TimedSpan, TimeParts
 from autotune.config.model import Model
 from autotune.config.profile import Fingerprint, Profile
 
@@ -164,6 +164,8 @@ class TunedConfig(Frozen):
     """Every rank's part of an iteration; empty on one socket, and in files of version 1."""
     timeline: tuple[TimedSpan, ...] = ()
     """One iteration near the median, as it ran on each of the first ranks; empty in files of version 1."""
+    state: MachineState | None = None
+    """What the machine gave while the verdicts were measured; None on several sockets, and in files before it was measured."""
     model_config = Frozen.model_config | {"populate_by_name": True, "serialize_by_alias": True}
 
     @model_validator(mode="after")

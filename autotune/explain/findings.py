@@ -16,6 +16,7 @@ from autotune.explain.tables import tables_in_step
 from autotune.explain.terms import ITERATION, OTHER, WORTH_NAMING, above_ceiling_s, below, is_transfer, iteration_s, ranks_on_host
 from autotune.explain.wording import FindingKind
 from autotune.perf.roofline import BOUND_FRACTION, fork_join_s
+from autotune.probe.present import differs
 
 _BOUND: dict[str, FindingKind] = {"memory": "memory_bound", "compute": "compute_bound", "network": "network_bound"}
 # A 95 % interval wider than a fifth of its median cannot tell a useful gain from none.
@@ -101,20 +102,26 @@ def _of_iteration(config: TunedConfig) -> Iterator[Finding]:
     yield from _small_minibatch(config)
     yield from _oversubscribed(config)
     yield from _waiting(config)
+    yield from _of_state(config)
     for note in config.provenance.notes:
         yield Finding("note", ITERATION, 0.0, note, wording.note_remedy(note))
 
 
 def _small_minibatch(config: TunedConfig) -> Iterator[Finding]:
-    if config.profile is None or not iteration_s(config):
+    """What is launched takes a noticeable share: as it was measured, else by the probe's cost of a fork and a join."""
+    total_s = iteration_s(config)
+    if not total_s:
         return
     regions = sum(verdict.parallel_regions for verdict in config.verdicts)
-    each_s = fork_join_s(config.profile.ceilings, config.config.threads)
-    share = regions * each_s / iteration_s(config)
+    timed = [(verdict.time_s.median, verdict.parts.launch) for verdict in config.verdicts if verdict.parts is not None]
+    launch_s = sum(time_s * share for time_s, share in timed)
+    if not timed and config.profile is not None:
+        launch_s = regions * fork_join_s(config.profile.ceilings, config.config.threads)
+    share = min(1.0, launch_s / total_s)
     if share >= _FORK_SHARE:
-        evidence = wording.small_minibatch_evidence(share, regions, each_s, config.minibatch)
-        remedy = wording.small_minibatch_remedy(config.minibatch, share)
-        yield Finding("small_minibatch", ITERATION, regions * each_s, evidence, remedy)
+        evidence = wording.small_minibatch_evidence(share, regions, config.config.threads, config.minibatch)
+        remedy = wording.small_minibatch_remedy(config.minibatch, share, config.config.threads)
+        yield Finding("small_minibatch", ITERATION, min(launch_s, total_s), evidence, remedy)
 
 
 def _oversubscribed(config: TunedConfig) -> Iterator[Finding]:
@@ -135,6 +142,24 @@ def _waiting(config: TunedConfig) -> Iterator[Finding]:
         most = max(waiting_s, key=lambda key: waiting_s[key])
         evidence = wording.waiting_evidence(total_s, iteration_s(config), most, config.launch.cpus)
         yield _finding("waiting_for_cores", ITERATION, total_s, evidence)
+
+
+def _of_state(config: TunedConfig) -> Iterator[Finding]:
+    """The machine gave less than its profile says."""
+    if config.state is None:
+        return
+    state, bound_s = config.state, {"memory": 0.0, "rows": 0.0, "compute": 0.0}
+    for one in config.verdicts:
+        what = "rows" if one.binder == "memory" and one.access in ("gather", "scatter") else one.binder
+        if what in bound_s:
+            bound_s[what] += one.time_s.median
+    lost = {name: bound_s[name] * (1 - ratio) for name, ratio in state if ratio < 1 and differs(ratio) and bound_s[name]}
+    bandwidth_s = sum(lost.get(name, 0.0) for name in ("memory", "rows"))
+    if bandwidth_s:
+        evidence = wording.bandwidth_evidence(state.memory, state.rows, bound_s["memory"] + bound_s["rows"])
+        yield _finding("less_bandwidth", ITERATION, bandwidth_s, evidence)
+    if "compute" in lost:
+        yield _finding("slower_cores", ITERATION, lost["compute"], wording.arithmetic_evidence(state.compute, bound_s["compute"]))
 
 
 def _of_tables(config: TunedConfig) -> Iterator[Finding]:

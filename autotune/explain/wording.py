@@ -21,6 +21,8 @@ FindingKind = Literal[
     "exposed_transfer",
     "oversubscribed_cores",
     "waiting_for_cores",
+    "less_bandwidth",
+    "slower_cores",
     "small_minibatch",
     "slower_than_predicted",
     "no_gain",
@@ -35,6 +37,8 @@ _REMEDIES: dict[FindingKind, str] = {
     "network_bound": "only less traffic helps: another partition of the tables, a smaller wire dtype, or overlap with compute",
     "below_every_ceiling": "overhead, imbalance or latency: a larger minibatch or fewer threads gives every fork and join more work",
     "waiting_for_cores": "stop what else runs on these cores, bind to others (taskset), or tune with fewer threads",
+    "less_bandwidth": "stop what else uses memory, on other cores too; if it is always so, autotune probe --refresh and tune again",
+    "slower_cores": "look for another clock (governor, heat, wide vectors) or a busy host; if it is always so, autotune probe --refresh",
     "outside_operators": "time of the step outside every operator: a larger minibatch makes its share smaller",
     "no_gain": "keep the default, or tune again with a larger --budget",
     "wide_interval": "stop other programs, or tune again with a larger --budget",
@@ -105,12 +109,14 @@ def slower_evidence(time_s: float, low_s: float, high_s: float) -> str:
     return f"{format_time(time_s)} measured, {format_time(low_s)} .. {format_time(high_s)} predicted: something else slows it"
 
 
-def small_minibatch_evidence(share: float, regions: int, fork_join_s: float, minibatch: int) -> str:
-    return f"{regions} forks and joins of {format_time(fork_join_s)} take {share:.1%} of an iteration at a minibatch of {minibatch}"
+def small_minibatch_evidence(share: float, regions: int, threads: int, minibatch: int) -> str:
+    what = f"calls, and {regions} forks and joins of {threads} threads," if threads > 1 else "calls"
+    return f"{what} take {share:.1%} of an iteration at a minibatch of {minibatch}"
 
 
-def small_minibatch_remedy(minibatch: int, share: float) -> str:
-    return f"a minibatch of {2 * minibatch} does twice the work for as many of them: about {share / 2:.1%}; or fewer threads"
+def small_minibatch_remedy(minibatch: int, share: float, threads: int) -> str:
+    fewer = "; or fewer threads" if threads > 1 else ""
+    return f"a minibatch of {2 * minibatch} does twice the work for as many calls: about {share / 2:.1%}{fewer}"
 
 
 def table_evidence(which: str, table: int, rank: int | None, time_s: float, ceiling_s: float, others: int, hot: str) -> str:
@@ -213,6 +219,15 @@ def waiting_evidence(waiting_s: float, iteration_s: float, most: str, cpus: tupl
     where = f"core{'' if len(cpus) == 1 else 's'} {', '.join(map(str, cpus[:8]))}{', ...' if len(cpus) > 8 else ''}"
     share = f"{format_time(waiting_s)} of {format_time(iteration_s)} ({waiting_s / iteration_s:.0%})"
     return f"threads on {where} were at work without a core for {share}, most of it in {most}: other programs, or more threads than cores"
+
+
+def bandwidth_evidence(streams: float, rows: float, time_s: float) -> str:
+    given = f"memory gave {streams:.0%} of the streams and {rows:.0%} of the random rows that the probe found"
+    return f"{given}; what memory binds takes {format_time(time_s)}"
+
+
+def arithmetic_evidence(ratio: float, time_s: float) -> str:
+    return f"arithmetic gave {ratio:.0%} of what the probe found; what it binds takes {format_time(time_s)}"
 
 
 def oversubscribed_evidence(threads: int, ranks: int, cores: float, what: str) -> str:

@@ -24,7 +24,8 @@ from autotune.ops.timing import Recorder
 from autotune.perf.estimate import Estimate, OperatorEstimate, estimate
 from autotune.perf.parts import parts_by_pass
 from autotune.perf.roofline import verdict
-from autotune.perf.table import OTHER, OperatorRow, OperatorTable
+from autotune.perf.table import OTHER, MachineState, OperatorRow, OperatorTable
+from autotune.probe.present import Present, ceilings_now, differs
 
 _MAX_REPEATS = 8
 _MIN_ROUNDS = 3
@@ -172,13 +173,17 @@ def measure(
         InputError: as `timed_rounds`.
     """
     monitor = NoiseMonitor(cpus=profile.fingerprint.topology.allowed_cpus)
+    present = Present(profile, dlrm.config.threads)
+    present.look()
     timed = timed_rounds(dlrm, source, monitor, rounds=rounds, budget_s=budget_s, progress=progress)
+    present.look()
+    ceilings = ceilings_now(profile.ceilings, present.state)
     iteration = Samples(timed.iterations_s).to_interval()
     works = {operator.key: operator.work() for operator in dlrm.operators(source)}
     parts = timed_parts(dlrm.recorder, timed.back)
     rows = [
         operator_row(
-            works.get(key), key, samples.to_interval(), iteration.median, profile.ceilings, dlrm.config.threads, parts.get(key)
+            works.get(key), key, samples.to_interval(), iteration.median, ceilings, dlrm.config.threads, parts.get(key)
         )
         for key, samples in samples_by_pass(timed.iterations_s, [timed.passes_s[i] for i in timed.counted]).items()
     ]
@@ -191,8 +196,9 @@ def measure(
             threads=dlrm.config.threads,
             iteration_s=iteration,
             rows=tuple(rows),
-            notes=timed.notes + doubts(rows, iteration, profile),
+            notes=timed.notes + _of_state(present.state, profile) + doubts(rows, iteration, profile),
             timeline=timed_spans(dlrm.recorder, timed.typical),
+            state=present.state,
         ),
         estimate(workload, profile, dlrm.config),
     )
@@ -211,6 +217,18 @@ def _shown(one: OperatorEstimate) -> Prediction:
         return one.prediction
     low, high = (one.exposed_s * bound / one.prediction.time_s for bound in (one.prediction.low_s, one.prediction.high_s))
     return Prediction(low_s=low, time_s=one.exposed_s, high_s=high, extrapolated=one.prediction.extrapolated)
+
+
+def _of_state(state: MachineState | None, profile: Profile) -> tuple[str, ...]:
+    """Which ceilings were not what the profile says."""
+    if state is None:
+        return ()
+    named = {"memory": state.memory, "random rows": state.rows, "arithmetic": state.compute}
+    told = [f"{name} {ratio:.0%}" for name, ratio in named.items() if differs(ratio)]
+    if not told:
+        return ()
+    what = f"beside the measurement the machine gave of what the probe found ({profile.created}): {', '.join(told)}"
+    return (f"{what}: other programs, another clock, or a busy host; shares of ceilings are of what there was",)
 
 
 def doubts(rows: Sequence[OperatorRow], iteration: Interval, profile: Profile) -> tuple[str, ...]:

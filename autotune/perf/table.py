@@ -8,10 +8,10 @@ from typing import Literal
 import pandas as pd
 
 from autotune.bench.frames import frame_of
-from autotune.config.measured import RankRow, TableUse, TimedSpan, TimeParts
+from autotune.config.measured import MachineState, RankRow, TableUse, TimedSpan, TimeParts
 from autotune.config.tuned import Interval, Prediction
 
-__all__ = ["OTHER", "OperatorRow", "OperatorTable", "Perturbation", "RankRow", "TableUse", "TimeParts", "TimedSpan"]
+__all__ = ["OTHER", "MachineState", "OperatorRow", "OperatorTable", "Perturbation", "RankRow", "TableUse", "TimeParts", "TimedSpan"]
 
 OTHER = "other"
 
@@ -102,6 +102,8 @@ class OperatorTable:
     """One iteration, near the median, as it ran."""
     tables: tuple[TableUse, ...] = ()
     """Every table, or part of one, by itself, where that was asked for."""
+    state: MachineState | None = None
+    """What the machine gave meanwhile, over what it gave when it was probed; None on several sockets."""
 
     @property
     def agreement(self) -> tuple[int, int, int]:

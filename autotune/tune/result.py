@@ -111,6 +111,7 @@ def assemble(
         tables=outcome.table.tables,
         ranks=outcome.table.ranks,
         timeline=outcome.table.timeline,
+        state=outcome.table.state,
     )
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from autotune.config.knobs import EmbeddingUpdateKnobs, LayerKnobs
-from autotune.config.measured import TimeParts
+from autotune.config.measured import MachineState, TimeParts
 from autotune.config.tuned import Interval, TunedConfig
 from autotune.explain.findings import Finding, find, grouped
 from autotune.explain.tables import tables_in_step
@@ -128,8 +128,12 @@ def test_a_minibatch_too_small_for_its_forks_is_a_finding(full_config: TunedConf
     assert of_kind(full_config, "small_minibatch") == []
     many = with_verdict(full_config, "interaction.forward", parallel_regions=3000)
     (finding,) = of_kind(many, "small_minibatch")
-    assert "3003 forks and joins of 2.00 us" in finding.evidence
+    assert "3003 forks and joins of 2 threads, take 7.7%" in finding.evidence
     assert "4096" in finding.remedy
+    # What was measured counts before what the probe's figure makes of it.
+    timed = with_verdict(many, "interaction.forward", parts=TimeParts(launch=0.3, off_core=0, imbalance=0, work=0.7))
+    (finding,) = of_kind(timed, "small_minibatch")
+    assert finding.saving_s == pytest.approx(0.3 * 0.01)
 
 
 @pytest.mark.parametrize(
@@ -158,6 +162,19 @@ def test_threads_without_a_core_are_a_finding_of_the_iteration(full_config: Tune
     assert "most of it in embedding_bag.update" in finding.evidence
     quiet = with_verdict(full_config, "embedding_bag.update", **UPDATE, parts=TimeParts(launch=0, off_core=0.01, imbalance=0, work=0.99))
     assert of_kind(quiet, "waiting_for_cores") == []
+
+
+def test_a_machine_that_gives_less_than_probed_is_a_finding_with_what_it_costs(full_config: TunedConfig) -> None:
+    bound_s = {name: sum(one.time_s.median for one in full_config.verdicts if one.binder == name) for name in ("memory", "compute")}
+    shared = full_config.model_copy(update={"state": MachineState(memory=0.75, rows=0.75, compute=1.0)})
+    (finding,) = of_kind(shared, "less_bandwidth")
+    assert finding.saving_s == pytest.approx(0.25 * bound_s["memory"])
+    assert "memory gave 75%" in finding.evidence
+    assert of_kind(shared, "slower_cores") == []
+    slower = full_config.model_copy(update={"state": MachineState(memory=0.95, rows=0.95, compute=0.5)})
+    assert of_kind(slower, "less_bandwidth") == []
+    assert len(of_kind(slower, "slower_cores")) == bool(bound_s["compute"])
+    assert of_kind(full_config, "less_bandwidth") == []
 
 
 def test_a_pass_slower_than_predicted_is_a_finding_only_within_the_calibration(full_config: TunedConfig) -> None:

@@ -1,0 +1,135 @@
+"""What the machine gives now beside what it gave when it was probed: memory shared with other programs, another clock, a busy host."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autotune.config.base import Frozen
+from autotune.config.measured import MachineState
+from autotune.config.profile import Ceilings, Profile, RowPoint
+from autotune.ops.native import kernels
+from autotune.probe.loops import choose_sizes
+from autotune.probe.topology import available_memory_bytes
+
+P = TypeVar("P", bound=Frozen)
+
+_CALLS = 6
+_ARRAYS = 4
+_ROW_BYTES = 256
+_WINDOW_BYTES = 4 << 20
+"""Of rows that one thread gathers in a call."""
+_AHEAD_BYTES = 16 << 10
+_FMA_ITERATIONS = 500_000
+_STEADY = 0.10
+"""A difference within this is noise of so short a look."""
+
+
+class Present:
+    """Looks at memory and arithmetic for some milliseconds, at one number of threads.
+
+    Args:
+        profile: With a stream of reads, random rows and the peak of multiply-adds at as many threads; without, nothing is looked at.
+        threads: Of the team.
+    """
+
+    def __init__(self, profile: Profile, threads: int) -> None:
+        ceilings, topology = profile.ceilings, profile.fingerprint.topology
+        self._threads = threads
+        self._probed = {
+            "memory": [point.bandwidth_bytes_per_s for point in ceilings.stream if point.kind == "read" and point.threads == threads],
+            "compute": [point.flops_per_s for point in ceilings.fma if point.threads == threads],
+        }
+        self._looks: dict[str, list[float]] = {"memory": [], "rows": [], "compute": []}
+        self._able = all(self._probed.values())
+        if not self._able:
+            return
+        stream_bytes = choose_sizes(topology, max(1 << 30, available_memory_bytes(topology))).stream_bytes
+        # In turns, so that a call does not find in a cache larger than is told what the one before has read.
+        pool = kernels.allocate(_ARRAYS * stream_bytes // 4, True)
+        kernels.fill_uniform(pool, 1.0, 2.0, 0, threads)
+        self._arrays = list(pool.reshape(_ARRAYS, -1))
+        of_team = [point for point in ceilings.gather if point.threads == threads]
+        fitting = [point for point in of_team if stream_bytes <= point.working_set_bytes <= pool.nbytes]
+        self._walks: list[Callable[[], None]] = []
+        if fitting:
+            point = min(fitting, key=lambda point: abs(point.row_bytes - _ROW_BYTES))
+            self._walks = list(self._row_walks(pool, point))
+            self._probed["rows"] = [point.bandwidth_bytes_per_s]
+
+    def _row_walks(self, pool: NDArray[np.float32], point: RowPoint) -> Iterator[Callable[[], None]]:
+        """Calls that gather rows all over a table as large as the point's, each of its own."""
+        rows = point.working_set_bytes // point.row_bytes
+        table = pool[: rows * point.row_bytes // 4].reshape(rows, -1)
+        self._window_bytes = _WINDOW_BYTES * self._threads // point.row_bytes * point.row_bytes
+        generator = np.random.default_rng(0)
+        for _ in range(_CALLS):
+            chosen = generator.integers(0, rows, self._window_bytes // point.row_bytes, dtype=np.int64)
+            yield partial(kernels.RowWalk(table, chosen).gather, _AHEAD_BYTES // point.row_bytes, self._threads)
+
+    def look(self) -> None:
+        """Measure once more; what comes before and after something else stands for the time between."""
+        if not self._able:
+            return
+        rates = {"memory": self._arrays[0].nbytes / _median_s([self._read] * _CALLS)}
+        if self._walks:
+            rates["rows"] = self._window_bytes / _median_s(self._walks)
+        flops = kernels.ceiling_fma(_FMA_ITERATIONS, self._threads)
+        rates["compute"] = flops / _median_s([partial(kernels.ceiling_fma, _FMA_ITERATIONS, self._threads)] * _CALLS)
+        for name, rate in rates.items():
+            self._looks[name].append(rate / self._probed[name][0])
+
+    def _read(self) -> None:
+        self._arrays.append(self._arrays.pop(0))
+        kernels.ceiling_stream("read", *self._arrays[:3], self._threads)  # type: ignore[call-arg, arg-type]
+
+    @property
+    def state(self) -> MachineState | None:
+        """The mean of the looks; None where there was none."""
+        if not self._looks["memory"]:
+            return None
+        means = {name: round(statistics.fmean(looks), 4) for name, looks in self._looks.items() if looks}
+        return MachineState(memory=means["memory"], rows=means.get("rows", means["memory"]), compute=means["compute"])
+
+
+def differs(ratio: float) -> bool:
+    """Whether a ratio of a state is more than noise."""
+    return abs(ratio - 1.0) > _STEADY
+
+
+def ceilings_now(ceilings: Ceilings, state: MachineState | None) -> Ceilings:
+    """The ceilings as the machine gives them now: in proportion, where they differ by more than noise."""
+    if state is None:
+        return ceilings
+    memory, rows, compute = (ratio if differs(ratio) else 1.0 for ratio in (state.memory, state.rows, state.compute))
+    if memory == rows == compute == 1.0:
+        return ceilings
+
+    def slower(points: tuple[P, ...], name: str, ratio: float) -> tuple[P, ...]:
+        return tuple(point.model_copy(update={name: getattr(point, name) * ratio}) for point in points)
+
+    bandwidth, flops = "bandwidth_bytes_per_s", "flops_per_s"
+    return ceilings.model_copy(
+        update={
+            "fma": slower(ceilings.fma, flops, compute),
+            "gemm": slower(ceilings.gemm, flops, compute),
+            "stream": slower(ceilings.stream, bandwidth, memory),
+            "gather": slower(ceilings.gather, bandwidth, rows),
+            "scatter": slower(ceilings.scatter, bandwidth, rows),
+        }
+    )
+
+
+def _median_s(calls: Sequence[Callable[[], object]]) -> float:
+    times_s = []
+    for call in calls:
+        begin_s = time.perf_counter()
+        call()
+        times_s.append(time.perf_counter() - begin_s)
+    return statistics.median(times_s)
