@@ -16,6 +16,9 @@ from pathlib import Path
 import pytest
 
 import autotune
+from autotune.config.files import load_tuned
+from autotune.config.tuned import TunedConfig
+from autotune.explain.findings import find
 
 _TIMEOUT_S = 180
 _PORT = "29817"
@@ -161,18 +164,29 @@ tables: [{rows: 50000, dim: 64, pooling: 1, count: 8}]
 """
 
 
-def test_the_tuned_wire_follows_the_rate(two_hosts: Hosts) -> None:
-    """At 0.1 Gbit/s a step is its transfers, and half the bytes nearly half the time. At 10 Gbit/s less is to be had."""
+def test_what_is_tuned_and_what_is_found_follow_the_rate(two_hosts: Hosts) -> None:
+    """At 0.2 Gbit/s a step is its transfers: the network binds them, a finding says what waiting costs, and half the bytes help."""
     model = two_hosts.folder / "talkative.yaml"
     model.write_text(_TALKATIVE, encoding="utf-8")
-    tuned = {}
-    for gbit, budget in ((0.1, "12s"), (10, "6s")):
+    tuned: dict[float, TunedConfig] = {}
+    for gbit, budget in ((0.2, "10s"), (10, "6s")):
         two_hosts.limit(gbit)
-        output = str(two_hosts.folder / f"{gbit}.tuned.yaml")
-        words = ("-m", "autotune", "tune", str(model), "--sockets", "2", "--wire", "any", "--budget", budget, "-o", output, "--json")
-        tuned[gbit] = json.loads(two_hosts.run(*words))
-    slow, fast = tuned[0.1], tuned[10]
-    assert slow["config"]["communication"]["wire_dtype"] == "bf16", slow["gains"]
-    assert slow["speedup"]["median"] > 1.2, slow["speedup"]
+        probed_rates(two_hosts)
+        output = two_hosts.folder / f"{gbit}.tuned.yaml"
+        words = ("-m", "autotune", "tune", str(model), "--sockets", "2", "--wire", "any", "--budget", budget, "-o", str(output))
+        two_hosts.run(*words)
+        tuned[gbit] = load_tuned(output)
+    slow, fast = tuned[0.2], tuned[10]
+    assert slow.config.communication is not None
+    assert slow.config.communication.wire_dtype == "bf16", slow.gains
+    assert slow.speedup.median > 1.2, slow.speedup
     # Which one wins at 10 Gbit/s depends on the cores, but it cannot be worth as much.
-    assert fast["speedup"]["median"] < slow["speedup"]["median"], (slow["speedup"], fast["speedup"])
+    assert fast.speedup.median < slow.speedup.median, (slow.speedup, fast.speedup)
+    exchanges = [one for one in slow.verdicts if one.operator.startswith("all_to_all")]
+    assert {one.binder for one in exchanges} == {"network"}, exchanges
+    shares = []
+    for config in (slow, fast):
+        waited = sum(finding.saving_s for finding in find(config) if finding.kind == "exposed_transfer")
+        shares.append(waited / config.tuned_iteration_s.median)
+    assert shares[0] > 0.5, shares
+    assert shares[1] < shares[0], shares
