@@ -12,8 +12,8 @@ _TIME_UNITS = ((1e-9, "ns"), (1e-6, "us"), (1e-3, "ms"), (1.0, "s"), (60.0, "min
 _BINARY_UNITS = tuple((1024.0**i, unit) for i, unit in enumerate(("B", "KiB", "MiB", "GiB", "TiB", "PiB")))
 _DECIMAL_PREFIXES = tuple((1000.0**i, prefix) for i, prefix in enumerate(("", "k", "M", "G", "T", "P")))
 
-_DURATION_S = {"ms": 1e-3, "s": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0}
-_DURATION_PART = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*(ms|s|min|m|h)\s*", re.ASCII)
+_DURATION_S = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0}
+_DURATION_PART = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*(us|ms|s|min|m|h)\s*", re.ASCII)
 _NUMBER = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?", re.ASCII)
 _BYTES_OF: dict[str, int] = {unit.lower(): 1024**i for i, unit in enumerate(("B", "KiB", "MiB", "GiB", "TiB", "PiB"))} | {
     unit.lower(): 1000**i for i, unit in enumerate(("B", "kB", "MB", "GB", "TB", "PB"))
@@ -66,7 +66,7 @@ def format_rate(rate_per_s: float, unit: Literal["flops", "bytes"]) -> str:
 
 
 def parse_duration(text: str | float) -> float:
-    """Seconds, from ``120s``, ``2m``, ``1h30m``, ``500ms`` or a plain number of seconds.
+    """Seconds, from ``120s``, ``2m``, ``1h30m``, ``500ms``, ``236us`` or a plain number of seconds.
 
     Raises:
         InputError: it is no duration, or not positive and finite.
@@ -80,7 +80,7 @@ def parse_duration(text: str | float) -> float:
             if parts and not _DURATION_PART.sub("", stripped):
                 time_s = sum(float(number) * _DURATION_S[unit] for number, unit in parts)
         if time_s is None:
-            raise InputError(f"a duration is a number with ms, s, m or h, got {text!r}; write for example 120s, 2m or 1h30m")
+            raise InputError(f"a duration is a number with us, ms, s, m or h, got {text!r}; write for example 120s, 2m or 1h30m")
     else:
         time_s = float(text)
     if not (math.isfinite(time_s) and time_s > 0):

@@ -60,6 +60,7 @@ def test_rates_are_shown_in_decimal_units() -> None:
         ("90", 90),
         ("1h30m", 5400),
         ("500ms", 0.5),
+        ("236us", 236e-6),
         ("1.5h", 5400),
         (" 3s ", 3),
         (7, 7),

@@ -67,7 +67,7 @@ def command(
         model, changes=changes, threads=threads, data=data, config_file=config, force=force, all_cores=True
     )
     from autotune.perf.measure import measure
-    from autotune.perf.perturb import perturb
+    from autotune.perf.perturb import perturb, unwitnessed
     from autotune.probe.cache import load_or_probe
 
     with reporting() as progress:
@@ -77,7 +77,7 @@ def command(
         table = measure(dlrm, source, ceilings, rounds=rounds, progress=progress, data=session.data)
         if prove:
             found = perturb(dlrm, source, table, cache_bytes=_cache_bytes(session.topology, dlrm.config.threads), progress=progress)
-            table = replace(table, perturbations=tuple(found))
+            table = replace(table, perturbations=tuple(found), notes=table.notes + unwitnessed())
     show(replace(table, notes=table.notes + session.notes), text.operator_table, as_json, output)
 
 

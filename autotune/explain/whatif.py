@@ -13,6 +13,7 @@ from autotune.config.network import Network
 from autotune.config.profile import Ceilings, ComputePoint, Profile, TimePoint
 from autotune.config.tuned import Prediction, TunedConfig
 from autotune.dlrm.model import default_config
+from autotune.dlrm.sharding import check_partition
 from autotune.errors import InputError
 from autotune.explain.terms import ranks_on_host
 from autotune.perf.estimate import Estimate, OperatorEstimate, estimate
@@ -87,7 +88,8 @@ def what_if(config: TunedConfig, changes: str, predictor: Predictor | None = Non
         predictor: Of the config's profile, shared by several questions; None makes one.
 
     Raises:
-        InputError: an unknown name or a value that cannot be read; a config without a model or a profile.
+        InputError: an unknown name or a value that cannot be read; a config without a model or a profile; a change that its partition
+            does not allow.
     """
     if config.workload is None or config.profile is None:
         raise InputError(
@@ -119,6 +121,8 @@ def what_if(config: TunedConfig, changes: str, predictor: Predictor | None = Non
 
 def _predicted(case: _Case, predictor: Predictor, sockets: int, on_host: int) -> Estimate:
     """The laws stay those of the machine that was probed; what changes are the ceilings that their terms are counted in."""
+    if case.config.partition is not None:
+        check_partition(case.model, case.config.partition)  # as it would be refused when run
     return estimate(case.model, case.profile, case.config, sockets=sockets, ranks_on_host=on_host, predictor=predictor)
 
 

@@ -7,6 +7,7 @@ An operator bound by memory runs faster when its data are resident in cache, and
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -19,6 +20,7 @@ from autotune.config.tuned import Interval
 from autotune.dlrm.data import BatchSource
 from autotune.ops.base import Case, Operator
 from autotune.perf.table import OperatorTable, Perturbation
+from autotune.perf.witness import Witness
 
 WARM_GAIN = 1.25
 """A gain from residence above which memory mattered. A compute-bound GEMM at its ceiling gains up to about 1.1 by streaming nothing."""
@@ -38,6 +40,12 @@ class Perturbable(Protocol):
     def operators(self, source: BatchSource) -> list[Operator]: ...
 
 
+def unwitnessed() -> tuple[str, ...]:
+    """A note where the hardware's counters cannot be a second witness."""
+    absent = Witness().absent
+    return (f"no hardware counters here ({absent}): verdicts are tested by perturbation alone",) if absent else ()
+
+
 def perturb(
     dlrm: Perturbable, source: BatchSource, table: OperatorTable, *, cache_bytes: int, rounds: int = 7, progress: Progress = NO_PROGRESS
 ) -> list[Perturbation]:
@@ -52,7 +60,7 @@ def perturb(
     """
     verdicts = {row.key: row.binder for row in table.rows}
     operators = [operator for operator in dlrm.operators(source) if operator.key in verdicts and operator.runs_alone]
-    threads, found = dlrm.config.threads, []
+    threads, found, witness = dlrm.config.threads, [], Witness()
     progress.phase("perturbing operators", len(operators))
     for operator in operators:
         knobs = dlrm.config.operators.get(operator.key, FixedKnobs())
@@ -68,8 +76,12 @@ def perturb(
             torch.set_num_threads(threads)
         gain = ratio(samples["cold"], samples["warm"])
         loss = ratio(samples["fewer"], samples["cold"]) if half < threads else None
-        resident = operator.work().bytes <= cache_bytes
-        found.append(_judge(operator.key, verdicts[operator.key], gain, loss, threads / half, resident))
+        size_bytes, binder = operator.work().bytes, verdicts[operator.key]
+        judged = _judge(operator.key, binder, gain, loss, threads / half, size_bytes <= cache_bytes)
+        testimony = witness.of(candidates["cold"], binder, size_bytes)
+        if testimony is not None:
+            judged = replace(judged, counters=testimony.detail, counters_agree=testimony.agrees)
+        found.append(judged)
         progress.advance(1, operator.key)
     return found
 

@@ -78,6 +78,10 @@ class Perturbation:
     detail: str = field(kw_only=True)
     fewer_bytes_gain: Interval | None = None
     """Time of a transfer over its time with half the bytes; None for a pass that sends nothing."""
+    counters: str = ""
+    """What the hardware's counters tell of it; empty where there are none."""
+    counters_agree: bool | None = None
+    """Whether they say what the verdict says; None where they do not tell, or there are none."""
 
 
 @dataclass(frozen=True)

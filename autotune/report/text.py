@@ -60,14 +60,23 @@ def _perturbations(found: Sequence[Perturbation], width: int) -> RenderableType:
         Column("resident", [_resident(p) for p in found]),
         Column("half threads", ["-" if p.fewer_threads_loss is None else _times(p.fewer_threads_loss) for p in found], need=8),
         Column("half bytes", ["-" if p.fewer_bytes_gain is None else _times(p.fewer_bytes_gain) for p in found], need=8),
-        Column("agrees", [{True: "yes", False: "NO", None: "-"}[p.agrees] for p in found], justify="left"),
+        Column("agrees", [_ANSWERS[p.agrees] for p in found], justify="left"),
     ]
+    if any(p.counters for p in found):
+        columns.append(Column("counters agree", [_ANSWERS[p.counters_agree] for p in found], justify="left", need=8))
     return table(columns, width, title="perturbed: gain with resident data, loss with half the threads, gain with half the bytes sent")
+
+
+_ANSWERS = {True: "yes", False: "NO", None: "-"}
 
 
 def _agreement(result: OperatorTable) -> RenderableType:
     agree, contradict, untold = result.agreement
-    return Text(f"verdicts: {agree} agree with what perturbing showed, {contradict} contradict it, {untold} cannot be told by it")
+    told = f"verdicts: {agree} agree with what perturbing showed, {contradict} contradict it, {untold} cannot be told by it"
+    counted = [one.counters_agree for one in result.perturbations if one.counters]
+    if counted:
+        told += f"; hardware counters agree with {counted.count(True)} and contradict {counted.count(False)}"
+    return Text(told)
 
 
 def _resident(one: Perturbation) -> str:

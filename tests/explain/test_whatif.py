@@ -7,6 +7,7 @@ from machines import calibrated
 
 from autotune.catalog import load_model_by_name
 from autotune.config.knobs import RunConfig
+from autotune.config.partition import Placement
 from autotune.config.tuned import TunedConfig
 from autotune.dlrm.model import default_config
 from autotune.errors import InputError
@@ -84,3 +85,14 @@ def test_what_cannot_be_read_is_refused(config: TunedConfig, changes: str, messa
 def test_a_config_of_schema_1_is_told_what_is_missing(tuned_config: TunedConfig) -> None:
     with pytest.raises(InputError, match="what-if needs the model and the profile in the config"):
         what_if(tuned_config, "bandwidth=2x")
+
+
+def test_a_change_that_the_partition_does_not_allow_is_refused_as_running_it_would_be(four_sockets: TunedConfig) -> None:
+    split = Placement(kind="column_wise", ranks=(0, 1, 2, 3), bounds=(0, 16, 32, 48, 64))
+    assert four_sockets.config.partition is not None
+    partition = four_sockets.config.partition.model_copy(update={"tables": (split, *four_sockets.config.partition.tables[1:])})
+    changed = four_sockets.config.model_copy(update={"partition": partition, "operators": {}})
+    config = four_sockets.model_copy(update={"config": changed})
+    assert what_if(config, "minibatch=2x").after.time_s > 0
+    with pytest.raises(InputError, match=r"Adagrad needs whole rows.*tables\[0\]"):
+        what_if(config, "optimizer=adagrad")
