@@ -240,7 +240,7 @@ def _network(case: _Case, value: str) -> _Case:
 def _dtype(case: _Case, value: str) -> _Case:
     if value not in DTYPES:
         raise InputError(f"dtype must be one of {', '.join(DTYPES)}, got {value!r} (--what-if); correct it")
-    words = f"dtype {value}: bytes of table rows and weights that passes read, arithmetic {case.profile.bf16_gain:g}x in bf16"
+    words = f"dtype {value}: bytes of table rows and weights that passes read, arithmetic {case.profile.bf16_gain:.2f}x in bf16"
     return replace(case, model=case.model.model_copy(update={"dtype": value}), words=(*case.words, words))
 
 

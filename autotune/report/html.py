@@ -318,17 +318,21 @@ def _what_ifs(result: Explanation) -> str:
     results = result.what_ifs
     if not results:
         return f"<p>Nothing could be predicted: {escape(result.unpredicted)}.</p>"
-    heads = [Head("change"), Head("now, ms"), Head("then, ms"), Head("speedup"), Head("passes with another binder", "words")]
+    heads = [Head("change", "words"), Head("now, ms"), Head("then, ms"), Head("speedup"), Head("passes with another binder", "words")]
     cells, details = [], []
     for one in results:
-        moved = [f"{row.key}: {row.binder_before} -> {row.binder_after}" for row in one.operators if row.binder_before != row.binder_after]
+        moved: dict[str, list[str]] = {}
+        for row in one.operators:
+            if row.binder_before != row.binder_after:
+                moved.setdefault(f"{row.binder_before} -> {row.binder_after}", []).append(row.key)
+        words = "; ".join(f"{change}: {', '.join(keys)}" for change, keys in moved.items())
         cells.append(
             [
-                Cell("; ".join(one.changes)),
+                Cell("; ".join(one.changes), kind="words"),
                 Cell(prediction_range(one.before), one.before.time_s),
                 Cell(prediction_range(one.after), one.after.time_s),
                 Cell(f"{one.speedup:.2f}x", one.speedup),
-                Cell(", ".join(moved) or "none", kind="words"),
+                Cell(words or "none", kind="words"),
             ]
         )
         rows = [

@@ -46,7 +46,7 @@ def _cell(cell: Cell, column: int, of_numbers: bool) -> str:
     sort = f' data-v="{value}"' if of_numbers else ""
     content = escape(cell.text)
     if column == 0:
-        return f'<th scope="row"{sort}>{content}</th>'
+        return f'<th scope="row"{_class(cell.kind)}{sort}>{content}</th>'
     if cell.kind.startswith("b-"):
         return f'<td class="left"{sort}><span class="tag {escape(cell.kind, quote=True)}">{content}</span></td>'
     return f"<td{_class(cell.kind)}{sort}>{content}</td>"
