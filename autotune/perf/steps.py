@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -271,47 +272,68 @@ class Residence:
     """Share of the rows, of all that it touches first, that are still in the last-level cache."""
 
 
-def residences(passes: Sequence[PassShape], own_bytes: float, shared_bytes: float) -> list[Residence]:
-    """For every pass of a step in the steady state: a stretch of bytes is where the bytes touched since its last touch have left it.
+_WALKS = 6
+"""Steps until what a cache holds at one place of a step hardly changes from one step to the next."""
 
-    A cache holds what was touched last: of an array touched `d` bytes ago, ``(capacity - d) / size`` is still there, 0 at least and 1 at
-    most. Two steps are walked; the second counts.
+
+def residences(passes: Sequence[PassShape], own_bytes: float, shared_bytes: float) -> list[Residence]:
+    """For every pass of a step in the steady state: where its arrays are found.
 
     Args:
         own_bytes: Of all cores' own caches together.
         shared_bytes: Of the last level.
     """
-    stack: dict[str, float] = {}
+    own, shared = _Cache(own_bytes), _Cache(shared_bytes)
     found: list[Residence] = []
-    for walked in range(2):
+    for _ in range(_WALKS):
+        found = []
         for one in passes:
-            memory = shared = 0.0
-            kept = 0.0
+            memory = far = kept = 0.0
             for touch in one.touches:
-                behind = _behind(stack, touch.name)
-                size = max(touch.size_bytes, 1.0)
-                in_own = 0.0 if behind is None else min(1.0, max(0.0, (own_bytes - behind) / size))
-                in_shared = 0.0 if behind is None else min(1.0, max(0.0, (shared_bytes - behind) / size))
+                in_shared = shared.held(touch.name)
                 if touch.name == ROWS:
                     kept = in_shared
                 else:
                     memory += touch.size_bytes * (1 - in_shared)
-                    shared += touch.size_bytes * max(0.0, in_shared - in_own)
-            for touch in one.touches:
-                stack.pop(touch.name, None)
-                stack[touch.name] = touch.size_bytes
-            if walked:
-                found.append(Residence(memory, shared, kept))
+                    far += touch.size_bytes * max(0.0, in_shared - own.held(touch.name))
+            found.append(Residence(memory, far, kept))
+            sizes = {touch.name: touch.size_bytes for touch in one.touches}
+            # Rows and pooled vectors are touched in turns, other arrays one after another.
+            for together in [sizes] if one.tables else [{name: size} for name, size in sizes.items()]:
+                own.touch(together)
+                shared.touch(together)
     return found
 
 
-def _behind(stack: dict[str, float], name: str) -> float | None:
-    """Bytes touched since `name` was; None where it never was."""
-    if name not in stack:
-        return None
-    since = 0.0
-    for other in reversed(stack):
-        if other == name:
-            return since
-        since += stack[other]
-    return since
+class _Cache:
+    """What a cache still holds of arrays: after `d` bytes were fetched into it, exp(-d / capacity) of what was there before. That is random
+    replacement, which hashed sets, and a last level shared with strangers, come near. What all fits is never driven out.
+
+    Args:
+        capacity_bytes: Of the cache.
+    """
+
+    def __init__(self, capacity_bytes: float) -> None:
+        self._capacity_bytes = max(capacity_bytes, 1.0)
+        self._touched: list[tuple[dict[str, float], float]] = []
+        """Arrays touched together, in the order of their last touch, and what had to be fetched of them."""
+
+    def held(self, name: str) -> float:
+        """Share of an array."""
+        since = 0.0
+        for together, fetched_bytes in reversed(self._touched):
+            passed = fetched_bytes / self._capacity_bytes
+            if name in together:  # its first elements saw all of what was fetched beside them, its last ones nothing
+                return math.exp(-since) * (-math.expm1(-passed) / passed if passed > 1e-9 else 1.0)
+            since += passed
+        return 0.0
+
+    def touch(self, together: dict[str, float]) -> None:
+        """Touch arrays, by name their bytes, element by element in turns."""
+        fetched_bytes = sum(size * (1 - self.held(name)) for name, size in together.items())
+        for earlier, _ in self._touched:
+            for name in together:
+                earlier.pop(name, None)
+        while self._touched and not self._touched[0][0]:  # nobody asks what came before
+            self._touched.pop(0)
+        self._touched.append((dict(together), fetched_bytes))

@@ -1,11 +1,14 @@
 """How far predictions are from measurements: on random models drawn by a seed, and on models that are named.
 
-None of them is a reference model, and nothing is fitted to them. Beside every model some reference models are measured again: what they
+None of them is a reference model, and nothing is fitted to them. Each is visited twice, in turns with others, and of every pass the faster
+visit counts, as when the reference models were measured; how far the two lie apart is told beside the errors. Some reference models are
+measured again beside them: what they
 take now over what they took when the machine was probed is the machine's own drift, and is told apart from the error of the model.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 import time
@@ -19,21 +22,19 @@ from autotune.bench.progress import NO_PROGRESS, Progress
 from autotune.config.calibration import CalibrationRun
 from autotune.config.model import Model, required_memory_bytes
 from autotune.config.profile import Profile, Topology
-from autotune.dlrm.data import Batch, make_source
-from autotune.dlrm.model import DLRM, default_config
+from autotune.dlrm.model import default_config
 from autotune.errors import InputError
 from autotune.perf.estimate import Estimate, estimate
 from autotune.perf.heldout import random_model
 from autotune.perf.predictor import Predictor
-from autotune.probe.calibrate import timed_steps
+from autotune.probe.visits import Stop, faster, grouped, visited
 
 LEAST_SHARE = 0.01
 """Passes below this share of their iteration are left out: their time is that of a few calls, and matters to nobody."""
-_BATCHES = 5
 _BESIDE = 4
-_STEPS = 11
+_TOGETHER = 5
 _TABLES_BYTES = 1.5e9
-_MEMORY_SHARE = 0.25
+_MEMORY_SHARE = 0.6
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,8 @@ class PassError:
     inside: bool
     """Whether the measurement lies in the predicted interval."""
     extrapolated: bool
+    apart: float = 0.0
+    """The slowest visit over the fastest one, less 1: what the machine itself is unsure about."""
 
     @property
     def error(self) -> float:
@@ -93,6 +96,9 @@ class ErrorSummary:
     """Median of predicted / measured - 1."""
     inside: float
     """Share of the measurements inside their interval."""
+    apart: float = 0.0
+    """Median of how far two visits of one pass lie apart; 0 for iterations."""
+    apart_p90: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -147,22 +153,20 @@ def validate(
     notes = []
     left_out = 0
     progress.phase("validating predictions", budget_s)
-    for number, (model, random) in enumerate(_models(models, seed, available_bytes)):
+    fitting = [model for model in models if required_memory_bytes(model) <= 0.9 * available_bytes]
+    notes += [f"{model.name} does not fit this machine's memory, and was left out" for model in models if model not in fitting]
+    for group, random in _groups(fitting, seed, available_bytes):
         if random and clock() >= end_s:
             break
-        if required_memory_bytes(model) > 0.9 * available_bytes:
-            notes.append(f"{model.name} does not fit this machine's memory, and was left out")
-            continue
-        begin_s = clock()
-        before = bench.drift
-        runs = list(bench.runs(model, fewer=random and number % 3 == 0))
-        for run in runs:
-            found = list(bench.passes(run))
+        begin_s, before = clock(), bench.drift
+        for visits in bench.visits(group, fewer=random):
+            run = faster(visits)
+            found = list(bench.passes(run, visits))
             least_s = LEAST_SHARE * run.iteration_s
             passes += [one for one in found if one.measured_s >= least_s]
             left_out += sum(one.measured_s < least_s for one in found)
             iterations.append(bench.iteration(run, random, before))
-        progress.advance(clock() - begin_s, model.name)
+        progress.advance(clock() - begin_s, group[-1].name)
     kinds = [_summary(kind, [one for one in passes if one.kind == kind]) for kind in dict.fromkeys(one.kind for one in passes)]
     if not passes:
         raise InputError(f"the budget must leave time for one model, got {budget_s:g} s and none measured; give more, for example 60s")
@@ -181,17 +185,17 @@ def validate(
     )
 
 
-def _models(models: Sequence[Model], seed: int, available_bytes: int) -> Iterator[tuple[Model, bool]]:
-    yield from ((model, False) for model in models)
-    number = 0
-    while True:
-        yield random_model(seed, number, min(_TABLES_BYTES, _MEMORY_SHARE * available_bytes)), True
-        number += 1
+def _groups(models: Sequence[Model], seed: int, available_bytes: int) -> Iterator[tuple[list[Model], bool]]:
+    """Models that are measured in turns: the named ones, then random ones for ever."""
+    yield from ((group, False) for group in grouped(models, 0.8 * available_bytes))
+    for first in itertools.count(step=_TOGETHER):
+        limit_bytes = min(_TABLES_BYTES, _MEMORY_SHARE * available_bytes / _TOGETHER)
+        yield [random_model(seed, number, limit_bytes) for number in range(first, first + _TOGETHER)], True
 
 
 def _summary(kind: str, errors: Sequence[PassError] | Sequence[IterationError]) -> ErrorSummary:
     values = np.array([one.error for one in errors])
-    sizes = np.abs(values)
+    sizes, apart = np.abs(values), [one.apart for one in errors if isinstance(one, PassError)]
     return ErrorSummary(
         kind=kind,
         count=len(errors),
@@ -199,6 +203,8 @@ def _summary(kind: str, errors: Sequence[PassError] | Sequence[IterationError]) 
         p90=float(np.quantile(sizes, 0.9)),
         bias=float(np.median(values)),
         inside=sum(one.inside for one in errors) / len(errors),
+        apart=float(np.median(apart)) if apart else 0.0,
+        apart_p90=float(np.quantile(apart, 0.9)) if apart else 0.0,
     )
 
 
@@ -212,39 +218,40 @@ class _Bench:
         most = max(run.threads for run in profile.calibration)
         usual = [run for run in profile.calibration if run.threads == most and not run.strategy and run.huge_pages]
         # Those with the least tables: quick to build, and they stay in memory.
-        self._beside = [(run, *self._built(run.model, most)) for run in sorted(usual, key=lambda run: run.model.table_bytes)[:_BESIDE]]
+        self._least = sorted(usual, key=lambda run: run.model.table_bytes)[:_BESIDE]
+        self._beside = [self._stop(run.model, (most,)) for run in self._least]
         self._drift = self._drift_now()
 
-    def _built(self, model: Model, threads: int) -> tuple[DLRM, list[Batch]]:
-        source = make_source(model)
-        return DLRM(model, default_config(model, self.topology, threads), machine=self.topology), [source.batch(i) for i in range(_BATCHES)]
+    def _stop(self, model: Model, threads: Sequence[int]) -> Stop:
+        return Stop(model, [(default_config(model, self.topology, count), "") for count in threads], self.topology)
 
-    def runs(self, model: Model, fewer: bool) -> Iterator[CalibrationRun]:
-        """With all cores, and where `fewer` with half of them too. Runs that other programs disturbed are repeated once."""
+    def visits(self, models: Sequence[Model], fewer: bool) -> Iterator[list[CalibrationRun]]:
+        """Of every model with all cores, and of the first with half of them too where `fewer`: a run a visit."""
         cores = self.topology.physical_cores
-        dlrm, batches = self._built(model, cores)
-        for threads in (cores, *([max(1, cores // 2)] if fewer and cores > 1 else [])):
-            dlrm.configure(default_config(model, self.topology, threads))
-            run = timed_steps(dlrm, batches, self.monitor, steps=_STEPS)
-            if run.disturbed:
-                run = timed_steps(dlrm, batches, self.monitor, steps=_STEPS)
-            yield run
-        del dlrm
+        counts = [(cores, cores // 2) if fewer and i == 0 and cores > 1 else (cores,) for i in range(len(models))]
+        stops = [self._stop(model, threads) for model, threads in zip(models, counts, strict=True)]
+        yield from visited(stops, self.monitor)
+        del stops
         self._drift = self._drift_now()
 
     def _drift_now(self) -> float:
-        ratios = [timed_steps(dlrm, batches, self.monitor).iteration_s / run.iteration_s for run, dlrm, batches in self._beside]
+        runs = [faster(visits) for visits in visited(self._beside, self.monitor)]
+        ratios = [now.iteration_s / then.iteration_s for now, then in zip(runs, self._least, strict=True)]
         return statistics.geometric_mean(ratios) if ratios else 1.0
 
-    def passes(self, run: CalibrationRun) -> Iterator[PassError]:
-        """Every pass of a run."""
+    def passes(self, run: CalibrationRun, visits: Sequence[CalibrationRun]) -> Iterator[PassError]:
+        """Every pass of a run, with how far its visits lie apart."""
         for one in self._estimate(run).operators:
             measured_s = run.passes_s.get(one.key, 0.0)
             if measured_s > 0:
                 found = one.prediction
                 inside = found.low_s <= measured_s <= found.high_s
                 kind = _kind(one.key)
-                yield PassError(run.model.name, one.key, kind, run.threads, measured_s, found.time_s, inside, bool(found.extrapolated))
+                times_s = [visit.passes_s[one.key] for visit in visits]
+                apart = max(times_s) / min(times_s) - 1.0 if min(times_s) > 0 else 0.0
+                yield PassError(
+                    run.model.name, one.key, kind, run.threads, measured_s, found.time_s, inside, bool(found.extrapolated), apart
+                )
 
     def iteration(self, run: CalibrationRun, random: bool, before: float) -> IterationError:
         """Of one run; the drift is the mean of that before and after it."""

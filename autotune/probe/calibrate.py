@@ -7,7 +7,6 @@ what a cache holds to a gigabyte, poolings of 1 to 60, uniform and Zipf, 3 to 41
 
 from __future__ import annotations
 
-import math
 import statistics
 import time
 from collections.abc import Iterator, Sequence
@@ -24,18 +23,12 @@ from autotune.config.profile import Topology
 from autotune.dlrm.data import Batch, make_source
 from autotune.dlrm.model import DLRM, default_config
 from autotune.ops import embedding_bag
+from autotune.probe.visits import LEAST_STEPS, STEPS, VISITS, Stop, faster, grouped, timed_steps, visited
 
-OTHER = "other"
-_BATCHES = 6
-_WARMUP = 2
-_STEPS = 9
-_LEAST_STEPS = 3
 _GAIN_MODEL = 2
 _GAIN_TURNS = 5
 _GAIN_TURN_S = 0.5
 _GAIN_TABLES_BYTES = 1e7
-_MOST = 3
-"""Times the steps wanted, disturbed ones included."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +108,7 @@ def calibrate(
     threads: Sequence[int],
     available_bytes: int,
     *,
-    budget_s: float = 25.0,
+    budget_s: float = 40.0,
     progress: Progress = NO_PROGRESS,
     quick: bool = False,
 ) -> tuple[CalibrationRun, ...]:
@@ -129,16 +122,21 @@ def calibrate(
     """
     counts = sorted({threads[0], threads[len(threads) // 2], threads[-1]}) if len(threads) > 3 else list(threads)
     limit_bytes = available_bytes / 4
-    models = [(model, shape) for model, shape in reference_models(limit_bytes / 2, quick) if required_memory_bytes(model) < limit_bytes]
+    shapes = {model.name: (model, shape) for model, shape in reference_models(limit_bytes / 2, quick)}
+    models = [model for model, _ in shapes.values() if required_memory_bytes(model) < limit_bytes]
     runs: list[CalibrationRun] = []
-    before = torch.get_num_threads()
-    deadline_s = time.perf_counter() + budget_s
-    progress.phase("calibrating on reference models", float(len(models)))
+    monitor, before = NoiseMonitor(topology.allowed_cpus), torch.get_num_threads()
+    deadline_s, left = time.perf_counter() + budget_s, len(models)
+    progress.phase("calibrating on reference models", float(left))
     try:
-        for i, (model, shape) in enumerate(models):
-            end_s = time.perf_counter() + (deadline_s - time.perf_counter()) / (len(models) - i)
-            runs += _runs(model, shape, topology, counts, end_s, _LEAST_STEPS if quick else _STEPS)
-            progress.advance(1.0, model.name)
+        for group in grouped(models, limit_bytes):
+            end_s = time.perf_counter() + (deadline_s - time.perf_counter()) * len(group) / left
+            stops = [Stop(model, list(_variants(model, shapes[model.name][1], topology, counts)), topology) for model in group]
+            for visits in visited(stops, monitor, visits=1 if quick else VISITS, steps=(LEAST_STEPS,) * 2 if quick else STEPS, end_s=end_s):
+                runs.append(faster(visits))
+            left -= len(group)
+            progress.advance(float(len(group)), group[-1].name)
+            del stops  # before the next ones take their memory
     finally:
         torch.set_num_threads(before)
     return tuple(runs)
@@ -161,7 +159,7 @@ def bf16_gain(topology: Topology, threads: int) -> float:
             built[dtype] = (dlrm, [source.batch(i) for i in range(2)])
         for _ in range(_GAIN_TURNS):
             runs = {
-                dtype: timed_steps(*of, monitor, steps=_LEAST_STEPS, end_s=time.perf_counter() + _GAIN_TURN_S).passes_s
+                dtype: timed_steps(*of, monitor, steps=(LEAST_STEPS,) * 2, end_s=time.perf_counter() + _GAIN_TURN_S).passes_s
                 for dtype, of in built.items()
             }
             taken = {
@@ -172,20 +170,6 @@ def bf16_gain(topology: Topology, threads: int) -> float:
     finally:
         torch.set_num_threads(before)
     return statistics.median(ratios)
-
-
-def _runs(
-    model: Model, shape: _Shape, topology: Topology, counts: Sequence[int], end_s: float, steps: int
-) -> Iterator[CalibrationRun]:
-    source = make_source(model)
-    batches = [source.batch(i) for i in range(_BATCHES)]
-    variants = list(_variants(model, shape, topology, counts))
-    dlrm = DLRM(model, variants[0][0], machine=topology)
-    monitor = NoiseMonitor(topology.allowed_cpus)
-    for i, (config, strategy) in enumerate(variants):
-        dlrm.configure(config)
-        share_s = (end_s - time.perf_counter()) / (len(variants) - i)
-        yield timed_steps(dlrm, batches, monitor, strategy=strategy, steps=steps, end_s=time.perf_counter() + share_s)
 
 
 def _variants(model: Model, shape: _Shape, topology: Topology, counts: Sequence[int]) -> Iterator[tuple[RunConfig, str]]:
@@ -201,47 +185,3 @@ def _variants(model: Model, shape: _Shape, topology: Topology, counts: Sequence[
             yield config.model_copy(update={"operators": {**config.operators, embedding_bag.UPDATE: chosen}}), strategy
     if shape.small_pages and config.huge_pages:
         yield config.model_copy(update={"huge_pages": False}), ""
-
-
-def timed_steps(
-    dlrm: DLRM,
-    batches: Sequence[Batch],
-    monitor: NoiseMonitor,
-    *,
-    strategy: str = "",
-    steps: int = _STEPS,
-    end_s: float = math.inf,
-) -> CalibrationRun:
-    """Medians over steps that no other program disturbed; where fewer than three are left, the fastest three count.
-
-    Args:
-        end_s: On the clock of `time.perf_counter`: from then on three steps are enough.
-    """
-    quiet: list[dict[str, float]] = []
-    disturbed: list[dict[str, float]] = []
-    for number in range(_WARMUP + _MOST * steps):
-        enough = _LEAST_STEPS if time.perf_counter() > end_s else steps
-        if len(quiet) >= enough or (len(disturbed) >= _LEAST_STEPS and time.perf_counter() > end_s):
-            break
-        dlrm.recorder.take()
-        monitor.start()
-        begin_s = time.perf_counter()
-        dlrm.step(batches[number % len(batches)])
-        taken_s = time.perf_counter() - begin_s
-        noise = monitor.stop()
-        if number >= _WARMUP:
-            times_s = dlrm.recorder.take()
-            times_s[OTHER] = max(0.0, taken_s - sum(times_s.values()))
-            (disturbed if noise.disturbed else quiet).append(times_s)
-    few = len(quiet) < _LEAST_STEPS
-    if few:
-        quiet = sorted(quiet + disturbed, key=lambda times_s: sum(times_s.values()))[:_LEAST_STEPS]
-    return CalibrationRun(
-        model=dlrm.model,
-        threads=dlrm.config.threads,
-        huge_pages=dlrm.config.huge_pages,
-        strategy=strategy,
-        disturbed=few,
-        iteration_s=statistics.median(sum(times_s.values()) for times_s in quiet),
-        passes_s={key: statistics.median(times_s[key] for times_s in quiet) for key in quiet[0]},
-    )

@@ -14,11 +14,11 @@ from autotune.probe.topology import available_memory_bytes, detect, fingerprint
 SOURCE = "measured by autotune probe"
 
 _CEILINGS_S = 33.0
-_CALIBRATION_S = 27.0
+_CALIBRATION_S = 45.0
 
 
 def probe(*, name: str | None = None, progress: Progress = NO_PROGRESS, quick: bool = False) -> Profile:
-    """Measure this machine with the kernel target in use; about a minute.
+    """Measure this machine with the kernel target in use; about 80 seconds.
 
     Args:
         name: Of the profile; default the CPU and its cores.

@@ -26,6 +26,7 @@ def validation(result: Validation, width: int = 80) -> RenderableType:
         Column("n", [str(one.count) for one in kinds]),
         Column("median error", [percent(one.median) for one in kinds]),
         Column("90 %", [percent(one.p90) for one in kinds]),
+        Column("visits apart, 90 %", [percent(one.apart_p90) for one in kinds], need=7),
         Column("bias", [f"{one.bias:+.0%}" for one in kinds], need=5),
         Column("in interval", [percent(one.inside) for one in kinds], need=6),
     ]
