@@ -1,8 +1,9 @@
 """How far predictions are from measurements: on random models drawn by a seed, and on models that are named.
 
 None of them is a reference model, and nothing is fitted to them. Each is visited twice, in turns with others, and of every pass the faster
-visit counts, as when the reference models were measured; how far the two lie apart is told beside the errors. Some reference models are
-measured again beside them: what they
+visit counts, as when the reference models were measured; how far the two lie apart is told beside the errors. Streams, random rows and
+arithmetic are looked at before and after: a host may move a guest's cores, and then it is another machine than the one that was probed.
+Some reference models are measured again beside them: what they
 take now over what they took when the machine was probed is the machine's own drift, and is told apart from the error of the model.
 """
 
@@ -27,12 +28,14 @@ from autotune.errors import InputError
 from autotune.perf.estimate import Estimate, estimate
 from autotune.perf.heldout import random_model
 from autotune.perf.predictor import Predictor
+from autotune.probe.present import Present, as_probed
 from autotune.probe.visits import Stop, faster, grouped, visited
 
 LEAST_SHARE = 0.01
 """Passes below this share of their iteration are left out: their time is that of a few calls, and matters to nobody."""
 _BESIDE = 4
 _TOGETHER = 5
+_TRIES = 3
 _TABLES_BYTES = 1.5e9
 _MEMORY_SHARE = 0.6
 
@@ -52,6 +55,8 @@ class PassError:
     extrapolated: bool
     apart: float = 0.0
     """The slowest visit over the fastest one, less 1: what the machine itself is unsure about."""
+    as_probed: bool = True
+    """Whether streams, random rows and arithmetic were as the profile says before and after."""
 
     @property
     def error(self) -> float:
@@ -74,6 +79,8 @@ class IterationError:
     """Reference models measured beside it, over what they took when the machine was probed."""
     disturbed: bool
     """Whether other programs ran beside it in spite of a repetition."""
+    as_probed: bool = True
+    """Whether streams, random rows and arithmetic were as the profile says before and after."""
 
     @property
     def error(self) -> float:
@@ -158,24 +165,38 @@ def validate(
     for group, random in _groups(fitting, seed, available_bytes):
         if random and clock() >= end_s:
             break
-        begin_s, before = clock(), bench.drift
-        for visits in bench.visits(group, fewer=random):
+        for attempt in range(1 if random else _TRIES):  # a named model is wanted in the state of the profile
+            begin_s, before = clock(), bench.drift
+            measured = bench.visits(group, fewer=random)
+            progress.advance(clock() - begin_s, group[-1].name)
+            if bench.as_probed or attempt == _TRIES - 1 or clock() >= end_s:
+                break
+        for visits in measured:
             run = faster(visits)
             found = list(bench.passes(run, visits))
             least_s = LEAST_SHARE * run.iteration_s
             passes += [one for one in found if one.measured_s >= least_s]
             left_out += sum(one.measured_s < least_s for one in found)
             iterations.append(bench.iteration(run, random, before))
-        progress.advance(clock() - begin_s, group[-1].name)
-    kinds = [_summary(kind, [one for one in passes if one.kind == kind]) for kind in dict.fromkeys(one.kind for one in passes)]
     if not passes:
         raise InputError(f"the budget must leave time for one model, got {budget_s:g} s and none measured; give more, for example 60s")
-    drawn = [one for one in iterations if one.random]
+    counted = [one for one in passes if one.as_probed]
+    if len(counted) < len(passes):
+        other = _summary("", [one for one in passes if not one.as_probed])
+        notes.append(
+            f"{other.count} passes were measured while the machine was another than probed, and are left out of the table: median error "
+            f"{other.median:.1%}, 90th percentile {other.p90:.1%}"
+        )
+    if not counted:
+        notes.append("the machine never was as probed, so the table is of another state than the profile's: --refresh probes it first")
+        counted = passes
+    kinds = [_summary(kind, [one for one in counted if one.kind == kind]) for kind in dict.fromkeys(one.kind for one in counted)]
+    drawn = [one for one in iterations if one.random and (one.as_probed or counted is passes)]
     return Validation(
         profile=profile.name,
         created=profile.created,
         seed=seed,
-        kinds=(*kinds, _summary("all passes", passes)),
+        kinds=(*kinds, _summary("all passes", counted)),
         iterations=tuple(iterations),
         random=_summary("iterations", drawn) if drawn else None,
         drift=statistics.geometric_mean([one.drift for one in iterations]) if iterations else bench.drift,
@@ -220,19 +241,25 @@ class _Bench:
         # Those with the least tables: quick to build, and they stay in memory.
         self._least = sorted(usual, key=lambda run: run.model.table_bytes)[:_BESIDE]
         self._beside = [self._stop(run.model, (most,)) for run in self._least]
+        self._present = Present(profile, most)
+        self.as_probed = True
+        """Whether the machine was, before and after the last models, as when it was probed."""
         self._drift = self._drift_now()
 
     def _stop(self, model: Model, threads: Sequence[int]) -> Stop:
         return Stop(model, [(default_config(model, self.topology, count), "") for count in threads], self.topology)
 
-    def visits(self, models: Sequence[Model], fewer: bool) -> Iterator[list[CalibrationRun]]:
+    def visits(self, models: Sequence[Model], fewer: bool) -> list[list[CalibrationRun]]:
         """Of every model with all cores, and of the first with half of them too where `fewer`: a run a visit."""
         cores = self.topology.physical_cores
         counts = [(cores, cores // 2) if fewer and i == 0 and cores > 1 else (cores,) for i in range(len(models))]
         stops = [self._stop(model, threads) for model, threads in zip(models, counts, strict=True)]
-        yield from visited(stops, self.monitor)
+        before = self._present.look()
+        found = list(visited(stops, self.monitor))
+        self.as_probed = as_probed(before, self._present.look())
         del stops
         self._drift = self._drift_now()
+        return found
 
     def _drift_now(self) -> float:
         runs = [faster(visits) for visits in visited(self._beside, self.monitor)]
@@ -250,15 +277,18 @@ class _Bench:
                 times_s = [visit.passes_s[one.key] for visit in visits]
                 apart = max(times_s) / min(times_s) - 1.0 if min(times_s) > 0 else 0.0
                 yield PassError(
-                    run.model.name, one.key, kind, run.threads, measured_s, found.time_s, inside, bool(found.extrapolated), apart
-                )
+                    run.model.name, one.key, kind, run.threads, measured_s, found.time_s, inside, bool(found.extrapolated), apart,
+                    self.as_probed,
+                )  # fmt: skip
 
     def iteration(self, run: CalibrationRun, random: bool, before: float) -> IterationError:
         """Of one run; the drift is the mean of that before and after it."""
         found = self._estimate(run).iteration
         inside = found.low_s <= run.iteration_s <= found.high_s
         drift = math.sqrt(before * self._drift)
-        return IterationError(run.model.name, run.threads, random, run.iteration_s, found.time_s, inside, drift, run.disturbed)
+        return IterationError(
+            run.model.name, run.threads, random, run.iteration_s, found.time_s, inside, drift, run.disturbed, self.as_probed
+        )
 
     @property
     def drift(self) -> float:

@@ -7,9 +7,10 @@ what a cache holds to a gigabyte, poolings of 1 to 60, uniform and Zipf, 3 to 41
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +26,7 @@ from autotune.dlrm.model import DLRM, default_config
 from autotune.ops import embedding_bag
 from autotune.probe.visits import LEAST_STEPS, STEPS, VISITS, Stop, faster, grouped, timed_steps, visited
 
+_AGAIN_S = 5.0
 _GAIN_MODEL = 2
 _GAIN_TURNS = 5
 _GAIN_TURN_S = 0.5
@@ -111,6 +113,7 @@ def calibrate(
     budget_s: float = 40.0,
     progress: Progress = NO_PROGRESS,
     quick: bool = False,
+    steady: Callable[[], bool] = lambda: True,
 ) -> tuple[CalibrationRun, ...]:
     """Train every reference model for some steps with each number of threads.
 
@@ -119,27 +122,38 @@ def calibrate(
         available_bytes: No model takes more than a quarter of it; one whose layers alone do is left out.
         budget_s: Wall time, seconds; the later steps of each run are left out to keep it.
         quick: Two tiny models and few steps: the structure, not a measurement.
+        steady: Whether the machine is still as its ceilings were measured, asked after each group of models; one measured while it was
+            not is measured once more at the end.
     """
     counts = sorted({threads[0], threads[len(threads) // 2], threads[-1]}) if len(threads) > 3 else list(threads)
     limit_bytes = available_bytes / 4
     shapes = {model.name: (model, shape) for model, shape in reference_models(limit_bytes / 2, quick)}
     models = [model for model, _ in shapes.values() if required_memory_bytes(model) < limit_bytes]
-    runs: list[CalibrationRun] = []
+    runs: dict[str, list[CalibrationRun]] = {}
     monitor, before = NoiseMonitor(topology.allowed_cpus), torch.get_num_threads()
     deadline_s, left = time.perf_counter() + budget_s, len(models)
     progress.phase("calibrating on reference models", float(left))
     try:
-        for group in grouped(models, limit_bytes):
-            end_s = time.perf_counter() + (deadline_s - time.perf_counter()) * len(group) / left
+        groups = grouped(models, limit_bytes)
+        again: list[list[Model]] = []
+        for i, group in enumerate(itertools.chain(groups, again)):
+            now_s = time.perf_counter()
+            share_s = (deadline_s - now_s) * len(group) / left if i < len(groups) else _AGAIN_S
             stops = [Stop(model, list(_variants(model, shapes[model.name][1], topology, counts)), topology) for model in group]
-            for visits in visited(stops, monitor, visits=1 if quick else VISITS, steps=(LEAST_STEPS,) * 2 if quick else STEPS, end_s=end_s):
-                runs.append(faster(visits))
+            for model in group:
+                runs.pop(model.name, None)
+            turns, steps = (1, (LEAST_STEPS,) * 2) if quick else (VISITS, STEPS)
+            for visits in visited(stops, monitor, visits=turns, steps=steps, end_s=now_s + share_s):
+                run = faster(visits)
+                runs.setdefault(run.model.name, []).append(run)
             left -= len(group)
             progress.advance(float(len(group)), group[-1].name)
             del stops  # before the next ones take their memory
+            if not steady() and i < len(groups):
+                again.append(group)
     finally:
         torch.set_num_threads(before)
-    return tuple(runs)
+    return tuple(run for of_model in runs.values() for run in of_model)
 
 
 def bf16_gain(topology: Topology, threads: int) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TypeVar
 
@@ -17,6 +17,9 @@ from autotune.config.profile import Ceilings, Profile, RowPoint
 from autotune.ops.native import kernels
 from autotune.probe.loops import choose_sizes
 from autotune.probe.topology import available_memory_bytes
+
+_SAME = 0.2
+"""Looks of one state differ by less; states of one machine by more."""
 
 P = TypeVar("P", bound=Frozen)
 
@@ -73,17 +76,19 @@ class Present:
             chosen = generator.integers(0, rows, self._window_bytes // point.row_bytes, dtype=np.int64)
             yield partial(kernels.RowWalk(table, chosen).gather, _AHEAD_BYTES // point.row_bytes, self._threads)
 
-    def look(self) -> None:
-        """Measure once more; what comes before and after something else stands for the time between."""
+    def look(self) -> MachineState | None:
+        """Measure once more, and return it; what comes before and after something else stands for the time between."""
         if not self._able:
-            return
+            return None
         rates = {"memory": self._arrays[0].nbytes / _median_s([self._read] * _CALLS)}
         if self._walks:
             rates["rows"] = self._window_bytes / _median_s(self._walks)
         flops = kernels.ceiling_fma(_FMA_ITERATIONS, self._threads)
         rates["compute"] = flops / _median_s([partial(kernels.ceiling_fma, _FMA_ITERATIONS, self._threads)] * _CALLS)
-        for name, rate in rates.items():
-            self._looks[name].append(rate / self._probed[name][0])
+        ratios = {name: rate / self._probed[name][0] for name, rate in rates.items()}
+        for name, ratio in ratios.items():
+            self._looks[name].append(ratio)
+        return _state(ratios)
 
     def _read(self) -> None:
         self._arrays.append(self._arrays.pop(0))
@@ -94,8 +99,18 @@ class Present:
         """The mean of the looks; None where there was none."""
         if not self._looks["memory"]:
             return None
-        means = {name: round(statistics.fmean(looks), 4) for name, looks in self._looks.items() if looks}
-        return MachineState(memory=means["memory"], rows=means.get("rows", means["memory"]), compute=means["compute"])
+        return _state({name: statistics.fmean(looks) for name, looks in self._looks.items() if looks})
+
+
+def _state(ratios: Mapping[str, float]) -> MachineState:
+    told = {name: round(ratio, 4) for name, ratio in ratios.items()}
+    return MachineState(memory=told["memory"], rows=told.get("rows", told["memory"]), compute=told["compute"])
+
+
+def as_probed(*states: MachineState | None) -> bool:
+    """Whether the machine is the one that was probed. A host may put a guest's cores on one real core, on cores that share a cache, or on
+    cores that share none: 2x in arithmetic, 1.7x in streams, and each is another machine. Unknown states pass."""
+    return all(abs(ratio - 1.0) <= _SAME for state in states if state is not None for _, ratio in state)
 
 
 def differs(ratio: float) -> bool:

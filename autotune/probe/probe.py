@@ -9,6 +9,7 @@ from autotune.config.profile import PROFILE_SCHEMA, Profile
 from autotune.ops.native import kernels
 from autotune.probe.calibrate import bf16_gain, calibrate
 from autotune.probe.ceilings import measure_ceilings, thread_counts
+from autotune.probe.present import Present, as_probed
 from autotune.probe.topology import available_memory_bytes, detect, fingerprint
 
 SOURCE = "measured by autotune probe"
@@ -31,17 +32,32 @@ def probe(*, name: str | None = None, progress: Progress = NO_PROGRESS, quick: b
     topology = detect()
     begun = datetime.now(UTC)
     ceilings, notes = measure_ceilings(topology, budget_s=_CEILINGS_S, progress=progress, quick=quick)
-    runs = calibrate(
-        topology, thread_counts(topology), available_memory_bytes(topology), budget_s=_CALIBRATION_S, progress=progress, quick=quick
-    )
-    return Profile(
+    profile = Profile(
         schema=PROFILE_SCHEMA,
         name=name or f"{topology.cpu_model}, {topology.physical_cores} cores",
         source=SOURCE,
         created=begun.isoformat(timespec="seconds"),
         fingerprint=fingerprint(topology, kernels.target()),
         ceilings=ceilings,
-        calibration=runs,
-        bf16_gain=1.0 if quick else bf16_gain(topology, topology.physical_cores),
         notes=notes,
     )
+    present, states = Present(profile, topology.physical_cores), list[bool]()
+
+    def steady() -> bool:
+        states.append(quick or as_probed(present.look()))
+        return states[-1]
+
+    runs = calibrate(
+        topology,
+        thread_counts(topology),
+        available_memory_bytes(topology),
+        budget_s=_CALIBRATION_S,
+        progress=progress,
+        quick=quick,
+        steady=steady,
+    )
+    if not all(states):
+        now = "as before" if states[-1] else "still another: probe again"
+        notes += (f"the machine changed while it was probed, in {states.count(False)} of {len(states)} looks; at the end it was {now}",)
+    gain = 1.0 if quick else bf16_gain(topology, topology.physical_cores)
+    return profile.model_copy(update={"calibration": runs, "bf16_gain": gain, "notes": notes})
