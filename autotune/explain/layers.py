@@ -12,7 +12,7 @@ from autotune.config.tuned import TunedConfig, Verdict
 from autotune.explain import wording
 from autotune.explain.terms import WORTH_NAMING, above_ceiling_s, iteration_s, ranks_on_host
 from autotune.explain.wording import FindingKind
-from autotune.ops.layer_shapes import Pass, busiest_over_mean, padded, shape_of
+from autotune.ops.layer_shapes import Pass, busiest, padded, shape_of
 from autotune.perf.roofline import compute_ceiling, stream_ceiling
 from autotune.perf.share import per_rank
 
@@ -48,7 +48,7 @@ def layer_findings(config: TunedConfig) -> Iterator[LayerFinding]:
             continue
         knobs = config.config.operators.get(verdict.operator)
         if isinstance(knobs, LayerKnobs) and knobs.implementation == "blocked":
-            yield from _blocks(verdict, of_layer, knobs, config.config.threads)
+            yield from _blocks(verdict, of_layer, knobs, config.config.threads, _lanes(config))
         if verdict.binder == "memory" or verdict.fractions.get("memory", 0.0) > verdict.fractions.get("compute", 0.0):
             yield from _memory(config, verdict, of_layer)
 
@@ -64,17 +64,22 @@ def _pass_of(model: Model, operator: str, sockets: int) -> _LayerPass | None:
     return _LayerPass(which, samples, inputs, outputs)  # type: ignore[arg-type]
 
 
-def _blocks(verdict: Verdict, of_layer: _LayerPass, knobs: LayerKnobs, threads: int) -> Iterator[LayerFinding]:
+def _lanes(config: TunedConfig) -> int:
+    """Floats in a vector of the kernels that ran."""
+    return {"scalar": 1, "avx2": 8}.get(config.fingerprint.target, 16)
+
+
+def _blocks(verdict: Verdict, of_layer: _LayerPass, knobs: LayerKnobs, threads: int, lanes: int) -> Iterator[LayerFinding]:
     rows, columns, _ = shape_of(*of_layer)
-    covered = padded(columns, knobs.bk)
+    covered = padded(columns, lanes)
     time_s = verdict.time_s.median
     if 1.0 - columns / covered >= _LEAST_WASTE:
-        evidence = wording.padded_evidence(columns, covered, knobs.bk)
+        evidence = wording.padded_evidence(columns, covered, lanes)
         saving_s = min(time_s * (1.0 - columns / covered), above_ceiling_s(verdict))
-        yield LayerFinding("padded_layer", verdict.operator, saving_s, evidence, wording.padded_remedy(columns, covered, knobs.bk))
-    blocks, panels = -(-rows // knobs.bn), covered // knobs.bk
+        yield LayerFinding("padded_layer", verdict.operator, saving_s, evidence, wording.padded_remedy(columns, covered, lanes))
+    blocks, panels = -(-rows // knobs.bn), -(-columns // knobs.bk)
     row_threads = threads // knobs.thread_columns
-    load = busiest_over_mean(blocks, row_threads) * busiest_over_mean(panels, knobs.thread_columns)
+    load = threads * busiest(rows, knobs.bn, row_threads) / rows * busiest(columns, knobs.bk, knobs.thread_columns) / columns
     if 1.0 - 1.0 / load >= _LEAST_WASTE:
         evidence = wording.uneven_blocks_evidence(blocks, panels, threads, load)
         saving_s = min(time_s * (1.0 - 1.0 / load), above_ceiling_s(verdict))

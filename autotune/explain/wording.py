@@ -153,14 +153,14 @@ def skew_evidence(table: int, hot: str, strategy: str, threads: int, load: float
     return f"table {table}: {hot}, and under {strategy} the busiest of {threads} threads gets {load:.2f}x the mean"
 
 
-def padded_evidence(columns: int, covered: int, bk: int) -> str:
-    return f"its {columns} output columns fill panels of {bk} up to {covered}: {1 - columns / covered:.0%} of the arithmetic is padding"
+def padded_evidence(columns: int, covered: int, lanes: int) -> str:
+    return f"its {columns} output columns fill vectors of {lanes} up to {covered}: {1 - columns / covered:.0%} of the arithmetic is padding"
 
 
-def padded_remedy(columns: int, covered: int, bk: int) -> str:
-    if columns < bk:
+def padded_remedy(columns: int, covered: int, lanes: int) -> str:
+    if columns < lanes:
         return "a layer so narrow is cheapest in torch's own product (implementation: torch), or fused with its neighbour"
-    return f"make the layer {covered} or {columns // bk * bk} wide, a multiple of {bk}"
+    return f"make the layer {covered} or {columns // lanes * lanes} wide, a multiple of {lanes}"
 
 
 def uneven_blocks_evidence(blocks: int, panels: int, threads: int, load: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Literal
 
 Pass = Literal["forward", "backward_data", "backward_weights"]
@@ -17,10 +18,30 @@ def shape_of(which: Pass, samples: int, inputs: int, outputs: int) -> tuple[int,
 
 
 def padded(columns: int, width: int) -> int:
-    """Columns that panels of `width` cover."""
+    """Columns that panels, or vectors, of `width` cover."""
     return -(-columns // width) * width
 
 
-def busiest_over_mean(blocks: int, workers: int) -> float:
-    """Blocks of the busiest worker over the mean, dealt out as evenly as whole blocks can be."""
-    return -(-blocks // workers) * workers / blocks
+def busiest(size: int, block: int, workers: int) -> int:
+    """Rows, or columns, of the worker that has most of them: whole blocks are dealt out in order, and the last one may be a part."""
+    blocks = -(-size // block)
+    ends = [min(size, blocks * worker // workers * block) for worker in range(workers + 1)]
+    return max(end - begin for begin, end in pairwise(ends))
+
+
+def vector_groups(columns: int, panel: int, lanes: int) -> dict[int, int]:
+    """Vectors of output columns by how many a microtile holds at once, as the kernel parts panels: by four or three where there are 32
+    registers (16 lanes), else by two, and what is left alone. Nothing is computed beyond the last vector.
+
+    Args:
+        columns: in panels of `panel` of them.
+    """
+    widths = (4, 3, 2, 1) if lanes == 16 else (2, 1)
+    found = dict.fromkeys(widths, 0)
+    for valid, times in ((min(panel, columns), columns // panel), (columns % panel, 1)):
+        left = -(-valid // lanes)
+        while left > 0 and times:
+            width = next(width for width in widths if left % width == 0)
+            found[width] += width * times
+            left -= width
+    return found

@@ -13,7 +13,8 @@ from typing import Literal
 
 from autotune.config.knobs import EmbeddingUpdateKnobs, Knobs, LayerKnobs
 from autotune.config.profile import Profile
-from autotune.ops.mlp import default_knobs, shape_of
+from autotune.ops.layer_shapes import busiest, shape_of, vector_groups
+from autotune.ops.mlp import default_knobs
 from autotune.perf.roofline import compute_ceiling, fork_join_s, row_ceiling, stream_ceiling
 from autotune.perf.steps import PassShape, Residence, TableShare
 
@@ -101,24 +102,21 @@ def _layer(one: PassShape, knobs: Knobs | None, machine: Machine) -> Terms:
     if not isinstance(knobs, LayerKnobs) or knobs.implementation != "blocked":
         knobs = default_knobs(which, samples, inputs, outputs, machine.threads)
     threads, bk, bn = machine.threads, knobs.bk, min(knobs.bn, rows)
-    row_threads = max(1, threads // knobs.thread_columns)
-    blocks, strips = -(-rows // bn), -(-columns // bk)
     # The busiest cell of the thread grid, in rows and columns.
-    most_rows = min(rows, -(-blocks // row_threads) * bn)
-    most_columns = -(-strips // knobs.thread_columns) * bk
-    busiest = float(most_rows * most_columns)
-    flops_per_core = machine.flops_per_s / threads
-    fma = 2.0 * busiest * reduction / flops_per_core
+    most_rows = busiest(rows, bn, max(1, threads // knobs.thread_columns))
+    most_columns = busiest(columns, bk, knobs.thread_columns)
+    groups = vector_groups(most_columns, bk, machine.lanes)
+    vector_s = 2.0 * most_rows * machine.lanes * reduction / (machine.flops_per_s / threads)
+    vectors = sum(groups.values())
     chunks = -(-reduction // knobs.bc)
-    width = 3 if bk >= 48 else 2 if bk >= 32 else 1
     found = {
-        "wide": fma if width == 3 else 0.0,
-        "narrow": fma if width == 2 else 0.0,
-        "narrowest": fma if width == 1 else 0.0,
-        "store": busiest * chunks / machine.lanes * machine.cycle_s,
-        # The columns of a panel that is not whole are finished one by one.
-        "ragged": most_rows * (columns % bk) * chunks * machine.cycle_s * (2 if one.size["masked"] else 1),
-        "panel": 4.0 * reduction * most_columns * (most_rows / bn) / machine.shared_bytes_per_s / 16,
+        "wide": vector_s * (groups.get(4, 0) + groups.get(3, 0)),
+        "narrow": vector_s * groups[2],
+        "narrowest": vector_s * groups[1],
+        "store": most_rows * vectors * chunks * machine.cycle_s,
+        # The columns of a vector that is not whole are finished one by one.
+        "ragged": most_rows * (most_columns % machine.lanes) * chunks * machine.cycle_s * (2 if one.size["masked"] else 1),
+        "panel": 4.0 * reduction * vectors * machine.lanes * (most_rows / bn) / machine.shared_bytes_per_s / 16,
     }
     if which == "backward_weights":
         packed = reduction * (most_rows + most_columns)
