@@ -48,7 +48,7 @@ class Session:
 
         self._check_target()
         source = make_source(self.model, self.data, seed=seed)
-        config = self.config or default_config(self.model, self.topology, self.threads)
+        config = self.config or default_config(self.model.model_copy(update={"data": self.data}), self.topology, self.threads)
         return DLRM(self.model, config, seed, machine=self.topology), source
 
     def _check_target(self) -> None:

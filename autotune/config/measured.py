@@ -83,6 +83,15 @@ class MachineState(Frozen):
     """Independent multiply-adds."""
 
 
+_STEADY = 0.10
+"""A difference within this is noise of so short a look."""
+
+
+def differs(ratio: float) -> bool:
+    """Whether a ratio of a state is more than noise."""
+    return abs(ratio - 1.0) > _STEADY
+
+
 class TimedSpan(Frozen):
     """When one pass ran in one iteration, or a piece of a pass that runs in several."""
 

@@ -44,7 +44,7 @@ def default_config(model: Model, machine: Topology | None = None, threads: int |
     """The choice without tuning: a thread per allowed physical core, and the default of every pass.
 
     Args:
-        model: gives the shapes.
+        model: gives the shapes, and how look-ups are distributed.
         machine: gives cores and pages; None takes the CPUs this process may use.
         threads: of the team, instead of one per core.
 
@@ -57,7 +57,7 @@ def default_config(model: Model, machine: Topology | None = None, threads: int |
         raise InputError(f"threads must be at least 1, got {threads}; leave it out to use every allowed core")
     operators: dict[str, Knobs] = {
         embedding_bag.FORWARD: embedding_bag.default_forward(model.minibatch, model.num_tables, model.embedding_dim, threads),
-        embedding_bag.UPDATE: embedding_bag.default_update(model.embedding_dim, threads),
+        embedding_bag.UPDATE: embedding_bag.default_update(model.embedding_dim, threads, model.data.distribution == "uniform"),
         interaction.FORWARD: InteractionKnobs(),
         interaction.BACKWARD: InteractionKnobs(),
     }

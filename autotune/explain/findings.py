@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from autotune.config.knobs import EmbeddingForwardKnobs, EmbeddingUpdateKnobs
-from autotune.config.measured import TableUse
+from autotune.config.measured import TableUse, differs
 from autotune.config.tuned import Interval, TunedConfig
 from autotune.explain import wording
 from autotune.explain.layers import layer_findings
@@ -16,7 +16,6 @@ from autotune.explain.tables import tables_in_step
 from autotune.explain.terms import ITERATION, OTHER, WORTH_NAMING, above_ceiling_s, below, is_transfer, iteration_s, ranks_on_host
 from autotune.explain.wording import FindingKind
 from autotune.perf.roofline import BOUND_FRACTION, fork_join_s
-from autotune.probe.present import differs
 
 _BOUND: dict[str, FindingKind] = {"memory": "memory_bound", "compute": "compute_bound", "network": "network_bound"}
 # A 95 % interval wider than a fifth of its median cannot tell a useful gain from none.

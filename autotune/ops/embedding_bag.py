@@ -15,7 +15,7 @@ import torch
 from autotune.config.knobs import EmbeddingForwardKnobs, EmbeddingUpdateKnobs
 from autotune.config.profile import Topology
 from autotune.ops.base import Case, Check, Operator, RowAccess, Work
-from autotune.ops.embedding_tables import OWNED, EmbeddingBags, Lookups, initial_weights, strategies
+from autotune.ops.embedding_tables import OWNED, EmbeddingBags, Lookups, Strategy, initial_weights, strategies
 from autotune.ops.native import kernels, target, zeros
 
 __all__ = [
@@ -179,14 +179,19 @@ def default_forward(samples: int, tables: int, dim: int, threads: int) -> Embedd
     return EmbeddingForwardKnobs(prefetch_distance=_distance(dim), bags_per_task=max(16, -(-samples * tables // (32 * threads))))
 
 
-def default_update(dim: int, threads: int) -> EmbeddingUpdateKnobs:
+def default_update(dim: int, threads: int, uniform: bool = False) -> EmbeddingUpdateKnobs:
     """The scan of two owners costs less than filing by bucket; its total work grows with the owners, that of the buckets does not.
 
-    By modulo rather than by range, so that hot rows side by side have different owners. Measured on 2 Zen 5 cores, range, modulo, bucketed:
-    dlrm-dcnv2 cut to 500,000 rows 16.0, 15.5, 18.8 ms on uniform rows, 11.5, 10.1, 13.3 under Zipf(1.05), 9.1, 8.2, 12.3 under a published
-    reuse histogram.
+    By modulo where rows may be hot, so that hot rows side by side have different owners; by range where all are alike, so that rows side by
+    side, which a core prefetches together, have one owner. Measured on 2 cores, range, modulo, bucketed: dlrm-dcnv2 cut to 500,000 rows
+    11.5, 10.1, 13.3 ms under Zipf(1.05), 9.1, 8.2, 12.3 under a published reuse histogram (Zen 5). Uniform: small 16.5, 16.9, 19.9; rm2
+    50.8, 52.0, 63.6; 40 tables of 100,000 rows 34.6, 47.1, 47.7; one of 1478 rows beside one of 185,510 2.0, 4.0, 2.4 (Zen 4).
+
+    Args:
+        uniform: whether every row is as likely as any other.
     """
-    return EmbeddingUpdateKnobs(strategy="race_free_modulo" if threads <= 2 else "bucketed", prefetch_distance=_distance(dim))
+    owned: Strategy = "race_free_range" if uniform else "race_free_modulo"
+    return EmbeddingUpdateKnobs(strategy=owned if threads <= 2 else "bucketed", prefetch_distance=_distance(dim))
 
 
 def _distance(dim: int) -> int:

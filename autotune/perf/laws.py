@@ -54,12 +54,12 @@ USUAL: Mapping[Kind, Mapping[str, float]] = {
         "call": 33.0, "fork": 2.0, "memory": 2.5, "shared": 0.25,
     },
     "embedding_forward": {
-        "rows_memory": 0.88, "rows_shared": 1.6, "rows_own": 0.1, "walk": 0.2, "lookups": 0.1, "vectors": 1.7, "bags": 0.1, "tables": 1.5,
+        "rows_memory": 0.88, "rows_shared": 1.6, "rows_own": 0.1, "walk": 0.05, "lookups": 0.1, "vectors": 1.7, "bags": 0.1, "tables": 1.5,
         "call": 40.0, "fork": 2.2, "memory": 3.2, "shared": 5.6,
     },
     "embedding_update": {
-        "rows_memory": 1.0, "rows_shared": 0.1, "rows_own": 0.1, "walk": 0.2, "lookups": 2.0, "vectors": 4.6, "bags": 14.0, "tables": 0.1,
-        "scan": 5.5, "file": 13.6, "call": 37.0, "fork": 2.2, "memory": 0.1, "shared": 2.3, **_UNTESTED,
+        "rows_memory": 1.0, "rows_shared": 0.1, "rows_own": 0.1, "walk": 0.03, "lookups": 2.0, "vectors": 4.6, "bags": 14.0, "tables": 0.1,
+        "alternate": 0.5, "scan": 5.5, "file": 13.6, "call": 37.0, "fork": 2.2, "memory": 0.1, "shared": 2.3, **_UNTESTED,
     },
     "interaction_forward": {
         "dots": 0.79, "sums": 0.15, "copy": 0.7, "samples": 0.1, "call": 22.0, "fork": 2.0, "memory": 4.1, "shared": 0.1,

@@ -11,7 +11,7 @@ from typing import Protocol
 from autotune.bench.noise import NoiseMonitor
 from autotune.bench.progress import NO_PROGRESS, Progress
 from autotune.bench.samples import Samples
-from autotune.config.measured import TimedSpan, TimeParts
+from autotune.config.measured import TimedSpan, TimeParts, differs
 from autotune.config.model import DataSpec
 from autotune.config.profile import Ceilings, Profile
 from autotune.config.tuned import Interval, Prediction
@@ -25,7 +25,7 @@ from autotune.perf.estimate import Estimate, OperatorEstimate, estimate
 from autotune.perf.parts import parts_by_pass
 from autotune.perf.roofline import verdict
 from autotune.perf.table import OTHER, MachineState, OperatorRow, OperatorTable
-from autotune.probe.present import Present, ceilings_now, differs
+from autotune.probe.present import Present, ceilings_now
 
 _MAX_REPEATS = 8
 _MIN_ROUNDS = 3

@@ -135,6 +135,7 @@ def _embedding(one: PassShape, where: Residence, knobs: Knobs | None, machine: M
     topology = machine.profile.fingerprint.topology
     l2, l3 = topology.l2_bytes / 2, (topology.l3_bytes or _HIDDEN_CACHE_BYTES) / 2
     found = dict.fromkeys(("rows_memory", "rows_shared", "rows_own", "walk"), 0.0)
+    cached = 0.0
     for table in one.tables:
         memory, shared, own = row_sources(table, where.rows_kept, machine, gather)
         width, size = table.row_bytes, table.table_bytes
@@ -143,6 +144,7 @@ def _embedding(one: PassShape, where: Residence, knobs: Knobs | None, machine: M
         found["rows_memory"] += ways * memory * width / machine.rows_per_s(access, width, max(size, 4 * l3)) * uneven
         found["rows_shared"] += ways * shared * width / machine.rows_per_s(access, width, l3) * uneven
         found["rows_own"] += ways * own * width / machine.rows_per_s(access, width, l2 if gather else l2 * threads) * uneven
+        cached += ways * (shared + own) * width / machine.rows_per_s(access, width, l3)
         if not huge_pages and size > _SMALL_PAGES_REACH_BYTES:
             found["walk"] += (memory + shared) * _WALK_CYCLES * machine.cycle_s / threads
     lookups, bags = one.size["lookups"], one.size["bags"]
@@ -152,7 +154,9 @@ def _embedding(one: PassShape, where: Residence, knobs: Knobs | None, machine: M
     found["bags"] = bags / threads * machine.cycle_s
     found["tables"] = len(one.tables) * 1e-7
     if not gather:
-        strategy = knobs.strategy if isinstance(knobs, EmbeddingUpdateKnobs) else "race_free_range" if threads <= 2 else "bucketed"
+        strategy = knobs.strategy if isinstance(knobs, EmbeddingUpdateKnobs) else "race_free_modulo" if threads <= 2 else "bucketed"
+        # Rows side by side that different cores own: each core's prefetches take them from the other.
+        found["alternate"] = cached if strategy == "race_free_modulo" and threads > 1 else 0.0
         found["scan"] = lookups * machine.cycle_s if strategy.startswith("race_free") else 0.0
         found["file"] = lookups / threads * machine.cycle_s if strategy == "bucketed" else 0.0
         found["atomic"] = vectors * machine.lanes / threads * machine.cycle_s if strategy == "atomic" else 0.0

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autotune.config.base import Frozen
-from autotune.config.measured import MachineState
+from autotune.config.measured import MachineState, differs
 from autotune.config.profile import Ceilings, Profile, RowPoint
 from autotune.ops.native import kernels
 from autotune.probe.loops import choose_sizes
@@ -30,8 +30,6 @@ _WINDOW_BYTES = 4 << 20
 """Of rows that one thread gathers in a call."""
 _AHEAD_BYTES = 16 << 10
 _FMA_ITERATIONS = 500_000
-_STEADY = 0.10
-"""A difference within this is noise of so short a look."""
 
 
 class Present:
@@ -111,11 +109,6 @@ def as_probed(*states: MachineState | None) -> bool:
     """Whether the machine is the one that was probed. A host may put a guest's cores on one real core, on cores that share a cache, or on
     cores that share none: 2x in arithmetic, 1.7x in streams, and each is another machine. Unknown states pass."""
     return all(abs(ratio - 1.0) <= _SAME for state in states if state is not None for _, ratio in state)
-
-
-def differs(ratio: float) -> bool:
-    """Whether a ratio of a state is more than noise."""
-    return abs(ratio - 1.0) > _STEADY
 
 
 def ceilings_now(ceilings: Ceilings, state: MachineState | None) -> Ceilings:

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from autotune.config.measured import MachineState
+from autotune.config.measured import MachineState, differs
 from autotune.config.profile import Profile
-from autotune.probe.present import Present, ceilings_now, differs
+from autotune.probe.present import Present, as_probed, ceilings_now
 
 
 def test_a_look_is_a_share_of_what_was_probed(hardware_profile: Profile) -> None:
@@ -49,3 +49,11 @@ def test_ceilings_follow_what_differs_by_more_than_noise(hardware_profile: Profi
 
 def test_a_difference_is_told_from_noise_in_both_directions() -> None:
     assert [differs(ratio) for ratio in (0.5, 0.95, 1.0, 1.08, 1.3)] == [True, False, False, False, True]
+
+
+def test_another_state_of_the_machine_is_told_from_looks_of_one() -> None:
+    same, split = MachineState(memory=1.1, rows=0.9, compute=1.02), MachineState(memory=1.7, rows=1.0, compute=1.0)
+    assert as_probed(same, same)
+    assert as_probed(None, same)
+    assert not as_probed(same, split)
+    assert not as_probed(MachineState(memory=1.0, rows=1.0, compute=0.5))
