@@ -26,7 +26,7 @@ struct GemmKernels {
       walk(blocks, strips, blocking.columns_outer, [&](int64_t block, int64_t panel) {
         const int64_t first = block * blocking.bn;
         GemmTiles<Isa, Fp32Step<Isa>>::template tile<false>(
-            a.data + first * a.stride, a.stride, panels + panel * a.cols * blocking.bk, a.cols, out, epilogue, first,
+            a.data + first * a.stride, a.stride, panels + panel * a.cols * blocking.bk, blocking.bk, a.cols, out, epilogue, first,
             min_of(out.rows, first + blocking.bn) - first, panel, blocking.bk, blocking.bc, true, true);
       });
     });
@@ -50,8 +50,8 @@ struct GemmKernels {
       walk(blocks, strips, blocking.columns_outer, [&](int64_t block, int64_t panel) {
         const int64_t first = block * blocking.bn, height = min_of(out.rows, first + blocking.bn) - first;
         if (panel == strips.begin) Pack::round_rows(a, first, height, rounded(block));
-        GemmTiles<Isa, Step>::template tile<false>(rounded(block), stride, panels + panel * pairs * blocking.bk * 2, pairs, out, epilogue, first,
-                                                   height, panel, blocking.bk, ceil_div(blocking.bc, 2), true, true);
+        GemmTiles<Isa, Step>::template tile<false>(rounded(block), stride, panels + panel * pairs * blocking.bk * 2, blocking.bk * 2, pairs, out, epilogue,
+                                                   first, height, panel, blocking.bk, ceil_div(blocking.bc, 2), true, true);
       });
     });
   }
@@ -95,6 +95,17 @@ struct GemmKernels {
     }
   }
 
+  // The task that walk takes after this one; false, and the first one, after the last.
+  static bool advance(const Range& blocks, const Range& strips, bool columns_outer, int64_t& block, int64_t& panel) {
+    int64_t &inner = columns_outer ? block : panel, &outer = columns_outer ? panel : block;
+    const Range &within = columns_outer ? blocks : strips, &around = columns_outer ? strips : blocks;
+    if (++inner < within.end) return true;
+    inner = within.begin;
+    if (++outer < around.end) return true;
+    outer = around.begin;
+    return false;
+  }
+
   static void add(const float* row, int64_t begin, int64_t end, float* sums) {
     int64_t k = begin;
     for (; k + W <= end; k += W) Isa::store(sums + k, Isa::load(sums + k) + Isa::load(row + k));
@@ -108,49 +119,95 @@ struct GemmKernels {
   }
 
  private:
-  // Operands are copied, bc samples at a time, into packed scratch of the thread, which is read once for every bk (dy) or bn (x) columns of
-  // the other. In fp32 dy is read where it lies, unless its rows fall into one set of the caches: on 2 cores with AVX-512 that took 7 % off
-  // at 2048 x 512 x 512, 13 % at 2048 x 100 x 1024 and 1 % at 2048 x 1024 x 1024.
+  // sums[j] += the sum of column j over `count` rows, in their order. Fetches them into L2 for the tile that reads them next: as a pass
+  // over whole rows before all tiles it took 22 % of the time at 2048 x 100 x 1024.
+  static void add_columns(const float* rows, int64_t stride, int64_t count, int64_t columns, float* sums) {
+    int64_t j = 0;
+    for (; j + 4 * W <= columns; j += 4 * W) add_vectors<4>(rows + j, stride, count, sums + j);
+    for (; j + W <= columns; j += W) add_vectors<1>(rows + j, stride, count, sums + j);
+    for (; j < columns; ++j)
+      for (int64_t r = 0; r < count; ++r) sums[j] += rows[r * stride + j];
+  }
+
+  template <int NV>
+  static void add_vectors(const float* row, int64_t stride, int64_t count, float* sums) {
+    constexpr int64_t kAhead = 16;  // rows; 32 are as good
+    V sum[NV];
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) sum[v] = Isa::load(sums + v * W);
+    for (int64_t r = 0; r < count; ++r, row += stride) {
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) {
+        __builtin_prefetch(row + kAhead * stride + v * W, 0, 2);
+        sum[v] += Isa::load(row + v * W);
+      }
+    }
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) Isa::store(sums + v * W, sum[v]);
+  }
+
+  // In fp32 both operands are read where they lie: of rows of dy values are broadcast, of rows of x whole panels are vectors; what the next
+  // two tiles read is fetched meanwhile. Copied, bc samples at a time, into packed scratch of the thread are the last columns of x that
+  // fill no panel, an x whose rows begin within cache lines, and a dy or x whose rows fall into few sets of the caches. All in bf16 are.
+  // On 2 cores with AVX-512 (Zen 4) this took 5 to 6 % off at 2048 x 1024 x 1024, 28 % at 2048 x 512 x 64.
   template <class Step>
   static void transposed(const ConstMatrix& dy, const ConstMatrix& x, const Matrix& dw, float* bias_gradient, const Update* update,
                          GemmBlocking blocking, int threads) {
     using A = typename Step::A;
     using B = typename Step::B;
+    using Tiles = GemmTiles<Isa, Step>;
     constexpr int64_t kSamples = Step::kMembers;  // in a step
     const int64_t samples = dy.rows;
     Epilogue epilogue;
     epilogue.update = update;
     blocking.bn = min_of(blocking.bn, dw.rows);  // scratch is bn wide
-    const bool in_place = Same<Step, Fp32Step<Isa>>::value && dy.stride % 256 != 0;
+    constexpr bool kFp32 = Same<Step, Fp32Step<Isa>>::value;
+    const bool dy_in_place = kFp32 && dy.stride % 256 != 0;
+    const bool x_in_place = kFp32 && x.stride % 256 != 0 && x.stride % 16 == 0 && reinterpret_cast<uintptr_t>(x.data) % 64 == 0;
+    const int64_t whole = x_in_place ? x.cols / blocking.bk : 0;  // panels of x in place
     on_grid(threads, blocking.thread_columns, [&](int64_t row, int64_t rows, int64_t column, int64_t columns) {
       const Range blocks = split(ceil_div(dw.rows, blocking.bn), row, rows);
       const Range strips = split(ceil_div(dw.cols, blocking.bk), column, columns);
       if (blocks.begin == blocks.end || strips.begin == strips.end) return;
       const int64_t longest = ceil_div(min_of(max_of(samples, 1), blocking.bc), kSamples);  // steps in scratch
+      const int64_t packed = min_of(strips.end, max_of(strips.begin, whole));  // the first panel that is not in place
       const int64_t k_begin = blocks.begin * blocking.bn, k_end = min_of(dw.rows, blocks.end * blocking.bn);
       const int64_t left_size = blocking.bn * longest, right_size = blocking.bk * longest * Step::kMembers;
-      A* const left = static_cast<A*>(thread_scratch(kScratchLeft, in_place ? 1 : (blocks.end - blocks.begin) * left_size * sizeof(A)));
-      B* const right = static_cast<B*>(thread_scratch(kScratchRight, (strips.end - strips.begin) * right_size * sizeof(B)));
+      A* const left = static_cast<A*>(thread_scratch(kScratchLeft, dy_in_place ? 1 : (blocks.end - blocks.begin) * left_size * sizeof(A)));
+      B* const right = static_cast<B*>(thread_scratch(kScratchRight, max_of(1, (strips.end - packed) * right_size * sizeof(B))));
       const bool owns_bias = strips.begin == 0 && bias_gradient != nullptr;
+      if (owns_bias)
+        for (int64_t k = k_begin; k < k_end; ++k) bias_gradient[k] = 0;
       for (int64_t n = 0; n == 0 || n < samples; n += longest * kSamples) {
         const int64_t count = min_of(longest * kSamples, samples - n), steps = ceil_div(count, kSamples);
-        if (owns_bias && n == 0)
-          for (int64_t k = k_begin; k < k_end; ++k) bias_gradient[k] = 0;
-        const auto add_bias = [&](const float* sample) {
-          if (owns_bias) add(sample, k_begin, k_end, bias_gradient);
-        };
-        if (in_place)
-          for (int64_t r = n; r < n + count; ++r) add_bias(dy.data + r * dy.stride);
-        else
-          Pack::template samples<Step>(dy, n, count, k_begin, blocks.end - blocks.begin, blocking.bn, blocking.bn * longest, left, add_bias);
-        Pack::template samples<Step>(x, n, count, strips.begin * blocking.bk, strips.end - strips.begin, blocking.bk, blocking.bk * longest, right,
-                                     [](const float*) {});
+        if (!dy_in_place)
+          Pack::template samples<Step>(dy, n, count, k_begin, blocks.end - blocks.begin, blocking.bn, left_size, left, [&](const float* sample) {
+            if (owns_bias) add(sample, k_begin, k_end, bias_gradient);
+          });
+        if (packed < strips.end)
+          Pack::template samples<Step>(x, n, count, packed * blocking.bk, strips.end - packed, blocking.bk, blocking.bk * longest, right,
+                                       [](const float*) {});
+        const auto dy_at = [&](int64_t sample, int64_t block) { return dy.data + sample * dy.stride + block * blocking.bn; };
+        const auto x_at = [&](int64_t sample, int64_t panel) { return x.data + sample * x.stride + panel * blocking.bk; };
         walk(blocks, strips, blocking.columns_outer, [&](int64_t block, int64_t panel) {
-          const int64_t first = block * blocking.bn;
-          const A* const rows_of_dw = in_place ? reinterpret_cast<const A*>(dy.data + n * dy.stride + first) : left + (block - blocks.begin) * left_size;
-          GemmTiles<Isa, Step>::template tile<true>(
-              rows_of_dw, in_place ? dy.stride : blocking.bn, right + (panel - strips.begin) * right_size, steps, dw, epilogue, first,
-              min_of(dw.rows, first + blocking.bn) - first, panel, blocking.bk, max_of(steps, 1), n == 0, n + count >= samples);
+          const int64_t first = block * blocking.bn, height = min_of(dw.rows, first + blocking.bn) - first;
+          if (dy_in_place && owns_bias && panel == 0) add_columns(dy_at(n, block), dy.stride, count, height, bias_gradient + first);
+          // What the next two tiles read in place and the one before each does not.
+          typename Tiles::Ahead ahead;
+          int64_t next_block = block, next_panel = panel, next_n = n;
+          for (int i = 0; i < 2; ++i) {
+            const int64_t block_before = next_block, panel_before = next_panel;
+            const bool turns = !advance(blocks, strips, blocking.columns_outer, next_block, next_panel);
+            if (turns && (next_n += count) >= samples) break;
+            if (next_panel < packed && (turns || next_panel != panel_before)) ahead.add(x_at(next_n, next_panel), x.stride, blocking.bk);
+            if (dy_in_place && (turns || next_block != block_before)) ahead.add(dy_at(next_n, next_block), dy.stride, blocking.bn);
+          }
+          const bool here = panel < packed;
+          Tiles::template tile<true>(
+              dy_in_place ? reinterpret_cast<const A*>(dy_at(n, block)) : left + (block - blocks.begin) * left_size, dy_in_place ? dy.stride : blocking.bn,
+              here ? reinterpret_cast<const B*>(x_at(n, panel)) : right + (panel - packed) * right_size,
+              here ? x.stride : blocking.bk * Step::kMembers, steps, dw, epilogue, first, height, panel, blocking.bk, max_of(steps, 1), n == 0,
+              n + count >= samples, &ahead);
         });
       }
       if (owns_bias && update != nullptr) step_bias(*update, bias_gradient, k_begin, k_end);

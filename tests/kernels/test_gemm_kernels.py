@@ -249,14 +249,18 @@ def test_every_blocking_of_every_pass(target: str, bk: int, close: Any, rounding
         close(db, dyd.sum(0), rounding_of(n, dyd.abs().sum(0)), f"bias gradient, {blocking}")
 
 
-@pytest.mark.parametrize("padding", [0, 16])
-def test_backward_weights_with_rows_that_share_a_cache_set_and_without(
-    target: str, padding: int, guarded: Any, close: Any, rounding_of: Any
+@pytest.mark.parametrize("columns_outer", [False, True])
+@pytest.mark.parametrize("shift", [0, 1])
+@pytest.mark.parametrize(("c", "padding_of_x"), [(37, 0), (37, 27), (192, 0), (256, 0), (256, 16)])
+@pytest.mark.parametrize("padding_of_dy", [0, 16])
+def test_backward_weights_of_operands_that_are_read_in_place_and_copied(
+    target: str, padding_of_dy: int, c: int, padding_of_x: int, shift: int, columns_outer: bool, guarded: Any, close: Any, rounding_of: Any
 ) -> None:
-    """Rows a multiple of 1 KiB apart are copied, others read where they lie."""
-    dy, x = guarded.of(random(21, 256, seed=1), padding=(0, padding), fill=NAN).view, random(21, 37, seed=2)
-    dw, db = guarded(256, 37), guarded(256)
-    kernels.linear_backward_weights(dy, x, dw.view, db.view, None, None, 0.0, 60, 8, 32, False, 2, 4)
+    """Copied: rows a multiple of 1 KiB apart, rows of x within cache lines, columns of x that fill no panel; else in place."""
+    dy = guarded.of(random(21, 256, seed=1), padding=(0, padding_of_dy), fill=NAN).view
+    x = guarded.of(random(21, c, seed=2), padding=(0, padding_of_x), shift=shift, fill=NAN).view
+    dw, db = guarded(256, c), guarded(256)
+    kernels.linear_backward_weights(dy, x, dw.view, db.view, None, None, 0.0, 60, 8, 32, columns_outer, 2, 4)
     close(dw.view, dy.double().t() @ x.double(), rounding_of(21, dy.abs().double().t() @ x.abs().double()), "weight gradient")
     close(db.view, dy.double().sum(0), rounding_of(21, dy.abs().double().sum(0)), "bias gradient")
     dw.assert_untouched()
