@@ -64,14 +64,51 @@ struct VectorIsa {
   }
   // x - 0 is x to the bit, -0 included, so this folds to a broadcast; 0 + x would not.
   static inline V set(float x) { return x - V{}; }
+  // The four floats at p, over and over.
+  static inline V repeat_four(const float* p) {
+#if defined(__AVX512F__)
+    if constexpr (Lanes == 16) return reinterpret_cast<V>(_mm512_maskz_broadcast_f32x4(0xffff, _mm_loadu_ps(p)));
+#endif
+#if defined(__AVX__)
+    if constexpr (Lanes == 8) return reinterpret_cast<V>(_mm256_broadcast_ps(reinterpret_cast<const __m128*>(p)));
+#endif
+    float four[Lanes];
+    for (int l = 0; l < Lanes; ++l) four[l] = p[l % 4];
+    return load(four);
+  }
   // NaN stays NaN, as in the framework.
   static inline V relu(V v) { return v < 0.0f ? V{} : v; }
   static inline V where_positive(V condition, V v) { return condition <= 0.0f ? V{} : v; }
 
-  // Sums of `Lanes` vectors at once: lane l of the result is the sum of v[l]. log2(Lanes) rounds of two shuffles and an addition.
-  static inline V sums(V* v) {
-    fold<Lanes / 2>(v);
-    return v[0];
+  // Lanes / 4 vectors, rows of blocks of four floats, are transposed: block b of v[i] becomes block i of v[b].
+  static inline void transpose_fours(V* v) {
+    if constexpr (Lanes == 16) {
+      const V low = halves(v[0], v[1], false), lower = halves(v[2], v[3], false), high = halves(v[0], v[1], true), higher = halves(v[2], v[3], true);
+      v[0] = every_second(low, lower, 0);
+      v[1] = every_second(low, lower, 1);
+      v[2] = every_second(high, higher, 0);
+      v[3] = every_second(high, higher, 1);
+    } else {
+      const V first = v[0];
+      v[0] = halves(first, v[1], false);
+      v[1] = halves(first, v[1], true);
+    }
+  }
+  // Four vectors of blocks of four: lane q * Lanes / 4 + b of the result is the sum of block b of v[q].
+  static inline V sums_of_fours(const V* v) {
+    typename IntVector<Lanes>::type low, high, rows;
+    for (int l = 0; l < Lanes; ++l) {
+      low[l] = l / 4 * 4 + l % 4 / 2 + l % 2 * Lanes;
+      high[l] = low[l] + 2;
+      rows[l] = l % (Lanes / 4) * 4 + l / (Lanes / 4);
+    }
+    const V first = __builtin_shuffle(v[0], v[1], low) + __builtin_shuffle(v[0], v[1], high);
+    const V second = __builtin_shuffle(v[2], v[3], low) + __builtin_shuffle(v[2], v[3], high);
+    for (int l = 0; l < Lanes; ++l) {
+      low[l] = l / 4 * 4 + l % 2 + l % 4 / 2 * Lanes;
+      high[l] = low[l] + 2;
+    }
+    return __builtin_shuffle(__builtin_shuffle(first, second, low) + __builtin_shuffle(first, second, high), rows);
   }
   // Past the caches where the ISA has such a store and p is aligned to the vector; an ordinary store elsewhere.
   static inline void stream(float* p, V v) {
@@ -120,18 +157,16 @@ struct VectorIsa {
     *reinterpret_cast<UnalignedHalves*>(p) = __builtin_convertvector(bits, Halves);
   }
 
-  // Pairs (x, y) of 2*Half vectors become one each: groups of 2*Half lanes shrink to Half, x's groups in front of y's.
-  template <int Half>
-  static inline void fold(V* v) {
-    typename IntVector<Lanes>::type low, high;
-    for (int l = 0; l < Lanes; ++l) {
-      const int in = l % (Lanes / 2), base = l < Lanes / 2 ? 0 : Lanes;
-      low[l] = base + in / Half * 2 * Half + in % Half;
-      high[l] = low[l] + Half;
-    }
-#pragma GCC unroll 16
-    for (int i = 0; i < Half; ++i) v[i] = __builtin_shuffle(v[2 * i], v[2 * i + 1], low) + __builtin_shuffle(v[2 * i], v[2 * i + 1], high);
-    if constexpr (Half > 1) fold<Half / 2>(v);
+  // Of two vectors: both lower or both upper halves; every second block of four, from the first or the second on.
+  static inline V halves(V x, V y, bool upper) {
+    typename IntVector<Lanes>::type from;
+    for (int l = 0; l < Lanes; ++l) from[l] = l % (Lanes / 2) + (upper ? Lanes / 2 : 0) + (l < Lanes / 2 ? 0 : Lanes);
+    return __builtin_shuffle(x, y, from);
+  }
+  static inline V every_second(V x, V y, int first) {
+    typename IntVector<Lanes>::type from;
+    for (int l = 0; l < Lanes; ++l) from[l] = (l / 4 * 2 + first) * 4 + l % 4;
+    return __builtin_shuffle(x, y, from);
   }
 };
 
@@ -149,7 +184,6 @@ struct ScalarIsa {
   static inline V set(float x) { return x; }
   static inline V relu(V v) { return v < 0.0f ? 0.0f : v; }
   static inline V where_positive(V condition, V v) { return condition <= 0.0f ? 0.0f : v; }
-  static inline V sums(V* v) { return v[0]; }
   static inline void stream(float* p, V v) { *p = v; }
 };
 

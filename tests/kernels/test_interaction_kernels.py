@@ -21,7 +21,9 @@ DRAWN = settings(
 NAN = float("nan")
 
 shapes = st.tuples(
-    st.integers(0, 5), st.sampled_from((1, 2, 3, 4, 5, 8, 9, 27, 28)), st.sampled_from((1, 2, 7, 8, 13, 16, 17, 20, 24, 40, 64, 100, 128))
+    st.integers(0, 5),
+    st.sampled_from((1, 2, 3, 4, 5, 8, 9, 27, 28, 33, 50)),
+    st.sampled_from((1, 2, 7, 8, 13, 16, 17, 20, 24, 40, 64, 100, 128)),
 )
 tasks = st.sampled_from((1, 2, 100, 2**63 - 1))
 seeds = st.integers(0, 2**31)
