@@ -241,7 +241,7 @@ def test_ctrl_c_ends_with_130_and_keeps_state(user: User) -> None:
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
 def test_tuning_goes_on_after_an_end_in_its_middle(user: User, tmp_path: Path, sent: signal.Signals) -> None:
     here = User(tmp_path, user.environment)
-    command = "autotune tune tiny --budget 12s -o x.tuned.yaml"
+    command = "autotune tune tiny --budget 8s -o x.tuned.yaml"
     process = here.start(command)
     journal = tmp_path / "x.tuned.yaml.journal"
     deadline = time.monotonic() + 60

@@ -169,9 +169,10 @@ def test_what_is_tuned_and_what_is_found_follow_the_rate(two_hosts: Hosts) -> No
     model = two_hosts.folder / "talkative.yaml"
     model.write_text(_TALKATIVE, encoding="utf-8")
     tuned: dict[float, TunedConfig] = {}
-    for gbit, budget in ((0.2, "10s"), (10, "6s")):
+    for gbit, budget in ((10, "4s"), (0.2, "7s")):
         two_hosts.limit(gbit)
-        probed_rates(two_hosts)
+        if gbit < 1:  # else what the test before has stored will do, or tuning probes
+            probed_rates(two_hosts)
         output = two_hosts.folder / f"{gbit}.tuned.yaml"
         words = ("-m", "autotune", "tune", str(model), "--sockets", "2", "--wire", "any", "--budget", budget, "-o", str(output))
         two_hosts.run(*words)

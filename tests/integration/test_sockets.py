@@ -175,7 +175,7 @@ def test_profile_has_rows_of_the_network_and_of_every_rank(probed: dict[str, str
 
 def test_tuning_two_sockets_gives_a_config_that_runs_on_two(probed: dict[str, str], tmp_path: Path) -> None:
     file = tmp_path / "tiny.tuned.yaml"
-    tuned = json.loads(run(probed, "tune", "tiny", "--sockets", "2", "--budget", "8s", "--wire", "any", "-o", str(file), "--json").stdout)
+    tuned = json.loads(run(probed, "tune", "tiny", "--sockets", "2", "--budget", "5s", "--wire", "any", "-o", str(file), "--json").stdout)
     assert tuned["sockets"] == 2
     assert len(tuned["config"]["partition"]["tables"]) == 4
     assert len(tuned["launch"]["rank_cpus"]) == 2
@@ -184,7 +184,7 @@ def test_tuning_two_sockets_gives_a_config_that_runs_on_two(probed: dict[str, st
     result = json.loads(run(probed, "run", "tiny", "--steps", "4", "--config", str(file), "--json").stdout)
     assert any("2 ranks" in note for note in result["notes"])
     # Noise may say that it does not hold, with exit code 1; all else would be a fault.
-    words = autotune_command("verify", str(file), "--budget", "3s", "--json")
+    words = autotune_command("verify", str(file), "--budget", "2s", "--json")
     done = subprocess.run(words, env=probed, capture_output=True, text=True, timeout=_TIMEOUT_S)
     assert done.returncode in (0, 1), done.stderr
     assert json.loads(done.stdout)["holds"] is (done.returncode == 0)
@@ -194,7 +194,7 @@ def test_tuning_two_sockets_gives_a_config_that_runs_on_two(probed: dict[str, st
 def test_a_trial_that_ends_its_ranks_is_a_failed_trial(probed: dict[str, str], tmp_path: Path) -> None:
     file = tmp_path / "tiny.tuned.yaml"
     marker = tmp_path / "tiny.tuned.yaml.journal.trial"
-    line = autotune_command("tune", "tiny", "--sockets", "2", "--budget", "12s", "-o", str(file), "--json")
+    line = autotune_command("tune", "tiny", "--sockets", "2", "--budget", "9s", "-o", str(file), "--json")
     with subprocess.Popen(line, env=probed, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:
         deadline = time.monotonic() + 90
         while not marker.exists():
