@@ -35,7 +35,7 @@ LEAST_SHARE = 0.01
 """Passes below this share of their iteration are left out: their time is that of a few calls, and matters to nobody."""
 _BESIDE = 4
 _TOGETHER = 5
-_TRIES = 3
+_TRIES = 2
 _TABLES_BYTES = 1.5e9
 _MEMORY_SHARE = 0.6
 
