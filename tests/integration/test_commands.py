@@ -12,18 +12,12 @@ import time
 from pathlib import Path
 
 import pytest
+from quick import QUICK_PROBE
 
 import autotune
 from autotune.config.files import load_tuned, write_yaml
 from autotune.export.env import environment
 
-# The shape of a profile in two seconds; its numbers are no measurement, and nothing here looks at them.
-_QUICK_PROFILE = """
-from functools import partial
-from autotune.probe.cache import load_or_probe
-from autotune.probe.probe import probe
-load_or_probe(measure=partial(probe, quick=True))
-"""
 _TIMEOUT_S = 120
 
 
@@ -34,7 +28,7 @@ def user_environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]
     root = str(Path(autotune.__file__).parents[1])  # the package under test, installed or not
     path = f"{Path(sys.executable).parent}{os.pathsep}{kept.get('PATH', '')}"
     values = kept | {"AUTOTUNE_CACHE": str(tmp_path_factory.mktemp("cache")), "PATH": path, "PYTHONPATH": root, "COLUMNS": "100"}
-    subprocess.run([sys.executable, "-c", _QUICK_PROFILE], env=values, check=True, timeout=_TIMEOUT_S)
+    subprocess.run([sys.executable, "-c", QUICK_PROBE], env=values, check=True, timeout=_TIMEOUT_S)
     return values
 
 

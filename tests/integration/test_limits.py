@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from quick import QUICK_PROBE
 
 import autotune
 from autotune.config.files import load_tuned
@@ -38,12 +39,6 @@ def ceilings_alone(**_):
     return probe(quick=True).model_copy(update={"ceilings": ceilings, "notes": notes})
 
 load_or_probe(measure=ceilings_alone)
-"""
-_QUICK_PROBE = """
-from functools import partial
-from autotune.probe.cache import load_or_probe
-from autotune.probe.probe import probe
-load_or_probe(measure=partial(probe, quick=True))
 """
 _HOG = """
 import os, sys
@@ -204,7 +199,7 @@ def test_a_program_on_the_same_core_is_found(one_core: Cores, alone: dict[str, A
 def test_one_core_of_two(one_core: Cores, tmp_path: Path) -> None:
     """Half the threads: no forks to pay for and nobody to wait for; what was tuned for two cores is refused here, with the reason."""
     two_cores = Cores(tmp_path, _CORES[:2])
-    two_cores.run("-c", _QUICK_PROBE)
+    two_cores.run("-c", QUICK_PROBE)
     both, one = two_cores.tuned("tiny", "both.tuned.yaml", "1s"), one_core.tuned("tiny", "one.tuned.yaml", "1s")
     assert (both["threads"], one["threads"]) == (2, 1)
     told = [next(one["evidence"] for one in of["findings"] if one["kind"] == "small_minibatch") for of in (both, one)]

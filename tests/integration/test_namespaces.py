@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from quick import QUICK_PROBE
 
 import autotune
 from autotune.config.files import load_tuned
@@ -22,12 +23,6 @@ from autotune.explain.findings import find
 
 _TIMEOUT_S = 180
 _PORT = "29817"
-_QUICK_PROBE = """
-from functools import partial
-from autotune.probe.cache import load_or_probe
-from autotune.probe.probe import probe
-load_or_probe(measure=partial(probe, quick=True))
-"""
 
 
 def ip(*words: str) -> None:
@@ -100,7 +95,7 @@ def two_hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
             subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
         pytest.skip(f"network namespaces are not permitted here: {error.stderr.decode().strip()}")
     alone = {name: value for name, value in hosts.environment(0).items() if name not in ("RANK", "WORLD_SIZE")}
-    line = ["taskset", "-c", str(hosts.cores[0]), sys.executable, "-c", _QUICK_PROBE]
+    line = ["taskset", "-c", str(hosts.cores[0]), sys.executable, "-c", QUICK_PROBE]
     subprocess.run(line, env=alone, check=True, timeout=_TIMEOUT_S)
     yield hosts
     for name in names:

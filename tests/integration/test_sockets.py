@@ -13,16 +13,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+from quick import QUICK_PROBE
 
 import autotune
 
 _TIMEOUT_S = 120
-_QUICK_PROBE = """
-from functools import partial
-from autotune.probe.cache import load_or_probe
-from autotune.probe.probe import probe
-load_or_probe(measure=partial(probe, quick=True))
-"""
 
 
 @pytest.fixture
@@ -40,7 +35,7 @@ def probed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_", "MALLOC_", "AUTOTUNE_"))}
     root, cache = str(Path(autotune.__file__).parents[1]), str(tmp_path_factory.mktemp("cache"))
     shell = kept | {"PYTHONPATH": root, "AUTOTUNE_CACHE": cache, "COLUMNS": "120", "AUTOTUNE_OVERSUBSCRIBE": "1"}
-    subprocess.run([sys.executable, "-c", _QUICK_PROBE], env=shell, check=True, timeout=_TIMEOUT_S)
+    subprocess.run([sys.executable, "-c", QUICK_PROBE], env=shell, check=True, timeout=_TIMEOUT_S)
     return shell
 
 
