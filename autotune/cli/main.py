@@ -40,6 +40,7 @@ class _Commands(TyperGroup):
             _leave_pipe()
         except OSError as error:
             _line(f"error: the system refused: {error}; free what it names, or choose another place")
+            _drop_output()
             raise typer.Exit(MachineError.exit_code) from None
         return result
 
@@ -95,9 +96,17 @@ def _line(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
+def _drop_output() -> None:
+    """What is still buffered for standard output must not fail once more at exit, where Python would print it and end with 120."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _leave_pipe() -> NoReturn:
-    """The reader of standard output has gone; what is still buffered must not fail at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    """The reader of standard output has gone."""
+    _drop_output()
     raise typer.Exit(CLOSED_PIPE)
 
 

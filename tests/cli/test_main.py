@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import signal
 import subprocess
@@ -265,10 +266,12 @@ def test_a_seed_out_of_range_is_refused(command: tuple[str, ...]) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("options", [[], ["--json"]])
-def test_a_full_disk_behind_standard_output_is_one_line(options: list[str]) -> None:
+def test_a_full_disk_behind_standard_output_is_one_line(options: list[str], unbuffered: str) -> None:
+    line = [sys.executable, "-m", "autotune", "models", *options]
     with open("/dev/full", "w") as full:
-        done = subprocess.run([sys.executable, "-m", "autotune", "models", *options], stdout=full, stderr=subprocess.PIPE, text=True)
+        done = subprocess.run(line, env={**os.environ, "PYTHONUNBUFFERED": unbuffered}, stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 3
     assert done.stderr.startswith("error: ")
     assert len(done.stderr.splitlines()) == 1
