@@ -15,7 +15,7 @@ class CalibrationRun(Frozen):
     threads: int = Field(ge=1)
     huge_pages: bool = True
     strategy: str = ""
-    """Of the embedding update; empty for the default."""
+    """Of the embedding update; empty, in files before it was always written, for the default of then."""
     disturbed: bool = False
     """Whether other programs ran beside more steps than were left out."""
     iteration_s: float = Field(gt=0)

@@ -112,30 +112,32 @@ def timed_rounds(
     recorder = dlrm.recorder
     recorder.watch(True)
     recorder.take()
-    while len(counted) < rounds:
-        late = budget_s is not None and time.monotonic() - begin > budget_s
-        if late and len(counted) >= _MIN_ROUNDS:
-            break
-        number = len(passes)
-        batch = source.batch(number)
-        monitor.start()
-        started = time.perf_counter()
-        try:
-            dlrm.step(batch)
-        except IndexError as error:
-            raise InputError(f"{error} ({source.description}: batch {number})") from error
-        taken = time.perf_counter() - started
-        noise = monitor.stop()
-        passes.append(recorder.take())
-        if number < WARMUP_STEPS:
-            continue
-        if noise.disturbed and len(disturbed) < _MAX_REPEATS and not late:
-            disturbed.append(noise.reason)
-            continue
-        iterations.append(taken)
-        counted.append(number)
-        progress.advance(1)
-    recorder.watch(False)
+    try:
+        while len(counted) < rounds:
+            late = budget_s is not None and time.monotonic() - begin > budget_s
+            if late and len(counted) >= _MIN_ROUNDS:
+                break
+            number = len(passes)
+            batch = source.batch(number)
+            monitor.start()
+            started = time.perf_counter()
+            try:
+                dlrm.step(batch)
+            except IndexError as error:
+                raise InputError(f"{error} ({source.description}: batch {number})") from error
+            taken = time.perf_counter() - started
+            noise = monitor.stop()
+            passes.append(recorder.take())
+            if number < WARMUP_STEPS:
+                continue
+            if noise.disturbed and len(disturbed) < _MAX_REPEATS and not late:
+                disturbed.append(noise.reason)
+                continue
+            iterations.append(taken)
+            counted.append(number)
+            progress.advance(1)
+    finally:
+        recorder.watch(False)
     notes: tuple[str, ...] = (f"{len(disturbed)} disturbed rounds were repeated: {disturbed[0]}",) if disturbed else ()
     return Rounds(tuple(iterations), tuple(passes), tuple(counted), notes)
 

@@ -237,9 +237,12 @@ class _Bench:
         self.predictor = Predictor(profile)
         self.monitor = NoiseMonitor(topology.allowed_cpus)
         most = max(run.threads for run in profile.calibration)
-        usual = [run for run in profile.calibration if run.threads == most and not run.strategy and run.huge_pages]
+        usual: dict[str, CalibrationRun] = {}  # of each model the first: at its defaults
+        for run in profile.calibration:
+            if run.threads == most and run.huge_pages:
+                usual.setdefault(run.model.name, run)
         # Those with the least tables: quick to build, and they stay in memory.
-        self._least = sorted(usual, key=lambda run: run.model.table_bytes)[:_BESIDE]
+        self._least = sorted(usual.values(), key=lambda run: run.model.table_bytes)[:_BESIDE]
         self._beside = [self._stop(run.model, (most,)) for run in self._least]
         self._present = Present(profile, most)
         self.as_probed = True
@@ -247,7 +250,7 @@ class _Bench:
         self._drift = self._drift_now()
 
     def _stop(self, model: Model, threads: Sequence[int]) -> Stop:
-        return Stop(model, [(default_config(model, self.topology, count), "") for count in threads], self.topology)
+        return Stop(model, [default_config(model, self.topology, count) for count in threads], self.topology)
 
     def visits(self, models: Sequence[Model], fewer: bool) -> list[list[CalibrationRun]]:
         """Of every model with all cores, and of the first with half of them too where `fewer`: a run a visit."""

@@ -159,10 +159,11 @@ def calibrate(
                 run = faster(visits)
                 runs.setdefault(run.model.name, []).append(run)
             left -= len(group)
-            progress.advance(float(len(group)), group[-1].name)
             del stops  # before the next ones take their memory
-            if not steady() and i < len(groups):
-                again.append(group)
+            was_steady, first = steady(), i < len(groups)
+            if first:
+                progress.advance(float(len(group)), group[-1].name)
+                again += [] if was_steady else [group]
     finally:
         torch.set_num_threads(before)
     return tuple(run for of_model in runs.values() for run in of_model)
@@ -198,16 +199,16 @@ def bf16_gain(topology: Topology, threads: int) -> float:
     return statistics.median(ratios)
 
 
-def _variants(model: Model, shape: _Shape, topology: Topology, counts: Sequence[int]) -> Iterator[tuple[RunConfig, str]]:
+def _variants(model: Model, shape: _Shape, topology: Topology, counts: Sequence[int]) -> Iterator[RunConfig]:
     """Each number of threads at its defaults, the most of them with each strategy; last the other page size, since tables then move."""
     for count in counts:
         config = default_config(model, topology, count)
-        yield config, ""
+        yield config
     update = config.operators[embedding_bag.UPDATE]
     assert isinstance(update, EmbeddingUpdateKnobs)
     for strategy in shape.strategies:
         if strategy != update.strategy:
             chosen = update.model_copy(update={"strategy": strategy})
-            yield config.model_copy(update={"operators": {**config.operators, embedding_bag.UPDATE: chosen}}), strategy
+            yield config.model_copy(update={"operators": {**config.operators, embedding_bag.UPDATE: chosen}})
     if shape.small_pages and config.huge_pages:
-        yield config.model_copy(update={"huge_pages": False}), ""
+        yield config.model_copy(update={"huge_pages": False})

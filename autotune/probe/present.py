@@ -101,7 +101,7 @@ class Present:
 
 
 def _state(ratios: Mapping[str, float]) -> MachineState:
-    told = {name: round(ratio, 4) for name, ratio in ratios.items()}
+    told = {name: float(f"{ratio:.4g}") for name, ratio in ratios.items()}
     return MachineState(memory=told["memory"], rows=told.get("rows", told["memory"]), compute=told["compute"])
 
 

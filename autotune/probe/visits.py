@@ -12,11 +12,12 @@ from collections.abc import Iterator, Sequence
 
 from autotune.bench.noise import NoiseMonitor
 from autotune.config.calibration import CalibrationRun
-from autotune.config.knobs import RunConfig
+from autotune.config.knobs import EmbeddingUpdateKnobs, RunConfig
 from autotune.config.model import Model, required_memory_bytes
 from autotune.config.profile import Topology
 from autotune.dlrm.data import Batch, make_source
 from autotune.dlrm.model import DLRM
+from autotune.ops.embedding_bag import UPDATE
 
 OTHER = "other"
 VISITS = 2
@@ -35,19 +36,18 @@ class Stop:
     """A model in memory, with the configurations it is timed under.
 
     Args:
-        variants: Each with the update's strategy where it is not the default, else an empty string.
+        variants: The first one's pages hold for most.
     """
 
-    def __init__(self, model: Model, variants: Sequence[tuple[RunConfig, str]], topology: Topology) -> None:
+    def __init__(self, model: Model, variants: Sequence[RunConfig], topology: Topology) -> None:
         source = make_source(model)
         self.variants = variants
         self.batches: list[Batch] = [source.batch(i) for i in range(_BATCHES)]
-        self.dlrm = DLRM(model, variants[0][0], machine=topology)
+        self.dlrm = DLRM(model, variants[0], machine=topology)
 
     def timed(self, variant: int, monitor: NoiseMonitor, steps: tuple[int, int], end_s: float) -> CalibrationRun:
-        config, strategy = self.variants[variant]
-        self.dlrm.configure(config)
-        return timed_steps(self.dlrm, self.batches, monitor, strategy=strategy, steps=steps, end_s=end_s)
+        self.dlrm.configure(self.variants[variant])
+        return timed_steps(self.dlrm, self.batches, monitor, steps=steps, end_s=end_s)
 
 
 def grouped(models: Sequence[Model], limit_bytes: float) -> list[list[Model]]:
@@ -78,8 +78,8 @@ def visited(
         (i, number)
         for visit in range(visits)
         for i, stop in enumerate(stops)
-        for number, (config, _) in enumerate(stop.variants)
-        if visit == visits - 1 or config.huge_pages == stop.variants[0][0].huge_pages
+        for number, config in enumerate(stop.variants)
+        if visit == visits - 1 or config.huge_pages == stop.variants[0].huge_pages
     ]
     for left, (i, number) in zip(range(len(turns), 0, -1), turns, strict=True):
         now_s = time.perf_counter()
@@ -100,7 +100,6 @@ def timed_steps(
     batches: Sequence[Batch],
     monitor: NoiseMonitor,
     *,
-    strategy: str = "",
     steps: tuple[int, int] = STEPS,
     end_s: float = math.inf,
 ) -> CalibrationRun:
@@ -132,11 +131,13 @@ def timed_steps(
     few = len(quiet) < LEAST_STEPS
     if few:
         quiet = sorted(quiet + disturbed, key=lambda times_s: sum(times_s.values()))[:LEAST_STEPS]
+    update = dlrm.config.operators[UPDATE]
+    assert isinstance(update, EmbeddingUpdateKnobs)
     return CalibrationRun(
         model=dlrm.model,
         threads=dlrm.config.threads,
         huge_pages=dlrm.config.huge_pages,
-        strategy=strategy,
+        strategy=update.strategy,
         disturbed=few,
         iteration_s=statistics.median(sum(times_s.values()) for times_s in quiet),
         passes_s={key: statistics.median(times_s[key] for times_s in quiet) for key in quiet[0]},

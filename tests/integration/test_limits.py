@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from quick import QUICK_PROBE
+from quick import QUICK_PROBE, model_yaml
 
 import autotune
 from autotune.config.files import load_tuned
@@ -58,21 +58,8 @@ print("ready", flush=True)
 while True:
     pass
 """
-_MODEL = """
-schema: 1
-name: mixed
-source: made for this test
-description: look-ups from memory beside layers of arithmetic
-seed: 0
-index_dtype: int64
-data: {distribution: uniform, pooling_kind: fixed}
-minibatch: 512
-learning_rate: 0.1
-interaction: dot
-bottom_mlp: [64, 512, 64]
-top_mlp: [1024, 1024, 1]
-tables: [{rows: 700000, dim: 64, pooling: 60, count: 4}]
-"""
+# Look-ups from memory beside layers of arithmetic.
+_MODEL = model_yaml("mixed", 512, "[64, 512, 64]", "[1024, 1024, 1]", "[{rows: 700000, dim: 64, pooling: 60, count: 4}]")
 
 pytestmark = pytest.mark.skipif(len(_CORES) < 2, reason="two cores are needed, one to limit")
 

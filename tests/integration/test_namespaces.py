@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from quick import QUICK_PROBE
+from quick import QUICK_PROBE, model_yaml
 
 import autotune
 from autotune.config.files import load_tuned
@@ -142,21 +142,8 @@ def test_a_model_trains_across_hosts(two_hosts: Hosts) -> None:
     assert any("gloo on at0" in note for note in result["notes"])
 
 
-_TALKATIVE = """
-schema: 1
-name: talkative
-source: made for this test
-description: more pooled rows to send than layers to compute
-seed: 0
-index_dtype: int64
-data: {distribution: uniform, pooling_kind: fixed}
-minibatch: 512
-learning_rate: 0.1
-interaction: dot
-bottom_mlp: [13, 128, 64]
-top_mlp: [128, 1]
-tables: [{rows: 50000, dim: 64, pooling: 1, count: 8}]
-"""
+# More pooled rows to send than layers to compute.
+_TALKATIVE = model_yaml("talkative", 512, "[13, 128, 64]", "[128, 1]", "[{rows: 50000, dim: 64, pooling: 1, count: 8}]")
 
 
 def test_what_is_tuned_and_what_is_found_follow_the_rate(two_hosts: Hosts) -> None:
