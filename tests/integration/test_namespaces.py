@@ -146,22 +146,29 @@ def test_a_model_trains_across_hosts(two_hosts: Hosts) -> None:
 _TALKATIVE = model_yaml("talkative", 512, "[13, 128, 64]", "[128, 1]", "[{rows: 50000, dim: 64, pooling: 1, count: 8}]")
 
 
+def wire_of(config: TunedConfig) -> str:
+    assert config.config.communication is not None
+    return config.config.communication.wire_dtype
+
+
 def test_what_is_tuned_and_what_is_found_follow_the_rate(two_hosts: Hosts) -> None:
     """At 0.2 Gbit/s a step is its transfers: the network binds them, a finding says what waiting costs, and half the bytes help."""
     model = two_hosts.folder / "talkative.yaml"
     model.write_text(_TALKATIVE, encoding="utf-8")
     tuned: dict[float, TunedConfig] = {}
-    for gbit, budget in ((10, "4s"), (0.2, "7s")):
+    # Other programs on both cores leave a short budget few rounds: where it was not enough for the slow link, a longer one must be.
+    for gbit, budget in ((10, "4s"), (0.2, "7s"), (0.2, "25s")):
+        if gbit in tuned and wire_of(tuned[gbit]) == "bf16":
+            continue
         two_hosts.limit(gbit)
-        if gbit < 1:  # else what the test before has stored will do, or tuning probes
+        if gbit < 1 and gbit not in tuned:  # else what the test before has stored will do, or tuning probes
             probed_rates(two_hosts)
-        output = two_hosts.folder / f"{gbit}.tuned.yaml"
+        output = two_hosts.folder / f"{gbit}-{budget}.tuned.yaml"
         words = ("-m", "autotune", "tune", str(model), "--sockets", "2", "--wire", "any", "--budget", budget, "-o", str(output))
         two_hosts.run(*words)
         tuned[gbit] = load_tuned(output)
     slow, fast = tuned[0.2], tuned[10]
-    assert slow.config.communication is not None
-    assert slow.config.communication.wire_dtype == "bf16", slow.gains
+    assert wire_of(slow) == "bf16", slow.gains
     assert slow.speedup.median > 1.2, slow.speedup
     # Which one wins at 10 Gbit/s depends on the cores, but it cannot be worth as much.
     assert fast.speedup.median < slow.speedup.median, (slow.speedup, fast.speedup)
