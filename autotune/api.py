@@ -22,7 +22,7 @@ from autotune.config.knobs import RunConfig
 from autotune.config.model import DataSpec, Model
 from autotune.config.profile import Profile
 from autotune.config.tuned import TunedConfig
-from autotune.dlrm.data import BatchSource, make_source
+from autotune.data.batches import BatchSource, make_source
 from autotune.dlrm.model import DLRM
 from autotune.dlrm.train import train
 from autotune.errors import InputError
@@ -32,7 +32,7 @@ from autotune.export.targets import export as _export
 from autotune.ops.native import kernels
 from autotune.perf.measure import measure
 from autotune.perf.table import OperatorTable
-from autotune.probe.cache import load_or_probe
+from autotune.probe.store import load_or_probe
 from autotune.probe.topology import available_memory_bytes, detect, fingerprint
 from autotune.report.record import RunResult, run_result
 from autotune.tune.commands import as_file, call, data_words

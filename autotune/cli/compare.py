@@ -57,7 +57,7 @@ def command(
         check_tuned(tuned, workload, topology, force)
     start_default(topology)
     from autotune.compare.compare import compare
-    from autotune.probe.cache import load_or_probe
+    from autotune.probe.store import load_or_probe
 
     with reporting() as progress:
         profile = load_or_probe(refresh=not cached_profile, progress=progress)

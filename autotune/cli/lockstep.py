@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from autotune.cli.ranks import RankSession
 from autotune.config.knobs import RunConfig
-from autotune.dlrm.data import make_source
+from autotune.data.batches import make_source
 from autotune.dlrm.lockstep import Lockstep, Task, take_recorded, time_talks
 from autotune.perf.ranks import describe_rank, prove_rank, spans_of_ranks
 from autotune.perf.tables import tables_of_ranks

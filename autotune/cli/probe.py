@@ -43,7 +43,7 @@ def command(
         return
     start_default(detect())
     from autotune.config.files import write_yaml
-    from autotune.probe.cache import load_or_probe
+    from autotune.probe.store import load_or_probe
 
     with reporting() as progress:
         profile = load_or_probe(refresh=refresh, progress=progress)

@@ -68,7 +68,7 @@ def command(
     )
     from autotune.perf.measure import measure
     from autotune.perf.perturb import perturb, unwitnessed
-    from autotune.probe.cache import load_or_probe
+    from autotune.probe.store import load_or_probe
 
     with reporting() as progress:
         ceilings = load_or_probe(progress=progress)

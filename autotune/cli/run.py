@@ -129,8 +129,8 @@ def _run_rank(
 ) -> None:
     """The same on one of several ranks; rank 0 tells."""
     session = open_rank(name, changes=changes, threads=threads, data=data, config_file=config, force=force)
+    from autotune.data.batches import make_source
     from autotune.dlrm.checkpoint import save_checkpoint
-    from autotune.dlrm.data import make_source
     from autotune.dlrm.parallel import ParallelDLRM
     from autotune.dlrm.ranks import interface
     from autotune.dlrm.train import train

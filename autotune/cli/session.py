@@ -22,7 +22,7 @@ from autotune.tune.compatibility import check
 from autotune.tune.launch import launch_of
 
 if TYPE_CHECKING:
-    from autotune.dlrm.data import BatchSource
+    from autotune.data.batches import BatchSource
     from autotune.dlrm.model import DLRM
 
 
@@ -43,7 +43,7 @@ class Session:
 
     def build(self, seed: int | None = None) -> tuple[DLRM, BatchSource]:
         """The model in memory and its batches."""
-        from autotune.dlrm.data import make_source
+        from autotune.data.batches import make_source
         from autotune.dlrm.model import DLRM, default_config
 
         self._check_target()

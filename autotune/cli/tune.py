@@ -72,7 +72,7 @@ def command(
     topology = detect()
     catalog.check_fits(workload, available_memory_bytes(topology))
     start_default(topology)
-    from autotune.probe.cache import load_or_probe
+    from autotune.probe.store import load_or_probe
     from autotune.tune.study import tune
 
     with reporting() as progress:

@@ -39,7 +39,7 @@ def command(
     topology = detect()
     start_default(topology)
     from autotune.perf.validate import validate
-    from autotune.probe.cache import load_or_probe
+    from autotune.probe.store import load_or_probe
 
     with reporting() as progress:
         profile = load_or_probe(refresh=refresh, progress=progress)

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 
 from autotune.config.model import Model
-from autotune.dlrm.data import Batch
+from autotune.data.batches import Batch
 
 State = dict[str, torch.Tensor]
 

@@ -32,7 +32,7 @@ class _Contestant:
     def __init__(self, order: dict[str, Any]) -> None:
         import torch
 
-        from autotune.dlrm.data import make_source
+        from autotune.data.batches import make_source
         from autotune.dlrm.model import DLRM, default_config
         from autotune.probe.topology import detect
 

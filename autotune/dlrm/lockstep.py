@@ -18,8 +18,8 @@ import torch.distributed as dist
 from autotune.config.knobs import RunConfig
 from autotune.config.model import Model
 from autotune.config.profile import Topology
+from autotune.data.batches import Batch, BatchSource
 from autotune.dlrm.alone import TableAlone
-from autotune.dlrm.data import Batch, BatchSource
 from autotune.dlrm.parallel import ParallelDLRM
 from autotune.dlrm.ranks import busy
 from autotune.ops.base import Operator

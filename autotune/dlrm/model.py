@@ -18,8 +18,8 @@ import torch
 from autotune.config.knobs import EmbeddingForwardKnobs, EmbeddingUpdateKnobs, InteractionKnobs, Knobs, LayerKnobs, RunConfig
 from autotune.config.model import Model
 from autotune.config.profile import Topology
+from autotune.data.batches import Batch, BatchSource
 from autotune.dlrm.alone import TableAlone, tables_alone
-from autotune.dlrm.data import Batch, BatchSource
 from autotune.errors import InputError
 from autotune.ops import embedding_bag, interaction, libxsmm, loss
 from autotune.ops.base import Operator

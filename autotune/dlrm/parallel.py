@@ -24,9 +24,9 @@ from autotune.config.knobs import EmbeddingUpdateKnobs, RunConfig
 from autotune.config.model import Model
 from autotune.config.partition import CommunicationKnobs
 from autotune.config.profile import Topology
+from autotune.data.batches import Batch, BatchSource
 from autotune.dlrm.alone import TableAlone, tables_alone
 from autotune.dlrm.connection import LOSS, Connection
-from autotune.dlrm.data import Batch, BatchSource
 from autotune.dlrm.model import _ROTATE_BATCHES, DLRM, _Buffers
 from autotune.dlrm.parallel_operators import Fixed, shard_passes
 from autotune.dlrm.ranks import busy

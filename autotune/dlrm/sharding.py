@@ -11,7 +11,7 @@ import torch
 from autotune.config.knobs import EmbeddingForwardKnobs, EmbeddingUpdateKnobs
 from autotune.config.model import Model
 from autotune.config.partition import Partition
-from autotune.dlrm.data import Batch
+from autotune.data.batches import Batch
 from autotune.errors import InputError
 from autotune.ops.embedding_bag import EmbeddingBags, Lookups, initial_weights
 

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from autotune.config.knobs import RunConfig
-from autotune.dlrm.data import BatchSource
+from autotune.data.batches import BatchSource
 from autotune.dlrm.model import DLRM
 from autotune.errors import InputError
 

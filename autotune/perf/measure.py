@@ -15,17 +15,17 @@ from autotune.config.measured import TimedSpan, TimeParts, differs
 from autotune.config.model import DataSpec
 from autotune.config.profile import Ceilings, Profile
 from autotune.config.tuned import Interval, Prediction
-from autotune.dlrm.data import Batch, BatchSource
+from autotune.data.batches import Batch, BatchSource
 from autotune.dlrm.model import DLRM
 from autotune.dlrm.train import WARMUP_STEPS
 from autotune.errors import InputError
 from autotune.ops.base import Work
 from autotune.ops.timing import Recorder
+from autotune.perf.breakdown import parts_by_pass
 from autotune.perf.estimate import Estimate, OperatorEstimate, estimate
-from autotune.perf.parts import parts_by_pass
 from autotune.perf.roofline import verdict
 from autotune.perf.table import OTHER, MachineState, OperatorRow, OperatorTable
-from autotune.probe.present import Present, ceilings_now
+from autotune.probe.drift import Present, ceilings_now
 
 _MAX_REPEATS = 8
 _MIN_ROUNDS = 3

@@ -17,10 +17,10 @@ from autotune.bench.samples import ratio
 from autotune.bench.timer import interleave
 from autotune.config.knobs import FixedKnobs, Knobs, LayerKnobs, RunConfig
 from autotune.config.tuned import Interval
-from autotune.dlrm.data import BatchSource
+from autotune.data.batches import BatchSource
 from autotune.ops.base import Case, Operator
+from autotune.perf.counters_check import Witness
 from autotune.perf.table import OperatorTable, Perturbation
-from autotune.perf.witness import Witness
 
 WARM_GAIN = 1.25
 """A gain from residence above which memory mattered. A compute-bound GEMM at its ceiling gains up to about 1.1 by streaming nothing."""

@@ -11,11 +11,11 @@ from autotune.config.profile import Profile
 from autotune.config.tuned import Prediction
 from autotune.dlrm.model import default_config
 from autotune.ops import embedding_bag
-from autotune.perf.laws import Law, Reference, learn
+from autotune.perf.features import CACHE_SHARE, Machine, terms_of
+from autotune.perf.regression import Law, Reference, learn
 from autotune.perf.roofline import BOUND_FRACTION, limits
 from autotune.perf.share import per_rank
 from autotune.perf.steps import Kind, PassShape, Residence, residences, step_passes, whole_tables
-from autotune.perf.terms import CACHE_SHARE, Machine, terms_of
 
 
 @dataclass(frozen=True)

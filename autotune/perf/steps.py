@@ -12,12 +12,12 @@ from typing import Literal
 import numpy as np
 
 from autotune.config.model import FLOAT_BYTES, DataSpec, Model
-from autotune.dlrm.data import make_source
+from autotune.data.batches import make_source
+from autotune.data.popularity import Popularity, counted, uniform, zipf
 from autotune.ops import embedding_bag, interaction, loss
 from autotune.ops.base import RowAccess, Work
 from autotune.ops.mlp import LayerPass
 from autotune.ops.mlp import Pass as LayerPassKind
-from autotune.perf.lookups import Popularity, counted, uniform, zipf
 
 Kind = Literal[
     "forward", "backward_data", "backward_weights", "embedding_forward", "embedding_update",

@@ -12,8 +12,8 @@ import torch.distributed as dist
 from autotune.config.knobs import RunConfig
 from autotune.config.measured import HOT_ROWS, TableUse
 from autotune.config.profile import Ceilings
+from autotune.data.batches import BatchSource
 from autotune.dlrm.alone import TableAlone
-from autotune.dlrm.data import BatchSource
 from autotune.dlrm.lockstep import Lockstep
 from autotune.ops.embedding_bag import FORWARD, UPDATE
 from autotune.perf.roofline import limits

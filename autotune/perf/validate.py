@@ -20,16 +20,16 @@ import numpy as np
 
 from autotune.bench.noise import NoiseMonitor
 from autotune.bench.progress import NO_PROGRESS, Progress
+from autotune.bench.repetitions import Stop, faster, grouped, visited
 from autotune.config.calibration import CalibrationRun
 from autotune.config.model import Model, required_memory_bytes
 from autotune.config.profile import Profile, Topology
 from autotune.dlrm.model import default_config
 from autotune.errors import InputError
 from autotune.perf.estimate import Estimate, estimate
-from autotune.perf.heldout import random_model
 from autotune.perf.predictor import Predictor
-from autotune.probe.present import Present, as_probed
-from autotune.probe.visits import Stop, faster, grouped, visited
+from autotune.perf.random_models import random_model
+from autotune.probe.drift import Present, as_probed
 
 LEAST_SHARE = 0.01
 """Passes below this share of their iteration are left out: their time is that of a few calls, and matters to nobody."""

@@ -15,7 +15,7 @@ from typing import Literal
 
 from autotune.config.model import FLOAT_BYTES, Model, Table
 from autotune.config.profile import Ceilings
-from autotune.perf.lookups import distinct, distinct_zipf
+from autotune.data.popularity import distinct, distinct_zipf
 from autotune.perf.roofline import row_ceiling
 from autotune.plan.reuse import Reuse
 

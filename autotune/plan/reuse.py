@@ -44,7 +44,7 @@ def observed(model: Model) -> tuple[Reuse, ...] | None:
     lookups = model.minibatch * sum(table.pooling for table in model.tables)
     samples = max(1, round(model.minibatch * min(1.0, _MOST_LOOKUPS / max(lookups, 1.0))))
     try:
-        from autotune.dlrm.data import make_source  # brings torch, which no help text waits for
+        from autotune.data.batches import make_source  # brings torch, which no help text waits for
 
         batch = make_source(model, minibatch=samples).batch(0)
     except InputError:

@@ -18,7 +18,7 @@ from autotune.ops import all_reduce, all_to_all
 from autotune.perf.estimate import Estimate, OperatorEstimate, estimate
 from autotune.perf.predictor import Predictor
 from autotune.perf.rank_steps import Layout, rank_memory_bytes
-from autotune.plan.coarse import MOST_RANKS, columns_partition, group_size, spread
+from autotune.plan.grouped import MOST_RANKS, columns_partition, group_size, spread
 from autotune.plan.profiled import plan_for
 from autotune.units import format_bytes, format_time
 

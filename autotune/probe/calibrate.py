@@ -17,14 +17,14 @@ import torch
 
 from autotune.bench.noise import NoiseMonitor
 from autotune.bench.progress import NO_PROGRESS, Progress
+from autotune.bench.repetitions import LEAST_STEPS, STEPS, VISITS, Stop, faster, grouped, timed_steps, visited
 from autotune.config.calibration import CalibrationRun
 from autotune.config.knobs import EmbeddingUpdateKnobs, RunConfig
 from autotune.config.model import DTYPES, DataSpec, Model, Table, required_memory_bytes
 from autotune.config.profile import Topology
-from autotune.dlrm.data import Batch, make_source
+from autotune.data.batches import Batch, make_source
 from autotune.dlrm.model import DLRM, default_config
 from autotune.ops import embedding_bag
-from autotune.probe.visits import LEAST_STEPS, STEPS, VISITS, Stop, faster, grouped, timed_steps, visited
 
 _AGAIN_S = 5.0
 _GAIN_MODEL = 2

@@ -18,8 +18,8 @@ from autotune.config.profile import Fingerprint, Profile, Topology
 from autotune.dlrm.ranks import busy, interface
 from autotune.errors import InputError, MachineError
 from autotune.ops.native import kernels
-from autotune.probe.cache import load_or_probe, usable
 from autotune.probe.network import measure_network
+from autotune.probe.store import load_or_probe, usable
 from autotune.probe.topology import fingerprint, hardware_id
 
 _NO_LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_NTASKS")

@@ -10,7 +10,7 @@ from autotune.bench.progress import NO_PROGRESS, Progress
 from autotune.bench.samples import significant
 from autotune.config.knobs import RunConfig
 from autotune.config.tuned import Interval
-from autotune.dlrm.data import BatchSource
+from autotune.data.batches import BatchSource
 from autotune.tune.budget import Clock
 from autotune.tune.objective import Bench, Paired, Trainable
 

@@ -15,7 +15,7 @@ from autotune.bench.samples import ENOUGH_SAMPLES, Samples, ratio
 from autotune.bench.timer import MAX_REPEATS
 from autotune.config.knobs import RunConfig
 from autotune.config.tuned import Interval
-from autotune.dlrm.data import Batch, BatchSource
+from autotune.data.batches import Batch, BatchSource
 from autotune.errors import InputError
 from autotune.ops.base import Operator
 from autotune.tune.budget import Clock

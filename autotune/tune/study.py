@@ -15,13 +15,13 @@ from autotune.config.files import check_writable, write_yaml
 from autotune.config.model import Model
 from autotune.config.profile import Fingerprint, Profile
 from autotune.config.tuned import TunedConfig
-from autotune.dlrm.data import BatchSource, make_source
+from autotune.data.batches import BatchSource, make_source
 from autotune.dlrm.model import DLRM, default_config
 from autotune.errors import FingerprintError, InputError
 from autotune.ops.native import kernels
 from autotune.perf.measure import measure
 from autotune.perf.tables import measure_tables
-from autotune.probe.cache import load_or_probe
+from autotune.probe.store import load_or_probe
 from autotune.probe.topology import available_memory_bytes, detect, fingerprint, fingerprint_differences, hardware_id
 from autotune.tune.budget import Deadline
 from autotune.tune.journal import Journal, journal_path

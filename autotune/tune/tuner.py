@@ -19,7 +19,7 @@ from autotune.config.model import Model
 from autotune.config.partition import Partition
 from autotune.config.profile import Fingerprint, Topology
 from autotune.config.tuned import Gain
-from autotune.dlrm.data import BatchSource
+from autotune.data.batches import BatchSource
 from autotune.perf.table import OTHER, OperatorTable
 from autotune.probe.topology import available_memory_bytes
 from autotune.tune.budget import Deadline

@@ -19,7 +19,7 @@ from autotune.bench.progress import NO_PROGRESS, Progress
 from autotune.config.knobs import RunConfig
 from autotune.config.model import Model
 from autotune.config.tuned import Interval, TunedConfig
-from autotune.dlrm.data import BatchSource, make_source
+from autotune.data.batches import BatchSource, make_source
 from autotune.dlrm.model import DLRM, default_config
 from autotune.ops.native import kernels
 from autotune.probe.topology import available_memory_bytes, detect, fingerprint

@@ -24,7 +24,7 @@ from autotune.config.knobs import Knobs
 from autotune.config.model import DataSpec
 from autotune.config.profile import Ceilings
 from autotune.config.tuned import Interval
-from autotune.dlrm.data import make_source
+from autotune.data.batches import make_source
 from autotune.dlrm.model import DLRM, default_config
 from autotune.ops.base import Case, Operator
 from autotune.probe.ceilings import ceilings_of

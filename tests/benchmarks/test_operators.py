@@ -15,7 +15,7 @@ from autotune.bench.samples import ratio
 from autotune.catalog import load_model_by_name
 from autotune.config.model import DataSpec
 from autotune.config.tuned import Interval
-from autotune.dlrm.data import make_source
+from autotune.data.batches import make_source
 from autotune.dlrm.model import default_config, layer_shapes
 from autotune.ops import embedding_bag, interaction
 from autotune.ops.loss import KEY as LOSS

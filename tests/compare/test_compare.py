@@ -28,7 +28,7 @@ _QUICK_PROBE = """
 import sys
 from pathlib import Path
 from autotune.config.files import write_yaml
-from autotune.probe.cache import load_or_probe
+from autotune.probe.store import load_or_probe
 from autotune.probe.probe import probe
 from functools import partial
 write_yaml(Path(sys.argv[1]), load_or_probe(measure=partial(probe, quick=True)))

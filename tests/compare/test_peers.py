@@ -10,7 +10,7 @@ from autotune.compare.models import BUILDERS
 from autotune.compare.peers import BASELINE, PEERS, Peer, environment_of
 from autotune.config.model import Model
 from autotune.config.tuned import Launch
-from autotune.dlrm.data import make_source
+from autotune.data.batches import make_source
 from autotune.dlrm.model import DLRM
 
 LAUNCH = Launch(threads=2, cpus=(0, 1), environment={"OMP_NUM_THREADS": "2", "OMP_PROC_BIND": "true"})

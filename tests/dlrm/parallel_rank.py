@@ -12,7 +12,7 @@ import torch.distributed as dist
 from autotune.config.knobs import EmbeddingUpdateKnobs, RunConfig
 from autotune.config.model import Model
 from autotune.config.partition import CommunicationKnobs, Partition
-from autotune.dlrm.data import make_source
+from autotune.data.batches import make_source
 from autotune.dlrm.parallel import ParallelDLRM
 
 

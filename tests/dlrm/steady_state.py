@@ -15,7 +15,7 @@ import torch
 
 from autotune.catalog import load_model_by_name
 from autotune.config.knobs import RunConfig
-from autotune.dlrm.data import make_source
+from autotune.data.batches import make_source
 from autotune.dlrm.model import DLRM
 
 STEPS, WINDOWS = 20, 8

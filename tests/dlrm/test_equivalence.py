@@ -6,7 +6,7 @@ import torch
 from autotune.catalog import load_model_by_name
 from autotune.config.knobs import EmbeddingUpdateKnobs, InteractionKnobs, LayerKnobs, RunConfig
 from autotune.config.model import Model, required_memory_bytes
-from autotune.dlrm.data import Batch, make_source
+from autotune.data.batches import Batch, make_source
 from autotune.dlrm.model import DLRM, default_config
 from autotune.probe.topology import available_memory_bytes, detect
 

@@ -5,7 +5,7 @@ import torch
 
 from autotune.catalog import load_model_by_name
 from autotune.config.knobs import EmbeddingUpdateKnobs, InteractionKnobs, LayerKnobs, RunConfig
-from autotune.dlrm.data import Batch, make_source
+from autotune.data.batches import Batch, make_source
 from autotune.dlrm.model import DLRM, complete, default_config
 from autotune.errors import InputError
 from autotune.ops.native import kernels

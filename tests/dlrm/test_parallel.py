@@ -17,7 +17,7 @@ import autotune
 from autotune.config.knobs import EmbeddingUpdateKnobs, RunConfig
 from autotune.config.model import Changes, DataSpec, Model, Table
 from autotune.config.partition import ALL_TO_ALL_FORMS, CommunicationKnobs, Kind, Partition, Placement
-from autotune.dlrm.data import make_source
+from autotune.data.batches import make_source
 from autotune.dlrm.model import DLRM
 
 STEPS = 20

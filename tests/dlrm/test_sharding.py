@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from autotune.config.knobs import EmbeddingForwardKnobs
 from autotune.config.model import DataSpec, Model, Table
 from autotune.config.partition import Partition, Placement
-from autotune.dlrm.data import Batch, make_source
+from autotune.data.batches import Batch, make_source
 from autotune.dlrm.sharding import Part, Shard, check_partition, parts_of
 from autotune.errors import InputError
 from autotune.ops.embedding_bag import initial_weights

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autotune.catalog import load_model_by_name
-from autotune.dlrm.data import Batch, make_source
+from autotune.data.batches import Batch, make_source
 from autotune.dlrm.model import DLRM
 from autotune.dlrm.train import WARMUP_STEPS, area_under_curve, train
 from autotune.errors import InputError

@@ -29,7 +29,7 @@ _TIMEOUT_S = 120
 _CORES = sorted(os.sched_getaffinity(0))
 _PROBE = """
 from functools import partial
-from autotune.probe.cache import load_or_probe
+from autotune.probe.store import load_or_probe
 from autotune.probe.ceilings import measure_ceilings
 from autotune.probe.probe import probe
 from autotune.probe.topology import detect

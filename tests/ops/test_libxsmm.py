@@ -12,7 +12,7 @@ import pytest
 from autotune.catalog import load_model_by_name
 from autotune.config.knobs import FixedKnobs, LayerKnobs, RunConfig
 from autotune.config.profile import Topology
-from autotune.dlrm.data import make_source
+from autotune.data.batches import make_source
 from autotune.dlrm.model import DLRM
 from autotune.errors import InputError, MachineError
 from autotune.ops import libxsmm

@@ -6,7 +6,7 @@ import torch
 from autotune.catalog import load_model_by_name
 from autotune.config.knobs import EmbeddingUpdateKnobs, LayerKnobs
 from autotune.config.profile import Topology
-from autotune.dlrm.data import make_source
+from autotune.data.batches import make_source
 from autotune.dlrm.model import DLRM
 from autotune.ops.base import Operator
 from autotune.ops.embedding_bag import EmbeddingBags, EmbeddingForward, EmbeddingUpdate, Lookups

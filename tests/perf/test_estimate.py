@@ -14,13 +14,13 @@ from autotune.catalog import list_models, list_profiles, load_model_by_name, loa
 from autotune.config.model import Model, Table
 from autotune.config.partition import CommunicationKnobs
 from autotune.config.profile import Profile
-from autotune.dlrm.data import make_source
+from autotune.data.batches import make_source
 from autotune.dlrm.model import DLRM, default_config
 from autotune.errors import InputError
 from autotune.perf.estimate import Estimate, estimate
-from autotune.perf.heldout import random_model
-from autotune.perf.laws import Reference, learn
 from autotune.perf.predictor import Predictor
+from autotune.perf.random_models import random_model
+from autotune.perf.regression import Reference, learn
 from autotune.perf.steps import OTHER, residences, step_passes, whole_tables
 from autotune.plan.planner import plan
 

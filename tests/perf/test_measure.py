@@ -9,7 +9,7 @@ from autotune.catalog import load_model_by_name
 from autotune.config.knobs import LayerKnobs, RunConfig
 from autotune.config.profile import Ceilings, ComputePoint, Fingerprint, Profile, RowPoint, StreamPoint, TimePoint
 from autotune.config.tuned import Interval
-from autotune.dlrm.data import make_source
+from autotune.data.batches import make_source
 from autotune.dlrm.model import DLRM
 from autotune.errors import InputError
 from autotune.ops.mlp import _LayerCase

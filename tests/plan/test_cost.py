@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from autotune.config.model import Changes, DataSpec, Model, Table
 from autotune.config.profile import Ceilings, ComputePoint, RowPoint
-from autotune.dlrm.distributions import Scatter, Zipf
+from autotune.data.distributions import Scatter, Zipf
 from autotune.plan.cost import Costs, distinct_zipf
 
 SKEWED = DataSpec(distribution="zipf", alpha=1.05)

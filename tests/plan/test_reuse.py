@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from autotune.config.model import DataSpec, Model, Table
-from autotune.dlrm.data import make_source
+from autotune.data.batches import make_source
 from autotune.plan.cost import Costs, distinct
 from autotune.plan.profiled import plan_for
 from autotune.plan.reuse import observed

@@ -13,7 +13,7 @@ from autotune.config.model import Changes, Model, Table
 from autotune.config.partition import CommunicationKnobs, Partition
 from autotune.dlrm.sharding import check_partition
 from autotune.errors import InputError, MachineError
-from autotune.plan.coarse import columns_partition, group_size, spread
+from autotune.plan.grouped import columns_partition, group_size, spread
 from autotune.plan.planner import plan
 from autotune.plan.scaling import Scaling, _lemma, scale
 from autotune.report.json import to_json

@@ -7,10 +7,10 @@ from autotune.config.model import Model
 from autotune.config.network import InterfaceRate, Network, NetworkFit, Together
 from autotune.config.profile import Ceilings, ComputePoint, Fingerprint, Profile, RowPoint, StreamPoint, TimePoint, Topology
 from autotune.dlrm.model import default_config
-from autotune.perf.laws import USUAL, weighted
+from autotune.perf.features import Machine, terms_of
 from autotune.perf.predictor import Predictor
+from autotune.perf.regression import USUAL, weighted
 from autotune.perf.steps import residences, step_passes, whole_tables
-from autotune.perf.terms import Machine, terms_of
 from autotune.probe.calibrate import reference_models
 
 THREADS = (1, 4)

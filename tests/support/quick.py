@@ -4,7 +4,7 @@ from __future__ import annotations
 
 QUICK_PROBE = """
 from functools import partial
-from autotune.probe.cache import load_or_probe
+from autotune.probe.store import load_or_probe
 from autotune.probe.probe import probe
 load_or_probe(measure=partial(probe, quick=True))
 """

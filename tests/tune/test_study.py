@@ -16,7 +16,7 @@ from autotune.config.files import dump_yaml, load_tuned
 from autotune.config.model import Model
 from autotune.config.profile import PROFILE_SCHEMA, Ceilings, ComputePoint, Profile, RowPoint, StreamPoint, TimePoint
 from autotune.config.tuned import TunedConfig
-from autotune.dlrm.data import make_source
+from autotune.data.batches import make_source
 from autotune.dlrm.model import DLRM
 from autotune.errors import FingerprintError, InputError, MachineError
 from autotune.ops.native import kernels

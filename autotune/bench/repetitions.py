@@ -15,7 +15,7 @@ from autotune.config.calibration import CalibrationRun
 from autotune.config.knobs import EmbeddingUpdateKnobs, RunConfig
 from autotune.config.model import Model, required_memory_bytes
 from autotune.config.profile import Topology
-from autotune.dlrm.data import Batch, make_source
+from autotune.data.batches import Batch, make_source
 from autotune.dlrm.model import DLRM
 from autotune.ops.embedding_bag import UPDATE
 

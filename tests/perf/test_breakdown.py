@@ -8,7 +8,7 @@ from autotune.config.measured import TimeParts
 from autotune.config.profile import Ceilings, ComputePoint, StreamPoint
 from autotune.ops.base import Work
 from autotune.ops.timing import TeamTimes
-from autotune.perf.parts import parts_by_pass
+from autotune.perf.breakdown import parts_by_pass
 from autotune.perf.roofline import reason, verdict
 
 CEILINGS = Ceilings(

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from autotune.config.model import DataSpec, Model, Table
-from autotune.dlrm.criteo import COLUMNS
-from autotune.dlrm.data import Batch, make_source
+from autotune.data.batches import Batch, make_source
+from autotune.data.criteo import COLUMNS
 from autotune.errors import InputError
 
 HISTOGRAM = """{name}

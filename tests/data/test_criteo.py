@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from autotune.dlrm import criteo
-from autotune.dlrm.criteo import COLUMNS, CriteoFile
+from autotune.data import criteo
+from autotune.data.criteo import COLUMNS, CriteoFile
 from autotune.errors import InputError
 
 ROWS = [1000] * 26

@@ -1,7 +1,7 @@
 """What the time of a pass is made of: terms in seconds, each what one resource of the profile would take. A law weighs and adds them.
 
 A term is a plain count (flops of padded panels, rows from memory, vectors copied, calls) over a rate of the profile, so that the same
-weights serve other shapes, thread counts and machines. Weights are learned by `perf.laws`.
+weights serve other shapes, thread counts and machines. Weights are learned by `perf.regression`.
 """
 
 from __future__ import annotations

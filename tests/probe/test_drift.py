@@ -4,7 +4,7 @@ import pytest
 
 from autotune.config.measured import MachineState, differs
 from autotune.config.profile import Profile
-from autotune.probe.present import Present, as_probed, ceilings_now
+from autotune.probe.drift import Present, as_probed, ceilings_now
 
 
 def test_a_look_is_a_share_of_what_was_probed(hardware_profile: Profile) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autotune.dlrm.distributions import (
+from autotune.data.distributions import (
     Reuse,
     ReuseHistogram,
     Scatter,

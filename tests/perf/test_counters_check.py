@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from autotune.bench.counters import Counters
-from autotune.perf.witness import Witness, judge
+from autotune.perf.counters_check import Witness, judge
 
 
 @pytest.mark.parametrize(

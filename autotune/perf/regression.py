@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from autotune.config.tuned import Prediction
+from autotune.perf.features import Terms
 from autotune.perf.steps import Kind
-from autotune.perf.terms import Terms
 
 FloatArray = npt.NDArray[np.float64]
 

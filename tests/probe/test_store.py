@@ -9,8 +9,8 @@ from autotune.bench.progress import Progress
 from autotune.config.files import load_profile, write_yaml
 from autotune.config.profile import PROFILE_SCHEMA, Ceilings, Profile
 from autotune.ops.native import kernels
-from autotune.probe.cache import load_or_probe
 from autotune.probe.ceilings import BUSY
+from autotune.probe.store import load_or_probe
 from autotune.probe.topology import detect, fingerprint, hardware_id
 
 HERE = fingerprint(detect(), kernels.target())
@@ -82,7 +82,7 @@ def test_a_file_that_cannot_be_read_is_replaced_with_a_note(cached: Path, text: 
 
 def test_a_profile_of_an_older_schema_is_replaced_with_a_note(cached: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     load_or_probe(measure=Probe())
-    monkeypatch.setattr("autotune.probe.cache.PROFILE_SCHEMA", PROFILE_SCHEMA + 1)
+    monkeypatch.setattr("autotune.probe.store.PROFILE_SCHEMA", PROFILE_SCHEMA + 1)
     notes = Notes()
     probe = Probe()
     load_or_probe(measure=probe, progress=notes)

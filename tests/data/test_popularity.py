@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autotune.dlrm.distributions import Uniform, Zipf
-from autotune.perf.lookups import Popularity, counted, uniform, zipf
+from autotune.data.distributions import Uniform, Zipf
+from autotune.data.popularity import Popularity, counted, uniform, zipf
 
 
 def drawn_misses(indices: np.ndarray, capacity: int) -> int:

@@ -12,8 +12,8 @@ import numpy.typing as npt
 import torch
 
 from autotune.config.model import DataSpec, Model, Table
-from autotune.dlrm.criteo import CATEGORIES, DENSE_FEATURES, CriteoFile
-from autotune.dlrm.distributions import IndexDistribution, Reuse, Scatter, Uniform, Zipf, read_histogram
+from autotune.data.criteo import CATEGORIES, DENSE_FEATURES, CriteoFile
+from autotune.data.distributions import IndexDistribution, Reuse, Scatter, Uniform, Zipf, read_histogram
 from autotune.errors import InputError
 
 # First word of every random stream's seed: batches and row scatterings never share one.
