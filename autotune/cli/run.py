@@ -131,9 +131,11 @@ def _run_rank(
     session = open_rank(name, changes=changes, threads=threads, data=data, config_file=config, force=force)
     from autotune.data.batches import make_source
     from autotune.dlrm.checkpoint import save_checkpoint
-    from autotune.dlrm.parallel import ParallelDLRM
+    from autotune.dlrm.lockstep import waiting
+    from autotune.dlrm.model import DLRM
     from autotune.dlrm.ranks import interface
     from autotune.dlrm.train import train
+    from autotune.ops.memory import World
     from autotune.report.record import run_result
 
     first = session.first
@@ -141,7 +143,8 @@ def _run_rank(
         progress.phase("building the model", None)
         source = make_source(session.model, session.data, seed=seed)
         planned = session.planned()
-        dlrm = ParallelDLRM(session.model, planned, seed, machine=session.topology, place_network=network.place)
+        world = World(session.ranks.rank, session.ranks.world, place_network=network.place, waiting=waiting)
+        dlrm = DLRM(session.model, planned, seed, machine=session.topology, world=world)
         begun = () if checkpoint_in is None else _begin(dlrm, _checked(checkpoint_in, session.model))
         progress.phase("training", steps)
         training = train(dlrm, source, steps, lambda _, loss: progress.advance(1, f"loss {loss:.4f}"))

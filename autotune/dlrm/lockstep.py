@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any, cast
 
 import torch
@@ -19,10 +20,11 @@ from autotune.config.knobs import RunConfig
 from autotune.config.model import Model
 from autotune.config.profile import Topology
 from autotune.data.batches import Batch, BatchSource
-from autotune.dlrm.alone import TableAlone
-from autotune.dlrm.parallel import ParallelDLRM
+from autotune.dlrm.model import DLRM
 from autotune.dlrm.ranks import busy
 from autotune.ops.base import Operator
+from autotune.ops.embedding_bag import TableAlone
+from autotune.ops.memory import World
 from autotune.ops.timing import Recorder
 
 _KEPT_BATCHES = 16
@@ -34,6 +36,11 @@ _WITH_OBJECT = ("configure", "task")
 Task = Callable[..., Any]
 
 
+def waiting(key: str) -> AbstractContextManager[None]:
+    """What a rank tells the supervisor while it is in a step, or waits for other ranks in one."""
+    return busy(key, waits=key != "step", limited=True)
+
+
 class Lockstep:
     """A model on several ranks. Rank 0 calls `configure`, `step`, `operators`, `everywhere`, at last `end`; every other rank `follow`.
 
@@ -43,7 +50,7 @@ class Lockstep:
         source: of the batches; the same on every rank.
         seed: of the initial weights.
         machine: this rank's cores.
-        place_network: see `ParallelDLRM`.
+        place_network: see `DLRM`.
         tasks: what `everywhere` can run: called on every rank with this object and the arguments.
         keep_models: Partitions whose models stay in memory at once; rank 0's number counts.
     """
@@ -62,7 +69,7 @@ class Lockstep:
     ) -> None:
         self.model, self._source, self._seed, self._machine = model, source, seed, machine
         self._place_network, self._tasks = place_network, dict(tasks or {})
-        self._models: dict[str, ParallelDLRM] = {}
+        self._models: dict[str, DLRM] = {}
         self._batches: dict[int, Batch] = {}
         self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
         self.description, self.has_labels = source.description, source.has_labels
@@ -74,7 +81,7 @@ class Lockstep:
         self._configure(config)
 
     @property
-    def dlrm(self) -> ParallelDLRM:
+    def dlrm(self) -> DLRM:
         """This rank's share, under the configuration in force."""
         return next(reversed(self._models.values()))
 
@@ -180,8 +187,9 @@ class Lockstep:
             return
         while len(self._models) >= self._keep:
             self._models.pop(next(iter(self._models)))
-        self._models[key] = ParallelDLRM(
-            self.model, config, self._seed, machine=self._machine, place_network=self._place_network
+        self._models[key] = DLRM(
+            self.model, config, self._seed, machine=self._machine,
+            world=World(self.rank, self.ranks, place_network=self._place_network, waiting=waiting),
         )
         dist.barrier()
 
@@ -193,7 +201,7 @@ def time_talks(lockstep: Lockstep, keys: tuple[str, ...], rounds: int, share: fl
         share: of the bytes that travel.
     """
     times: dict[str, list[float]] = {key: [] for key in keys}
-    talks = {key: lockstep.dlrm.talk(key, share) for key in keys}
+    talks = {key: lockstep.dlrm.transfer(key, share) for key in keys}
     for _ in range(rounds):
         for key in keys:
             dist.barrier()

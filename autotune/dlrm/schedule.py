@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 from autotune.config.model import FLOAT_BYTES, INTERACTIONS, Model
 from autotune.config.partition import CommunicationKnobs, Partition
@@ -124,7 +125,7 @@ def _several_ranks(model: Model, partition: Partition, rank: int, knobs: Communi
     own_loads, all_sparse = _loads(model, owned, of_all), _loads(model, shards.sparse, of_all)
     replica_loads = _loads(model, [*shards.sparse, *shards.dense], samples)
     dense_loads = _loads(model, shards.dense, samples)
-    transfer = {"bounds": bounds, "rank": rank, "knobs": knobs}
+    transfer: dict[str, Any] = {"bounds": bounds, "rank": rank, "knobs": knobs}
 
     select = Select(
         "embedding_bag.select",
@@ -286,8 +287,12 @@ class _Passes:
         self.samples = model.minibatch
         self.index_bytes = 4 if model.index_dtype == "int32" else 8
         n, f, e = self.samples, model.num_features, model.embedding_dim
-        self.tables = {"dtype": model.dtype, "optimizer": model.optimizer, "index_bytes": self.index_bytes}
-        self.tables["uniform"] = model.data.distribution == "uniform"
+        self.tables: dict[str, Any] = {
+            "dtype": model.dtype,
+            "optimizer": model.optimizer,
+            "index_bytes": self.index_bytes,
+            "uniform": model.data.distribution == "uniform",
+        }
         vectors, d_vectors = (Buffer(name, FLOAT_BYTES * n * f * e, (n, f, e)) for name in ("vectors", "d_vectors"))
         self.features, self.d_features = (
             Buffer(f"{prefix}features", FLOAT_BYTES * n * (f - 1) * e, (n, (f - 1) * e), root, e)

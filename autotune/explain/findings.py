@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from autotune.config.knobs import EmbeddingForwardKnobs, EmbeddingUpdateKnobs
 from autotune.config.measured import TableUse, differs
 from autotune.config.tuned import Interval, TunedConfig
 from autotune.explain import wording
@@ -15,6 +14,7 @@ from autotune.explain.layers import layer_findings
 from autotune.explain.tables import tables_in_step
 from autotune.explain.terms import ITERATION, OTHER, WORTH_NAMING, above_ceiling_s, below, is_transfer, iteration_s, ranks_on_host
 from autotune.explain.wording import FindingKind
+from autotune.ops.embedding_tables import EmbeddingForwardKnobs, EmbeddingUpdateKnobs
 from autotune.perf.roofline import BOUND_FRACTION, fork_join_s
 
 _BOUND: dict[str, FindingKind] = {"memory": "memory_bound", "compute": "compute_bound", "network": "network_bound"}

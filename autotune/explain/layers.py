@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import NamedTuple, get_args
+from typing import NamedTuple, cast, get_args
 
-from autotune.config.knobs import LayerKnobs
 from autotune.config.model import Model
 from autotune.config.tuned import TunedConfig, Verdict
 from autotune.explain import wording
 from autotune.explain.terms import WORTH_NAMING, above_ceiling_s, iteration_s, ranks_on_host
 from autotune.explain.wording import FindingKind
-from autotune.ops.layer_shapes import Pass, busiest, padded, shape_of
+from autotune.ops.layer import LayerKnobs
+from autotune.ops.layer_shapes import Direction, busiest, padded, shape_of
 from autotune.perf.roofline import compute_ceiling, stream_ceiling
 from autotune.perf.share import per_rank
 
@@ -31,7 +31,7 @@ class LayerFinding(NamedTuple):
 
 
 class _LayerPass(NamedTuple):
-    which: Pass
+    which: Direction
     samples: int
     inputs: int
     outputs: int
@@ -57,11 +57,11 @@ def _pass_of(model: Model, operator: str, sockets: int) -> _LayerPass | None:
     side, _, rest = operator.partition(".")
     number, _, which = rest.partition(".")
     sizes = {"bottom_mlp": model.bottom_mlp, "top_mlp": model.top_sizes}.get(side)
-    if sizes is None or which not in get_args(Pass) or not number.isdigit() or int(number) >= len(sizes) - 1:
+    if sizes is None or which not in get_args(Direction) or not number.isdigit() or int(number) >= len(sizes) - 1:
         return None
     inputs, outputs = list(pairwise(sizes))[int(number)]
     samples = -(-model.minibatch // sockets)
-    return _LayerPass(which, samples, inputs, outputs)  # type: ignore[arg-type]
+    return _LayerPass(cast(Direction, which), samples, inputs, outputs)
 
 
 def _lanes(config: TunedConfig) -> int:

@@ -17,9 +17,9 @@ from typing import Any, ClassVar, Literal
 from autotune.config.knobs import RunConfig
 from autotune.config.partition import CommunicationKnobs
 from autotune.ops.base import Work
+from autotune.ops.collective import Collective, wire_bytes
 from autotune.ops.memory import Memory
 from autotune.ops.native import dist, torch
-from autotune.ops.collective import Collective, wire_bytes
 
 FORWARD = "all_to_all.forward"
 BACKWARD = "all_to_all.backward"

@@ -297,7 +297,7 @@ class Operator(ABC):
             wanted, place = self.knobs_type.model_fields["kind"].default, f"config: operators.{self.key}.kind"
             raise InputError(f"knobs of {self.key} must be of kind {wanted}, got {knobs.kind} ({place}); tune this model anew")
 
-    def prepare(self, memory: Memory, knobs: Any, config: RunConfig) -> None:
+    def prepare(self, memory: Memory, knobs: Any, config: RunConfig) -> None:  # noqa: B027 - most operators keep nothing
         """Make what the pass keeps from step to step (weights, packed copies, tables), and fit it to the knobs. Idempotent."""
 
     @abstractmethod

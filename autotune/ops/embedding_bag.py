@@ -492,7 +492,9 @@ class TableAlone:
     forward: EmbeddingForward
     update: EmbeddingUpdate
     cases: Callable[[], tuple[Case, Case]]
-    """Cases of the two passes."""
+    """Makes the cases of the two passes."""
+    idle: Callable[[], tuple[Case, Case]]
+    """Makes cases over no look-up of one sample: what a call takes by itself."""
     indices: Any
     """int64 [L] of one batch."""
 
@@ -512,27 +514,22 @@ def tables_alone(bags: EmbeddingBags, numbers: Sequence[int], batches: Sequence[
         yield _table_alone(single, number, slot, rows, lookups, samples)
 
 
-def idle(bags: EmbeddingBags, lookups: Lookups) -> tuple[Case, Case]:
-    """Both passes over no look-up of one sample: what a call takes by itself."""
-    nothing = Lookups(lookups.indices[:0], torch.zeros_like(lookups.offsets[: len(bags.rows) + 1]))
-    return EmbeddingCase(bags, [nothing], 1, 0, False, update=False), EmbeddingCase(bags, [nothing], 1, 0, False, update=True)
-
-
 def _table_alone(bags: EmbeddingBags, number: int, slot: int, rows: int, lookups: list[Lookups], samples: int) -> TableAlone:
     indices = lookups[0].indices
     unique, counts = torch.unique(indices, return_counts=True)
     row_bytes = bags.dim * (2 if bags.dtype == "bf16" else FLOAT_BYTES)
     load = TableLoad(rows, row_bytes, indices.numel(), samples, _Counted(counts), counted=float(unique.numel()))
-    kept = {"dtype": bags.dtype, "optimizer": bags.optimizer, "index_bytes": indices.element_size()}
+    kept: dict[str, Any] = {"dtype": bags.dtype, "optimizer": bags.optimizer, "index_bytes": indices.element_size()}
 
-    def cases() -> tuple[Case, Case]:
-        return (
-            EmbeddingCase(bags, lookups, samples, 0, False, update=False),
-            EmbeddingCase(bags, lookups, samples, 0, False, update=True),
-        )
-
+    nothing = Lookups(indices[:0], torch.zeros_like(lookups[0].offsets[:2]))
     forward, update = EmbeddingForward(FORWARD, (load,), **kept), EmbeddingUpdate(UPDATE, (load,), **kept)
-    return TableAlone(number, slot, rows, bags.dim, forward, update, cases, indices)
+    cases, idle = functools.partial(_both, bags, lookups, samples), functools.partial(_both, bags, [nothing], 1)
+    return TableAlone(number, slot, rows, bags.dim, forward, update, cases, idle, indices)
+
+
+def _both(bags: EmbeddingBags, lookups: Sequence[Lookups], samples: int) -> tuple[Case, Case]:
+    forward, update = (EmbeddingCase(bags, lookups, samples, 0, False, update=which) for which in (False, True))
+    return forward, update
 
 
 @dataclass(frozen=True)

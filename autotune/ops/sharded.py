@@ -124,18 +124,14 @@ class ReplicaGradient(EmbeddingUpdate):
     kind: ClassVar[str] = "embedding_bag.replica_gradient"
     prior: ClassVar[Mapping[str, float]] = EmbeddingUpdate.prior
 
-    def prepare(self, memory: Memory, knobs: Any, config: Any) -> None:
-        super().prepare(memory, knobs, config)
-        tables = [memory.buffers[f"table.{part.table}"] for part in self.sources[0].parts]
-        key = tuple(table.data_ptr() for table in tables)
-        memory.variant("replica gradients", key, lambda: EmbeddingBags.of(tables))
-
     def run(self, memory: Memory, knobs: EmbeddingUpdateKnobs, threads: int) -> None:
         (source,) = self.sources
         shard: Shard = memory.modules[f"shard.{source.shard}"]
-        gradients: EmbeddingBags = memory.modules["replica gradients"]
-        for table in gradients.weights:
+        tables = [memory.buffers[f"table.{part.table}"] for part in source.parts]
+        for table in tables:
             table.zero_()
+        key = tuple(table.data_ptr() for table in tables)
+        gradients = memory.variant("replica gradients", key, lambda: EmbeddingBags.of(tables))
         # An update of zeros at learning rate -1 adds up the gradient. Replicated tables have all columns, so one group holds them.
         (lookups,) = memory.lookups[source.lookups]
         pooled = memory.buffers[source.buffer].view(-1, len(source.parts), shard.parts[0].width)

@@ -181,7 +181,7 @@ def measure(
     present.look()
     ceilings = ceilings_now(profile.ceilings, present.state)
     iteration = Samples(timed.iterations_s).to_interval()
-    works = {operator.key: operator.work() for operator in dlrm.operators(source)}
+    works = dlrm.schedule_on(data).works
     parts = timed_parts(dlrm.recorder, timed.back)
     rows = [
         operator_row(

@@ -16,7 +16,7 @@ from autotune.config.network import Network
 from autotune.config.profile import Ceilings, Profile
 from autotune.config.tuned import Interval
 from autotune.dlrm.lockstep import Lockstep
-from autotune.dlrm.parallel import TALKS
+from autotune.ops import all_reduce, all_to_all
 from autotune.ops.base import Work
 from autotune.ops.embedding_bag import FORWARD
 from autotune.perf.estimate import estimate
@@ -27,6 +27,8 @@ from autotune.perf.share import per_rank
 from autotune.perf.table import OTHER, OperatorRow, OperatorTable, Perturbation, RankRow
 from autotune.units import format_bytes, format_time
 
+TALKS = (all_to_all.FORWARD, all_to_all.BACKWARD, all_reduce.KEY)
+"""Passes that wait for other ranks."""
 _TALK_ROUNDS = 5
 _PROOF_ROUNDS = 15
 # A rank that computes this much longer than the mean is worth a word.
@@ -42,8 +44,9 @@ Spans = tuple[TimedSpan, ...]
 def describe_rank(lockstep: Lockstep) -> list[tuple[dict[str, Work], int, int]]:
     """Task: of every rank the work of its passes, the parts it owns, and their memory."""
     dlrm = lockstep.dlrm
-    works = {operator.key: operator.work() for operator in lockstep.operators(lockstep)}
-    owned = sum(1 for placement in dlrm.partition.tables if dlrm.rank in placement.ranks)
+    works = dict(lockstep.dlrm.schedule.works)
+    partition = dlrm.partition
+    owned = 0 if partition is None else sum(1 for placement in partition.tables if dlrm.rank in placement.ranks)
     mine = (works, owned, sum(4 * bags.rows[t] * bags.dim for _, bags, t in dlrm.parts()))
     everybodys: list[tuple[dict[str, Work], int, int]] = [mine] * lockstep.ranks
     dist.all_gather_object(everybodys, mine)

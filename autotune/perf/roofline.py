@@ -17,11 +17,11 @@ from itertools import groupby
 from typing import Literal
 
 from autotune.config.measured import TimeParts
-from autotune.config.network import Network, Operation
+from autotune.config.network import Network
 from autotune.config.profile import Ceilings, RowPoint
 from autotune.errors import InputError
 from autotune.ops.base import Work
-from autotune.perf.network import transfer_s
+from autotune.perf.collectives import transfer_s
 from autotune.units import format_bytes, format_time
 
 Binder = Literal["memory", "compute", "network", "none"]
@@ -196,8 +196,7 @@ def limits(work: Work, ceilings: Ceilings, threads: int, *, warm: bool = False, 
 def _network_s(work: Work, network: Network | None) -> float:
     if network is None or work.operation not in ("all_to_all", "all_reduce"):
         return 0.0
-    operation: Operation = "all_to_all" if work.operation == "all_to_all" else "all_reduce"
-    return transfer_s(network, operation, work.messages, work.message_bytes, work.form)
+    return transfer_s(network, work, network.ranks)
 
 
 _REASONS: Mapping[Reason, str] = {

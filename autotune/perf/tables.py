@@ -13,9 +13,8 @@ from autotune.config.knobs import RunConfig
 from autotune.config.measured import HOT_ROWS, TableUse
 from autotune.config.profile import Ceilings
 from autotune.data.batches import BatchSource
-from autotune.dlrm.alone import TableAlone
 from autotune.dlrm.lockstep import Lockstep
-from autotune.ops.embedding_bag import FORWARD, UPDATE
+from autotune.ops.embedding_bag import FORWARD, UPDATE, TableAlone
 from autotune.perf.roofline import limits
 
 _ROUNDS = 9
@@ -48,8 +47,7 @@ def measure_tables(
     if not tables:
         return ()
     # The last pair is idle: a step calls all tables at once, so what a call takes by itself is taken off every table's time.
-    passes = [(one.forward, one.update) for one in tables] + [(tables[0].forward.idle(), tables[0].update.idle())]
-    cases = [(forward.case(0), update.case(0)) for forward, update in passes]
+    cases = [*(one.cases() for one in tables), tables[0].idle()]
     knobs = (config.operators[FORWARD], config.operators[UPDATE])
     times: list[tuple[list[float], list[float]]] = [([], []) for _ in cases]
     for number in range(1 + _ROUNDS):
@@ -78,7 +76,7 @@ def table_use(one: TableAlone, forward_s: float, update_s: float, ceilings: Ceil
         table=one.table,
         rank=rank,
         rows=one.rows,
-        dim=one.forward.dim,
+        dim=one.dim,
         lookups=lookups,
         unique=len(unique),
         hot_rows=hot,

@@ -7,7 +7,7 @@ from dataclasses import replace
 from autotune.config.model import FLOAT_BYTES, Model
 from autotune.config.profile import Profile
 from autotune.errors import InputError
-from autotune.perf.network import best_fit
+from autotune.perf.collectives import nearest_fit
 from autotune.perf.share import per_rank
 from autotune.plan.constraints import Constraints
 from autotune.plan.planner import Plan, plan
@@ -53,5 +53,5 @@ def plan_for(
         constraints=constraints,
         optimizer_state_bytes_per_row=FLOAT_BYTES if model.optimizer == "adagrad" else 0,
         reuse=observed(model),
-        network_bytes_per_s=best_fit(network, "all_to_all", "native").bandwidth_bytes_per_s if network else None,
+        network_bytes_per_s=nearest_fit(network, "all_to_all", "native").bandwidth_bytes_per_s if network else None,
     )

@@ -19,7 +19,7 @@ from autotune.bench.noise import NoiseMonitor
 from autotune.bench.progress import NO_PROGRESS, Progress
 from autotune.bench.repetitions import LEAST_STEPS, STEPS, VISITS, Stop, faster, grouped, timed_steps, visited
 from autotune.config.calibration import CalibrationRun
-from autotune.config.knobs import EmbeddingUpdateKnobs, RunConfig
+from autotune.config.knobs import RunConfig
 from autotune.config.model import DTYPES, DataSpec, Model, Table, required_memory_bytes
 from autotune.config.profile import Topology
 from autotune.data.batches import Batch, make_source
@@ -190,7 +190,7 @@ def bf16_gain(topology: Topology, threads: int) -> float:
                 for dtype, of in built.items()
             }
             taken = {
-                dtype: sum(time_s for key, time_s in passes.items() if "mlp" in key and key.endswith(".forward"))
+                dtype: sum(passes[key] for key, operator in built[dtype][0].schedule.operators.items() if operator.kind == "mlp.forward")
                 for dtype, passes in runs.items()
             }
             ratios.append(taken["fp32"] / taken["bf16"])
@@ -205,9 +205,8 @@ def _variants(model: Model, shape: _Shape, topology: Topology, counts: Sequence[
         config = default_config(model, topology, count)
         yield config
     update = config.operators[embedding_bag.UPDATE]
-    assert isinstance(update, EmbeddingUpdateKnobs)
     for strategy in shape.strategies:
-        if strategy != update.strategy:
+        if strategy != getattr(update, "strategy", strategy):
             chosen = update.model_copy(update={"strategy": strategy})
             yield config.model_copy(update={"operators": {**config.operators, embedding_bag.UPDATE: chosen}})
     if shape.small_pages and config.huge_pages:

@@ -21,7 +21,7 @@ from autotune.bench.progress import NO_PROGRESS, Progress
 from autotune.config.network import InterfaceRate, Network, NetworkPoint, Operation, Together
 from autotune.config.partition import ALL_TO_ALL_FORMS, CommunicationKnobs
 from autotune.dlrm.ranks import interface
-from autotune.ops.all_to_all import Exchange
+from autotune.ops.all_to_all import AllToAll, Exchange
 from autotune.probe.fit import fits
 from autotune.probe.interfaces import hosts, rates
 from autotune.units import format_bytes, format_time
@@ -145,9 +145,10 @@ def _exchange(form: Any, ranks: int, size: int, group: Any, inside: bool) -> _Tr
     """An all-to-all of fp32 in which every rank sends about `size` bytes."""
     knobs = CommunicationKnobs(all_to_all=form)
     width = max(1, round(size / (4 * (ranks - 1) * _PARTS)))
-    bounds, slots = tuple(range(ranks + 1)), [[width] * _PARTS for _ in range(ranks)]
-    exchange = Exchange("forward", bounds, slots, min(dist.get_rank(), ranks - 1), knobs, group)
-    work = exchange.work()
+    bounds, slots = tuple(range(ranks + 1)), ((width,) * _PARTS,) * ranks
+    rank = min(dist.get_rank(), ranks - 1)
+    exchange = Exchange("forward", bounds, slots, rank, knobs, group)
+    work = AllToAll("", "forward", bounds, slots, rank, knobs).work()
 
     def call() -> None:
         exchange.start()

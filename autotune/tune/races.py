@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from autotune.bench.noise import NoiseMonitor
@@ -24,7 +24,7 @@ from autotune.config.tuned import Interval
 from autotune.errors import VerificationError
 from autotune.ops.base import Case, Operator
 from autotune.tune.budget import Clock
-from autotune.tune.space import MAX_FINALISTS, changes, is_valid
+from autotune.tune.space import MAX_FINALISTS
 
 # A sample shorter than this would measure the clock and the call as much as the operator; short operators are called several times.
 _SAMPLE_S = 5e-4
@@ -93,11 +93,10 @@ def group_operators(operators: Sequence[Operator], default: RunConfig, gain_s: d
     Args:
         gain_s: Seconds that could be gained, by pass.
     """
-    groups: dict[str, list[Operator]] = {}
+    groups: dict[Hashable, list[Operator]] = {}
     for operator in operators:
         if operator.key in default.operators:
-            shape = getattr(operator, "shape", None)
-            groups.setdefault(operator.key if shape is None else f"{type(operator).__name__} {shape}", []).append(operator)
+            groups.setdefault(operator.key if operator.shape is None else (operator.kind, operator.shape), []).append(operator)
     found = [OperatorGroup(tuple(group), sum(gain_s.get(operator.key, 0.0) for operator in group)) for group in groups.values()]
     return sorted(found, key=lambda group: -group.weight_s)
 
@@ -139,7 +138,7 @@ class _OneRace:
         self.threads = self.racer.default.threads
         self.default = self.racer.default.operators[operator.key]
         self.begin_s = self.racer.clock()
-        offered = [knobs for knobs in operator.candidates(self.racer.topology, self.threads) if is_valid(knobs, self.threads)]
+        offered = [knobs for knobs in operator.candidates(self.racer.topology, self.threads) if knobs.valid_for(self.threads)]
         self.offered = list(dict.fromkeys([self.default, *offered]))
         random.Random(self.racer.seed).shuffle(self.offered)
 
@@ -174,7 +173,7 @@ class _OneRace:
 
     def _named(self, knobs: Sequence[Knobs]) -> dict[str, Knobs]:
         """The default and `knobs`, by what they change."""
-        return {changes(self.default, one) or "default": one for one in (self.default, *knobs)}
+        return {self.default.changes(one) or "default": one for one in (self.default, *knobs)}
 
     def _check_default(self, case: Case) -> float:
         """Seconds of a check: of the second one, since the first works out the reference as well."""
@@ -198,7 +197,7 @@ class _OneRace:
     def _admit(self, case: Case, near: Knobs, check_s: float, sample_s: float, end_s: float) -> list[Knobs]:
         """Candidates that pass their check, nearest to `near` first, as many as there is time to race until `end_s`."""
         admitted: list[Knobs] = []
-        waiting = sorted((knobs for knobs in self.offered if knobs not in self.timed), key=lambda knobs: _distance(near, knobs))
+        waiting = sorted((knobs for knobs in self.offered if knobs not in self.timed), key=near.distance)
         each_s = _RUNS_PER_CANDIDATE * _CANDIDATE_SLOWER * sample_s
         for knobs in waiting:
             begin_s = self.racer.clock()
@@ -210,7 +209,7 @@ class _OneRace:
             if check.passed:
                 admitted.append(knobs)
             else:
-                named = changes(self.default, knobs)
+                named = self.default.changes(knobs)
                 self.rejected.append(f"{named}: error {check.worst:.3g}, allowed {check.tolerance:.3g}")
             self.racer.on_time(self.racer.clock() - begin_s, f"{self.group.keys[0]} checking")
         return admitted
@@ -297,12 +296,6 @@ def _leaders(heat: Race, names: dict[str, Knobs]) -> list[Knobs]:
 
 def _per_call(samples: Samples, calls: int) -> Samples:
     return Samples(tuple(time_s / calls for time_s in samples.times_s))
-
-
-def _distance(a: Knobs, b: Knobs) -> int:
-    """Knobs in which two candidates differ; another implementation counts one, since its blockings mean nothing."""
-    differing = [name for name in type(a).model_fields if getattr(a, name) != getattr(b, name, None)]
-    return 1 if "implementation" in differing else len(differing)
 
 
 def _drop_now_and_then(times_s: Mapping[str, Sequence[float]], best: str) -> list[str]:

@@ -45,7 +45,7 @@ def race_gains(races: Sequence[RaceResult], winner: RunConfig) -> list[Gain]:
             gains.append(
                 Gain(
                     operator=key,
-                    knob=changes(result.default, best[0].knobs) if best else "default",
+                    knob=result.default.changes(best[0].knobs) if best else "default",
                     default_s=result.default_s,
                     tuned_s=best[0].time_s if best else result.default_s,
                     speedup=best[0].speedup if best else one,

@@ -28,7 +28,7 @@ from autotune.tune.journal import Journal
 from autotune.tune.objective import Bench, Paired, Trainable, decided
 from autotune.tune.races import OperatorGroup, Racer, RaceResult, group_operators
 from autotune.tune.result import Outcome, race_gains
-from autotune.tune.space import Group, Params, Space, changes, huge_page_choices, is_valid, thread_choices
+from autotune.tune.space import Group, Params, Space, changes, huge_page_choices, thread_choices
 from autotune.units import format_bytes, format_time
 
 Measure = Callable[..., OperatorTable]
@@ -298,7 +298,7 @@ class Tuner:
             return winner, []
         threads = self.default.threads
         operators = {
-            key: knobs if is_valid(knobs, threads) else self.default.operators[key] for key, knobs in winner.operators.items()
+            key: knobs if knobs.valid_for(threads) else self.default.operators[key] for key, knobs in winner.operators.items()
         }
         before = self.default.model_copy(update={"operators": operators})
         paired = self.bench.compare(before, winner, budget_s=budget_s, max_rounds=_TRIAL_ROUNDS, on_round=self.progress.advance)

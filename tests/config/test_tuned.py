@@ -7,10 +7,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from autotune.config.files import dump_yaml, load_profile, load_tuned, write_yaml
-from autotune.config.knobs import EmbeddingForwardKnobs, EmbeddingUpdateKnobs, InteractionKnobs, LayerKnobs, RunConfig
+from autotune.config.knobs import RunConfig
 from autotune.config.profile import Ceilings, ComputePoint, Fingerprint, Profile, RowPoint, StreamPoint, TimePoint, Topology
 from autotune.config.tuned import Gain, Interval, Launch, Provenance, TunedConfig, Verdict
 from autotune.errors import InputError
+from autotune.ops.embedding_tables import EmbeddingForwardKnobs, EmbeddingUpdateKnobs
+from autotune.ops.interaction import InteractionKnobs
+from autotune.ops.layer import LayerKnobs
 
 TOPOLOGY = Topology(
     cpu_model="Some CPU @ 2.5: #1",

@@ -4,10 +4,13 @@ import pytest
 import torch
 
 from autotune.catalog import load_model_by_name
-from autotune.config.knobs import EmbeddingUpdateKnobs, InteractionKnobs, LayerKnobs, RunConfig
+from autotune.config.knobs import RunConfig
 from autotune.data.batches import Batch, make_source
 from autotune.dlrm.model import DLRM, complete, default_config
 from autotune.errors import InputError
+from autotune.ops.embedding_tables import EmbeddingUpdateKnobs
+from autotune.ops.interaction import InteractionKnobs
+from autotune.ops.layer import LayerKnobs
 from autotune.ops.native import kernels
 
 TINY = load_model_by_name("tiny")

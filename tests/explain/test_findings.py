@@ -2,12 +2,13 @@
 
 import pytest
 
-from autotune.config.knobs import EmbeddingUpdateKnobs, LayerKnobs
 from autotune.config.measured import MachineState, TimeParts
 from autotune.config.tuned import Interval, TunedConfig
 from autotune.explain.findings import Finding, find, grouped
 from autotune.explain.tables import tables_in_step
 from autotune.explain.wording import FindingKind
+from autotune.ops.embedding_tables import EmbeddingUpdateKnobs
+from autotune.ops.layer import LayerKnobs
 
 
 def of_kind(config: TunedConfig, kind: FindingKind, operator: str = "") -> list[Finding]:

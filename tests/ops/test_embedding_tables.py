@@ -7,10 +7,10 @@ import itertools
 import pytest
 import torch
 
-from autotune.config.knobs import EmbeddingForwardKnobs, EmbeddingUpdateKnobs
 from autotune.config.profile import Topology
 from autotune.errors import InputError
 from autotune.ops.embedding_bag import EmbeddingBags, EmbeddingForward, EmbeddingUpdate, Lookups, strategies
+from autotune.ops.embedding_tables import EmbeddingForwardKnobs, EmbeddingUpdateKnobs
 from autotune.ops.functional import FusedEmbeddingBags
 
 ROWS, DIM, SAMPLES = (70000, 9, 300), 12, 40

@@ -6,10 +6,9 @@ from typing import get_args
 import pytest
 import torch
 
-from autotune.config.knobs import LayerKnobs
 from autotune.config.model import Dtype, Optimizer
 from autotune.config.profile import Topology
-from autotune.ops.layer import Layer
+from autotune.ops.layer import Layer, LayerKnobs
 from autotune.ops.mlp import LayerPass, Pass
 
 KINDS = list(itertools.product(get_args(Dtype), get_args(Optimizer)))

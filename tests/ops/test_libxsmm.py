@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 
 from autotune.catalog import load_model_by_name
-from autotune.config.knobs import FixedKnobs, LayerKnobs, RunConfig
+from autotune.config.knobs import FixedKnobs, RunConfig
 from autotune.config.profile import Topology
 from autotune.data.batches import make_source
 from autotune.dlrm.model import DLRM
 from autotune.errors import InputError, MachineError
 from autotune.ops import libxsmm
+from autotune.ops.layer import LayerKnobs
 from autotune.ops.mlp import LayerPass
 from autotune.ops.native import kernels
 

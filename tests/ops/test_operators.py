@@ -4,13 +4,14 @@ import pytest
 import torch
 
 from autotune.catalog import load_model_by_name
-from autotune.config.knobs import EmbeddingUpdateKnobs, LayerKnobs
 from autotune.config.profile import Topology
 from autotune.data.batches import make_source
 from autotune.dlrm.model import DLRM
 from autotune.ops.base import Operator
 from autotune.ops.embedding_bag import EmbeddingBags, EmbeddingForward, EmbeddingUpdate, Lookups
+from autotune.ops.embedding_tables import EmbeddingUpdateKnobs
 from autotune.ops.interaction import Interaction
+from autotune.ops.layer import LayerKnobs
 from autotune.ops.mlp import LayerPass, default_knobs
 from autotune.ops.native import cold_sets, empty_rows, leading_dimension, target
 

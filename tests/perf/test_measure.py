@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from autotune.catalog import load_model_by_name
-from autotune.config.knobs import LayerKnobs, RunConfig
+from autotune.config.knobs import RunConfig
 from autotune.config.profile import Ceilings, ComputePoint, Fingerprint, Profile, RowPoint, StreamPoint, TimePoint
 from autotune.config.tuned import Interval
 from autotune.data.batches import make_source
 from autotune.dlrm.model import DLRM
 from autotune.errors import InputError
+from autotune.ops.layer import LayerKnobs
 from autotune.ops.mlp import _LayerCase
 from autotune.perf.measure import measure
 from autotune.perf.perturb import _judge, perturb

@@ -4,12 +4,12 @@ import itertools
 
 import pytest
 import torch
+from autotune.dlrm.alone import TableAlone, tables_alone
 
 from autotune.catalog import load_model_by_name
 from autotune.config.measured import HOT_ROWS
 from autotune.config.profile import Ceilings, ComputePoint, RowPoint, StreamPoint, TimePoint
 from autotune.data.batches import make_source
-from autotune.dlrm.alone import TableAlone, tables_alone
 from autotune.dlrm.model import DLRM
 from autotune.ops.embedding_bag import EmbeddingBags, Lookups, table_by_table
 from autotune.ops.timing import Recorder

@@ -13,10 +13,12 @@ import pytest
 
 from autotune import catalog
 from autotune.bench.samples import Samples
-from autotune.config.knobs import InteractionKnobs, Knobs, LayerKnobs, RunConfig
+from autotune.config.knobs import Knobs, RunConfig
 from autotune.config.model import Model
 from autotune.config.profile import Fingerprint, Topology
 from autotune.ops.base import Case, Check, Operator, Work
+from autotune.ops.interaction import InteractionKnobs
+from autotune.ops.layer import LayerKnobs
 from autotune.perf.table import OTHER, OperatorRow, OperatorTable
 from autotune.tune.budget import Deadline
 from autotune.tune.journal import Journal

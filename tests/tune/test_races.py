@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from autotune.config.knobs import LayerKnobs
 from autotune.errors import VerificationError
+from autotune.ops.layer import LayerKnobs
 from autotune.tune.races import OperatorGroup, Racer, RaceResult, group_operators
 
 KEY = "bottom_mlp.0.forward"
