@@ -6,11 +6,13 @@ import difflib
 import json
 import os
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from autotune.config.knobs import Knobs
 from autotune.config.model import MODEL_SCHEMA, Model
 from autotune.config.profile import PROFILE_SCHEMA, Profile
 from autotune.config.tuned import TUNED_SCHEMA, TunedConfig
@@ -76,7 +78,7 @@ def _explain(error: ValidationError, cls: type[BaseModel], values: Any, lines: L
     """The first few problems, one a line: unknown keys first, since a misspelt key also shows up as a missing one."""
     found: dict[str, str] = {}
     missing_explained: set[tuple[str | int, ...]] = set()
-    details = sorted(error.errors(include_url=False), key=lambda one: one["type"] != "extra_forbidden")
+    details = sorted(_details(error), key=lambda one: one["type"] != "extra_forbidden")
     for detail in details:
         kind, context = detail["type"], detail.get("ctx", {})
         path = _path_in_file(detail["loc"], values)
@@ -108,6 +110,16 @@ def _explain(error: ValidationError, cls: type[BaseModel], values: Any, lines: L
     return "\n".join(messages[:_SHOWN_ERRORS] + ([f"and {more} more"] if more > 0 else []))
 
 
+def _details(error: ValidationError) -> Iterator[Any]:
+    """Problems with their places; those of knobs, which their own class validates, with the places below the knobs'."""
+    for detail in error.errors(include_url=False):
+        if detail["type"] == "autotune_nested":
+            context = detail["ctx"]
+            yield from ({**inner, "loc": (*detail["loc"], context["kind"], *inner["loc"])} for inner in _details(context["nested"]))
+        else:
+            yield detail
+
+
 def _path_in_file(loc: tuple[str | int, ...], values: Any) -> tuple[str | int, ...]:
     """The part of a pydantic location that the file holds: without the tags of unions, and without a key that is missing."""
     path: list[str | int] = []
@@ -133,7 +145,7 @@ def _keys_at(cls: type[BaseModel], loc: tuple[str | int, ...]) -> list[str]:
     classes = [cls]
     for key in loc:
         fields = [field for one in classes for name, field in one.model_fields.items() if key in (name, field.alias)]
-        tagged = [one for one in classes if "kind" in one.model_fields and one.model_fields["kind"].default == key]
+        tagged: list[type[BaseModel]] = [Knobs.registry[str(key)]] if Knobs in classes and key in Knobs.registry else []
         if fields:
             classes = [found for field in fields for found in _models_in(field.annotation)]
         elif tagged:

@@ -26,8 +26,6 @@ from autotune.ops.native import cold_sets, empty_rows, kernels, torch
 
 MLP = Family("mlp", "#2ca02c")
 
-DIRECTIONS: tuple[Direction, ...] = ("forward", "backward_data", "backward_weights")
-
 WIDTHS: tuple[Literal[16, 32, 48, 64], ...] = (64, 48, 32, 16)
 _ROW_BLOCKS = (64, 128, 32, 48, 96, 24)
 _REDUCTIONS = (128, 256, 512, 1024)
@@ -225,6 +223,13 @@ class LayerBackwardWeights(LayerPass):
             layer.gradients(dy, x, knobs, threads)
         else:
             layer.backward_weights(dy, x, memory.model.learning_rate, knobs, threads)
+
+
+LAYER_PASSES: Mapping[Direction, type[LayerPass]] = {
+    "forward": LayerForward,
+    "backward_data": LayerBackwardData,
+    "backward_weights": LayerBackwardWeights,
+}
 
 
 @dataclass(eq=False)

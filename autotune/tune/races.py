@@ -18,7 +18,7 @@ from autotune.bench.noise import NoiseMonitor
 from autotune.bench.samples import Samples, ratio, significant
 from autotune.bench.timer import Measurement, Race, drop_clearly_worse, interleave, race
 from autotune.config.base import Frozen
-from autotune.config.knobs import Knobs, RunConfig
+from autotune.config.knobs import AnyKnobs, Knobs, RunConfig
 from autotune.config.profile import Topology
 from autotune.config.tuned import Interval
 from autotune.errors import VerificationError
@@ -44,7 +44,7 @@ _HEATS = (0.65, 1.0)
 class Finalist(Frozen):
     """A candidate that beat the default in the final of its race."""
 
-    knobs: Knobs
+    knobs: AnyKnobs
     time_s: Interval
     speedup: Interval
     """default / candidate per round."""
@@ -55,7 +55,7 @@ class RaceResult(Frozen):
 
     keys: tuple[str, ...]
     threads: int
-    default: Knobs
+    default: AnyKnobs
     default_s: Interval
     finalists: tuple[Finalist, ...]
     """Best first; empty when nothing beat the default clearly."""

@@ -14,7 +14,6 @@ from autotune.perf.table import OperatorRow, OperatorTable
 from autotune.tune.confirm import Confirmation
 from autotune.tune.launch import launch_of
 from autotune.tune.races import RaceResult
-from autotune.tune.space import changes
 
 
 @dataclass(frozen=True)

@@ -125,7 +125,7 @@ def test_a_profile_comes_back_equal(tmp_path: Path) -> None:
             r"\(.*:\d+: config.operators.embedding_bag.update.strategie\); did you mean 'stra",
         ),
         ("bn: 32", "bn: 0", r"bn should be greater than or equal to 1, got 0 \(.*: config.operators.bottom_mlp.0.forward.bn\)"),
-        ("kind: layer", "kind: lair", "kind must be one of .*'layer', .*, got 'lair' .*mlp.0.forward.kind"),
+        ("kind: layer", "kind: lair", "kind must be one of .*layer.*, got 'lair' .*mlp.0.forward.kind"),
         ("memory_limit_bytes", "memory_limit", "unknown key 'memory_limit' .*did you mean 'memory_limit_bytes'"),
         ("schema: 1", "schema: 9", "schema 9 is newer"),
         ("bn: 32", "bn: 99999999999999999999", r"bn should be less than or equal to 65536, got 9"),

@@ -7,10 +7,15 @@ from autotune.config.model import Model
 from autotune.config.network import InterfaceRate, Network, NetworkFit, Together
 from autotune.config.profile import Ceilings, ComputePoint, Fingerprint, Profile, RowPoint, StreamPoint, TimePoint, Topology
 from autotune.dlrm.model import default_config
-from autotune.perf.features import Machine, terms_of
+from autotune.dlrm.schedule import schedule
+from autotune.ops.base import Residence
+from autotune.ops.overhead import KEY as OTHER
+from autotune.ops.overhead import Overhead
+from autotune.ops.schedule import Pass
+from autotune.perf.cache_model import residences
+from autotune.perf.features import Machine, features_of
 from autotune.perf.predictor import Predictor
-from autotune.perf.regression import USUAL, weighted
-from autotune.perf.steps import residences, step_passes, whole_tables
+from autotune.perf.regression import weighted
 from autotune.probe.calibrate import reference_models
 
 THREADS = (1, 4)
@@ -63,13 +68,14 @@ def network(ranks: int = 4, bandwidth: float = 1e9) -> Network:
 
 
 def true_times(model: Model, profile: Profile, threads: int, factor: float = 1.0) -> dict[str, float]:
-    """Each pass as its usual law says, times `factor`."""
-    machine = Machine(profile, threads)
-    shapes = step_passes(model, whole_tables(model))
+    """Each pass as its prior weights say, times `factor`."""
+    machine, passes = Machine(profile, threads), schedule(model).passes
     knobs = default_config(model, profile.fingerprint.topology, threads).operators
+    places = residences(passes, machine.own_bytes, machine.shared_bytes)
+    between = Pass(OTHER, Overhead(OTHER, len(passes)))
     return {
-        one.key: factor * weighted(terms_of(one, place, knobs.get(one.key), machine, True), USUAL.get(one.kind, {}))
-        for one, place in zip(shapes, residences(shapes, machine.own_bytes, machine.shared_bytes), strict=True)
+        each.key: factor * weighted(features_of(each, place, knobs.get(each.key), machine), each.operator.prior)
+        for each, place in [*zip(passes, places, strict=True), (between, Residence(0.0, 0.0, 0.0))]
     }
 
 

@@ -87,14 +87,20 @@ class FakeCase(Case):
 
 class FakeOperator(Operator):
     def __init__(self, world: World, key: str) -> None:
-        self.world, self.key = world, key
-        if key != "interaction.forward":
-            self.shape = ("forward", 64)
+        super().__init__(key)
+        self.world = world
+
+    @property
+    def shape(self) -> Any:
+        return None if self.key == "interaction.forward" else ("forward", 64)
+
+    def run(self, memory: Any, knobs: Any, threads: int) -> None:
+        raise AssertionError("only its case runs")
 
     def work(self) -> Work:
         return Work(1, 1, 1)
 
-    def default(self, machine: Topology) -> Knobs:
+    def default(self, threads: int) -> Knobs:
         return CANDIDATES[self.key][0]
 
     def candidates(self, machine: Topology, threads: int) -> Sequence[Knobs]:
