@@ -198,12 +198,13 @@ class _Embedding(Operator):
         """Forward: L*E adds; U distinct rows and the indices are read, N*T pooled rows written. Update: L*E multiply-adds; U distinct rows,
         with their state, are read and written, the pooled gradients and the indices read. L rows pass through the caches."""
         gather, state = self.gather, FLOAT_BYTES * self._stated_rows
+        beside = FLOAT_BYTES if not gather and self.optimizer == "adagrad" else 0
         rows = tuple(
             RowAccess(
-                load.row_bytes * self._halves,
+                load.row_bytes * self._halves + beside,
                 round(load.lookups),
                 max(round(load.unique), min(1, round(load.lookups))),
-                load.table_bytes * self._halves,
+                load.table_bytes * self._halves + beside * load.rows,
             )
             for load in self.loads
         )

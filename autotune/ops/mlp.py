@@ -261,8 +261,33 @@ class ReluMask(Operator):
         return {"moved": self.work().bytes / rates.stream_bytes_per_s}
 
     def run(self, memory: Memory, knobs: Any, threads: int) -> None:
-        gradient, output = memory.buffers[f"d_{self.buffer}"], memory.buffers[self.buffer]
-        torch.ops.aten.threshold_backward.grad_input(gradient, output, 0.0, grad_input=gradient)
+        _mask(memory.buffers[f"d_{self.buffer}"], memory.buffers[self.buffer])
+
+    def case(self, seed: int, warm: bool = False) -> Case:
+        return _MaskCase(self.samples, self.columns, seed, warm)
+
+
+def _mask(gradient: torch.Tensor, output: torch.Tensor) -> None:
+    torch.ops.aten.threshold_backward.grad_input(gradient, output, 0.0, grad_input=gradient)
+
+
+class _MaskCase(Case):
+    """Both arrays [N, K] rotate through more than the caches."""
+
+    def __init__(self, samples: int, columns: int, seed: int, warm: bool) -> None:
+        generator, sets = torch.Generator().manual_seed(seed), 1 if warm else cold_sets(8 * samples * columns)
+        self._sets = [[empty_rows(samples, columns).normal_(generator=generator) for _ in range(2)] for _ in range(sets)]
+        self._next = 0
+
+    def run(self, knobs: Any, threads: int) -> None:
+        _mask(*self._sets[self._next % len(self._sets)])
+        self._next += 1
+
+    def check(self, knobs: Any, threads: int) -> Check:
+        gradient, output = (tensor.clone() for tensor in self._sets[0])
+        wanted = gradient * (output > 0)
+        _mask(gradient, output)
+        return Check(float((gradient - wanted).abs().max()), 0.0)
 
 
 def _bytes_of(dtype: Dtype) -> int:

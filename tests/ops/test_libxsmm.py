@@ -39,7 +39,7 @@ def test_without_it_no_candidate_names_it(absent: None, topology: Topology) -> N
 
 def test_a_config_that_names_it_is_refused_with_the_package_to_install(absent: None) -> None:
     config = RunConfig(threads=1, operators={"loss": FixedKnobs(), "top_mlp.0.forward": CHOSEN})
-    said = r"top_mlp\.0\.forward and 0 more.*no such file.*apt-get install libxsmm-dev.*AUTOTUNE_LIBXSMM"
+    said = r"chooses \(top_mlp\.0\.forward\), got none.*no such file.*apt-get install libxsmm-dev.*AUTOTUNE_LIBXSMM"
     with pytest.raises(MachineError, match=said) as raised:
         libxsmm.require_for(config, "the config")
     assert raised.value.exit_code == 3
