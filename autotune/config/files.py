@@ -82,7 +82,7 @@ def _explain(error: ValidationError, cls: type[BaseModel], values: Any, lines: L
     for detail in details:
         kind, context = detail["type"], detail.get("ctx", {})
         path = _path_in_file(detail["loc"], values)
-        missing = detail["loc"][-1:] if kind == "missing" else ()
+        missing: tuple[str | int, ...] = detail["loc"][-1:] if kind == "missing" else ()
         path += tuple(context.get("at", ()))
         place = lines.place(*path, *missing)
         if kind == "extra_forbidden":

@@ -11,7 +11,7 @@ from autotune.config.partition import CommunicationKnobs
 from autotune.ops.embedding_tables import EmbeddingForwardKnobs
 from autotune.ops.interaction import InteractionKnobs
 from autotune.ops.layer import LayerKnobs
-from autotune.tune.space import Group, Space, huge_page_choices, thread_choices
+from autotune.tune.space import Group, Space, changes, huge_page_choices, thread_choices
 
 DEFAULT = LayerKnobs(bk=16)
 WIDE = LayerKnobs(bk=32, thread_columns=4)
