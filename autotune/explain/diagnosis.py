@@ -10,7 +10,7 @@ from autotune.config.measured import TableUse
 from autotune.config.profile import Fingerprint
 from autotune.config.tuned import Gain, Interval, Prediction, Provenance, TunedConfig, Verdict
 from autotune.explain import wording
-from autotune.explain.findings import Finding, find
+from autotune.explain.findings import Finding, Note, find, notes
 from autotune.explain.loads import Load, loads
 from autotune.explain.roofline import Roofline, roofline
 from autotune.explain.tables import tables_in_step
@@ -105,6 +105,8 @@ class Explanation:
     """Largest first; passes that no ceiling describes are left out."""
     findings: tuple[Finding, ...]
     """Largest saving first."""
+    notes: tuple[Note, ...]
+    """Remarks of the tuning run; no findings."""
     roofline: Roofline | None
     """None where the config holds no work, as in files of version 1."""
     timelines: tuple[Timeline, ...]
@@ -149,8 +151,9 @@ def explain(
         operators=tuple(_account(verdict, iteration_s(config)) for verdict in config.verdicts),
         remaining=_remaining(config),
         findings=findings,
+        notes=notes(config),
         roofline=roofline(config),
-        timelines=tuple(one for one in timelines if one is not None),
+        timelines=tuple(timeline for timeline in timelines if timeline is not None),
         loads=loads(config),
         tables=tables_in_step(config),
         what_ifs=tuple(what_ifs),

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from autotune.explain.loads import family
+from autotune.explain.terms import family
 from autotune.explain.timeline import Timeline
 
 _LANES = {"compute": 0, "network": 1}
