@@ -57,7 +57,8 @@ def command(
         write_text_atomic(html, page(account))
         say(f"wrote {html}")
     if figures is not None:
-        from autotune.report.figures import as_file, figures as drawn
+        from autotune.report.figures import as_file
+        from autotune.report.figures import figures as drawn
 
         drawings = list(drawn(account))
         for drawing in drawings:

@@ -111,7 +111,8 @@ def _of_operators(config: TunedConfig) -> Iterator[Finding]:
             evidence = wording.slower_evidence(time_s.median, predicted.low_s, predicted.high_s)
             yield _finding(config, "slower_than_predicted", verdict.operator, time_s.median - predicted.time_s, evidence)
         if _is_wide(time_s):
-            yield _finding(config, "wide_interval", verdict.operator, 0.0, wording.wide_interval_evidence(time_s.low, time_s.high, time_s.samples))
+            evidence = wording.wide_interval_evidence(time_s.low, time_s.high, time_s.samples)
+            yield _finding(config, "wide_interval", verdict.operator, 0.0, evidence)
 
 
 def _of_iteration(config: TunedConfig) -> Iterator[Finding]:
@@ -157,7 +158,7 @@ def _oversubscribed(config: TunedConfig) -> Iterator[Finding]:
 
 def _waiting(config: TunedConfig) -> Iterator[Finding]:
     """Threads that were at work but held no core: something else ran there."""
-    waiting_s = {verdict.operator: verdict.parts.off_core * verdict.time_s.median for verdict in config.verdicts if verdict.parts is not None}
+    waiting_s = {row.operator: row.parts.off_core * row.time_s.median for row in config.verdicts if row.parts is not None}
     total_s = sum(waiting_s.values())
     if total_s >= _WAITING_SHARE * iteration_s(config) > 0:
         most = max(waiting_s, key=lambda key: waiting_s[key])

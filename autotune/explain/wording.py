@@ -42,7 +42,9 @@ _REMEDIES: dict[FindingKind, tuple[str, Callable[[TunedConfig], tuple[str, ...]]
         "only fewer operations help: lower precision, smaller layers, or a machine with more cores or wider vectors", None,
     ),
     "network_bound": ("only less traffic helps: another partition of the tables, a smaller wire dtype, or overlap with compute", None),
-    "below_every_ceiling": ("overhead, imbalance or latency: a larger minibatch or fewer threads gives every fork and join more work", None),
+    "below_every_ceiling": (
+        "overhead, imbalance or latency: a larger minibatch or fewer threads gives every fork and join more work", None,
+    ),
     "waiting_for_cores": ("stop what else runs on these cores, bind to others (taskset), or tune with fewer threads", None),
     "less_bandwidth": ("stop what else uses memory, on other cores too; if it is always so, probe and tune again", probe_again),
     "slower_cores": (
