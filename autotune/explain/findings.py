@@ -1,4 +1,4 @@
-"""What is worth knowing about a tuned config: typed, each with its evidence and one remedy, all of it from what the config holds."""
+"""Findings about a tuned config: typed values, each with its evidence and one remedy, derived from the config alone."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def _of_iteration(config: TunedConfig) -> Iterator[Finding]:
 
 
 def _small_minibatch(config: TunedConfig) -> Iterator[Finding]:
-    """What is launched takes a noticeable share: as it was measured, else by the probe's cost of a fork and a join."""
+    """A noticeable share of launches: as measured, else by the probe's cost of a fork and a join."""
     total_s = iteration_s(config)
     if not total_s:
         return

@@ -72,7 +72,7 @@ def plural(count: int, what: str) -> str:
 
 
 def note_remedy(config: TunedConfig, note: str) -> Remedy | None:
-    """What to do about a remark of the tuning run; None where nothing needs to be done."""
+    """Remedy for a remark of the tuning run; None where nothing needs to be done."""
     if "budget" in note:
         return Remedy("tune again with a larger budget", longer_budget(config))
     if "disturb" in note or "differed" in note:
@@ -81,10 +81,10 @@ def note_remedy(config: TunedConfig, note: str) -> Remedy | None:
 
 
 def remedy(config: TunedConfig, kind: FindingKind, operator: str, *, raced: bool = True, below: str = "") -> Remedy:
-    """What to do about it, where that follows from the kind alone; an operator pass that was never raced is raced first.
+    """Remedy that follows from the kind of a finding alone; an operator pass that was never raced is raced first.
 
     Args:
-        below: what rules a pass below every ceiling, as `perf.roofline.reason` names it.
+        below: cause that dominates a pass below every ceiling, as `perf.roofline.reason` names it.
     """
     if below == "cores":
         return Remedy(_BELOW[below])
@@ -263,7 +263,7 @@ def oversubscribed_remedy(threads: int) -> Remedy:
 def verdict_sentence(
     model: str, sockets: int, threads: int, tuned_s: float, default_s: float, speedup: tuple[float, float, float], significant: bool
 ) -> str:
-    """What it takes, and what tuning gained."""
+    """Time of an iteration, and the gain over the default."""
     place = f"{plural(sockets, 'socket')} with {plural(threads, 'thread')}{' each' if sockets > 1 else ''}"
     median, low, high = speedup
     gained = (
@@ -285,7 +285,7 @@ def binder_sentence(shares: dict[str, float], above_s: float, iteration_s: float
 
 
 def next_sentence(operator: str, saving_s: float, evidence: str, remedy: Remedy) -> str:
-    """What to do next: evidence and remedy of the first finding, whole."""
+    """The next step: evidence and remedy of the first finding, whole."""
     worth = f" (at most {format_time(saving_s)})" if saving_s else ""
     return f"Most is to be had from {operator}{worth}: {evidence} To do: {remedy.text}."
 

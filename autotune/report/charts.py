@@ -130,7 +130,7 @@ def timeline(result: Timeline) -> Markup:
 
 
 def _kind(bar: Bar) -> str:
-    """What a bar is coloured by."""
+    """Family of a pass, ``waiting`` or ``network``: it decides the colour."""
     return "network" if bar.lane == "network" else "waiting" if bar.waiting else family(bar.operator)
 
 

@@ -1,4 +1,4 @@
-"""What a tuned config tells, on one screen of a terminal: the verdict, the passes that matter, what was chosen, what to do."""
+"""The account of a tuned config on one screen of a terminal: the verdict, the passes that matter, what was chosen, what to do."""
 
 from __future__ import annotations
 
