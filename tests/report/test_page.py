@@ -153,7 +153,7 @@ def test_figures_are_the_drawings_of_the_page_as_files_that_stand_alone(account:
         root = ElementTree.fromstring(content)
         assert root.tag == "{http://www.w3.org/2000/svg}svg"
         shapes = set(re.findall(r'class="([^"]+)"', figure.svg))
-        assert all(f".{name}" in content for names in shapes for name in names.split() if name not in {"mark", "title", "c0"})
+        assert all(f".{name}" in content for names in shapes for name in names.split() if name not in {"mark", "title", "c0", "b-none"})
 
 
 def test_figures_are_the_same_each_time(full_config: TunedConfig) -> None:
