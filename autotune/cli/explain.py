@@ -9,14 +9,14 @@ import typer
 
 from autotune.cli.options import ConfigArgument, JsonOption, OutputOption
 from autotune.cli.output import check_outputs, say, show
-from autotune.config.files import load_tuned, make_folder, write_bytes_atomic, write_text_atomic
+from autotune.config.files import load_tuned, make_folder, write_text_atomic
 from autotune.errors import InputError
 from autotune.explain.forecast import forecast
 from autotune.report import explanation
 from autotune.report import predict as predictions
 
 Html = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Also write a page of its own: one file, no network.")]
-Figures = Annotated[Path | None, typer.Option("--figures", metavar="DIR", help="Also write its figures as PNG and SVG.")]
+Figures = Annotated[Path | None, typer.Option("--figures", metavar="DIR", help="Also write its figures as SVG.")]
 Trace = Annotated[Path | None, typer.Option("--trace", metavar="FILE", help="Also write the timeline as a Chrome trace, for Perfetto.")]
 WhatIf = Annotated[str | None, typer.Option("--what-if", metavar="CHANGES", help="Predict: bandwidth=2x,cores=56,dtype=bf16.")]
 
@@ -57,13 +57,13 @@ def command(
         write_text_atomic(html, page(account))
         say(f"wrote {html}")
     if figures is not None:
+        from autotune.report.figures import as_file
         from autotune.report.figures import figures as drawn
 
-        names = []
-        for name, content in drawn(account):
-            write_bytes_atomic(figures / name, content)
-            names.append(name)
-        say(f"wrote {len(names)} figures to {figures}")
+        drawings = list(drawn(account))
+        for drawing in drawings:
+            write_text_atomic(figures / f"{drawing.name}.svg", as_file(drawing))
+        say(f"wrote {len(drawings)} figures to {figures}")
     if trace is not None:
         from autotune.report.trace import trace as traced
 

@@ -1,4 +1,4 @@
-"""What a tuned config tells: what was chosen and what each choice gained, what binds each operator, and what is left to gain."""
+"""The account of a tuned config: what was chosen and what each choice gained, what binds each operator, and what is left to gain."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from autotune.config.measured import TableUse
 from autotune.config.profile import Fingerprint
 from autotune.config.tuned import Gain, Interval, Prediction, Provenance, TunedConfig, Verdict
 from autotune.explain import wording
-from autotune.explain.findings import Finding, find
+from autotune.explain.findings import Finding, Note, find, notes
 from autotune.explain.loads import Load, loads
 from autotune.explain.roofline import Roofline, roofline
 from autotune.explain.tables import tables_in_step
@@ -27,7 +27,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Choice:
-    """What was decided about one operator pass."""
+    """Outcome of the race of one operator pass."""
 
     operator: str
     chosen: str
@@ -60,9 +60,9 @@ class Account:
     operator: str
     time_s: Interval
     share: float
-    """Of the iteration, 0..1."""
+    """Share of the iteration, 0 to 1."""
     flops_per_s: float | None
-    """None where nothing is counted."""
+    """Rate of arithmetic; None where nothing is counted."""
     bandwidth_bytes_per_s: float | None
     """Compulsory bytes per second; of gather and scatter the row bytes that pass; of a transfer what is sent."""
     intensity: float | None
@@ -73,7 +73,7 @@ class Account:
     above_ceiling_s: float | None
     """None where no ceiling describes it."""
     hidden_s: float | None
-    """Of a transfer."""
+    """Seconds behind other passes; None except for a transfer."""
     predicted: Prediction | None
     over_predicted: float | None
     """Measured over predicted."""
@@ -98,21 +98,23 @@ class Explanation:
     choices: tuple[Choice, ...]
     """Largest saving first, then those where the default stands."""
     verdicts: tuple[Verdict, ...]
-    """What binds each operator, longest first."""
+    """Verdict on each operator pass, longest first."""
     operators: tuple[Account, ...]
     """The same with all that follows from it, in the order they run."""
     remaining: tuple[Remaining, ...]
     """Largest first; passes that no ceiling describes are left out."""
     findings: tuple[Finding, ...]
     """Largest saving first."""
+    notes: tuple[Note, ...]
+    """Remarks of the tuning run; no findings."""
     roofline: Roofline | None
     """None where the config holds no work, as in files of version 1."""
     timelines: tuple[Timeline, ...]
     """Measured, then predicted, as far as they are known."""
     loads: tuple[Load, ...]
-    """Of every rank."""
+    """Memory and time of every rank."""
     tables: tuple[TableUse, ...]
-    """By number; their times add up to the passes."""
+    """Tables by number; their times add up to the passes."""
     what_ifs: tuple[WhatIf, ...]
     """In the order they were asked for."""
     unpredicted: str
@@ -149,8 +151,9 @@ def explain(
         operators=tuple(_account(verdict, iteration_s(config)) for verdict in config.verdicts),
         remaining=_remaining(config),
         findings=findings,
+        notes=notes(config),
         roofline=roofline(config),
-        timelines=tuple(one for one in timelines if one is not None),
+        timelines=tuple(timeline for timeline in timelines if timeline is not None),
         loads=loads(config),
         tables=tables_in_step(config),
         what_ifs=tuple(what_ifs),

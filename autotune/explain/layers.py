@@ -9,6 +9,7 @@ from typing import NamedTuple, cast, get_args
 from autotune.config.model import Model
 from autotune.config.tuned import TunedConfig, Verdict
 from autotune.explain import wording
+from autotune.explain.remedies import Remedy
 from autotune.explain.terms import WORTH_NAMING, above_ceiling_s, iteration_s, ranks_on_host
 from autotune.explain.wording import FindingKind
 from autotune.ops.layer import LayerKnobs
@@ -27,7 +28,7 @@ class LayerFinding(NamedTuple):
     operator: str
     saving_s: float
     evidence: str
-    remedy: str
+    remedy: Remedy
 
 
 class _LayerPass(NamedTuple):
