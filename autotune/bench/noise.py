@@ -18,6 +18,7 @@ from pathlib import Path
 
 import psutil
 
+from autotune.bench.rounds import Observer
 from autotune.errors import InputError
 
 # One CPU's counter ticks in 10 ms; over 250 ms the error of two CPUs (14 ms) is 0.06 CPUs, below the threshold of 0.16.
@@ -61,14 +62,17 @@ class Noise:
     """Share of the watched CPUs' time withheld by the hypervisor."""
     frequency_ratio: float | None
     """CPU frequency over the median of the readings before; None where it is not known or was not read."""
-    disturbed: bool
-    """Whether the window should be measured again."""
     reason: str
-    """Why it is disturbed; empty when it is not."""
+    """Why the window is disturbed; empty when it is not."""
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether the window should be measured again."""
+        return bool(self.reason)
 
 
-class NoiseMonitor:
-    """Watches windows: `start()`, the work, `stop()`.
+class NoiseMonitor(Observer):
+    """Observer of foreign load; outside a round loop it watches windows: `start()`, the work, `stop()`.
 
     Args:
         cpus: The CPUs the work runs on; default the affinity of the calling thread, which OpenMP may have bound to one CPU: give the
@@ -106,6 +110,12 @@ class NoiseMonitor:
             self._system.refresh()
             self._past.clear()
 
+    def before(self) -> None:
+        self.start()
+
+    def after(self) -> str:
+        return self.stop().reason
+
     def start(self) -> None:
         self._open = self._read()
 
@@ -122,7 +132,7 @@ class NoiseMonitor:
         frequency_ratio = self._frequency_ratio(end.frequency_hz or begin.frequency_hz)
         span_s = end.time_s - since.time_s
         if span_s <= 0:
-            return Noise(0.0, 0.0, frequency_ratio, disturbed=False, reason="")
+            return Noise(0.0, 0.0, frequency_ratio, reason="")
         foreign_s = max(0.0, (end.busy_s - since.busy_s) - (end.own_s - since.own_s))
         steal_s = max(0.0, end.steal_s - since.steal_s)
         reason = self._reason(foreign_s, steal_s, span_s, frequency_ratio)
@@ -130,7 +140,7 @@ class NoiseMonitor:
             self._past.clear()  # what was judged once must not disturb the repetition too
         else:
             self._past.append(begin)
-        return Noise(foreign_s / span_s, steal_s / (span_s * self._cpus), frequency_ratio, disturbed=bool(reason), reason=reason)
+        return Noise(foreign_s / span_s, steal_s / (span_s * self._cpus), frequency_ratio, reason)
 
     def _reference(self, begin: Reading, end: Reading) -> Reading:
         """The latest window start that lies `SPAN_S` back; where the last one is stale, this window's own."""

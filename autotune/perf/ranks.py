@@ -20,7 +20,7 @@ from autotune.dlrm.parallel import TALKS
 from autotune.ops.base import Work
 from autotune.ops.embedding_bag import FORWARD
 from autotune.perf.estimate import estimate
-from autotune.perf.measure import beside, doubts, operator_row, samples_by_pass, timed_parts, timed_rounds, timed_spans
+from autotune.perf.measure import beside, doubts, operator_row, samples_by_pass, timed_parts, timed_spans, timed_steps
 from autotune.perf.perturb import judge_transfer, perturb
 from autotune.perf.roofline import BOUND_FRACTION, limits
 from autotune.perf.share import per_rank
@@ -110,9 +110,9 @@ def measure_ranks(
         rounds, budget_s: as in `perf.measure.measure`.
 
     Raises:
-        InputError: as `timed_rounds`.
+        InputError: as `timed_steps`.
     """
-    timed = timed_rounds(lockstep, lockstep, monitor, rounds=rounds, budget_s=budget_s, progress=progress)
+    timed = timed_steps(lockstep, lockstep, (monitor,), rounds=rounds, budget_s=budget_s, progress=progress)
     steps = len(timed.passes_s)
     watched: list[tuple[Spans, dict[str, TimeParts]]] = lockstep.everywhere("spans_of_ranks", timed.typical, timed.back)
     recorded: list[Times] = lockstep.everywhere("take_recorded", list(timed.passes_s), steps)
@@ -142,7 +142,7 @@ def measure_ranks(
             threads=threads,
             iteration_s=iteration,
             rows=tuple(rows),
-            notes=(*timed.notes, *doubts(rows, iteration, profile), *_slowest_notes(ranks, medians)),
+            notes=(*profile.warnings, *timed.notes, *doubts(rows, iteration, profile), *_slowest_notes(ranks, medians)),
             ranks=ranks,
             timeline=tuple(span for of_rank, _ in watched[:_SHOWN_RANKS] for span in of_rank),
         ),
