@@ -23,7 +23,7 @@ def at(time_s: float, busy_s: float = 0.0, own_s: float = 0.0, steal_s: float = 
 
 def test_the_load_of_this_process_is_not_foreign() -> None:
     (noise,) = judge(at(0.0), at(1.0, busy_s=2.0, own_s=2.0))
-    assert noise == Noise(0.0, 0.0, None, disturbed=False, reason="")
+    assert noise == Noise(0.0, 0.0, None, reason="")
 
 
 def test_a_busy_foreign_program_disturbs() -> None:
