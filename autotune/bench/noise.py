@@ -19,6 +19,7 @@ from pathlib import Path
 import psutil
 
 from autotune.bench.rounds import Observer
+from autotune.bench.sysfs import parse_cpu_list, read_text
 from autotune.errors import InputError
 
 # One CPU's counter ticks in 10 ms; over 250 ms the error of two CPUs (14 ms) is 0.06 CPUs, below the threshold of 0.16.
@@ -176,7 +177,8 @@ class _System:
     """Readings of this machine."""
 
     def __init__(self, cpus: frozenset[int], processes: tuple[int, ...]) -> None:
-        online = _online()
+        # In the order in which psutil lists them.
+        online = parse_cpu_list(read_text(Path("/sys/devices/system/cpu/online"))) or tuple(range(psutil.cpu_count() or 1))
         self._positions = [position for position, cpu in enumerate(online) if cpu in cpus]
         self._all = len(self._positions) in (0, len(online))
         self._processes = processes
@@ -223,17 +225,3 @@ class _System:
             frequency = None
         self._frequency_at_s = now_s if frequency else math.inf
         return frequency.current * 1e6 if frequency and frequency.current else None
-
-
-def _online() -> list[int]:
-    """Online CPUs in the order in which psutil lists them."""
-    try:
-        text = Path("/sys/devices/system/cpu/online").read_text()
-    except OSError:
-        return list(range(psutil.cpu_count() or 1))
-    cpus: list[int] = []
-    for part in text.strip().split(","):
-        first, _, last = part.partition("-")
-        if first:
-            cpus.extend(range(int(first), int(last or first) + 1))
-    return cpus

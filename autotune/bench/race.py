@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from autotune.bench.rounds import Clock, Measurement, Observer, Times, Turn, check_limits, run_rounds
+from autotune.bench.rounds import Clock, Measurement, Observer, Times, Turn, run_rounds
 from autotune.bench.samples import ENOUGH_SAMPLES, ratio
 from autotune.errors import InputError
 
@@ -36,8 +36,8 @@ class Race:
 def race(
     candidates: Mapping[str, Turn],
     *,
+    max_rounds: int,
     default: str | None = None,
-    max_rounds: int | None = None,
     budget_s: float | None = None,
     min_rounds: int = 3,
     observers: Sequence[Observer] = (),
@@ -62,7 +62,6 @@ def race(
     """
     if default is not None and default not in candidates:
         raise InputError(f"default must be one of the candidates, got {default!r}; add it to them")
-    check_limits(candidates, max_rounds, budget_s, has_end=len(candidates) == 1)
     worse = eliminate or (lambda times_s, best: drop_clearly_worse(times_s, best, min_rounds=min_rounds))
     begin_s, round_s = clock(), 0.0
     admitted: dict[str, Turn] = {}

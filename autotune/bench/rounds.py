@@ -83,8 +83,6 @@ class Measurement:
     """In the order in which they ran, repeated ones included."""
     samples: dict[str, Samples]
     """Of every participant, from the rounds that count: entry i of two participants is from the same round."""
-    spent_s: float
-    """Wall time, warm-up included."""
     notes: tuple[str, ...]
     """Disturbance, and a budget that ended early."""
 
@@ -150,7 +148,12 @@ def run_rounds(
     Raises:
         InputError: no participants, no limit, or less than one round.
     """
-    check_limits(turns, max_rounds, budget_s, has_end=until is not None)
+    if not turns:
+        raise InputError("a measurement needs at least one participant, got none")
+    if max_rounds is None and budget_s is None and until is None:
+        raise InputError("a measurement needs an end, got neither rounds nor budget_s; give one of them")
+    if max_rounds is not None and max_rounds < 1:
+        raise InputError(f"rounds must be at least 1, got {max_rounds}; ask for one or more")
     begin_s, expected_s, repeats, ended, late = clock(), 0.0, 0, False, False
     names, shuffle = list(turns), random.Random(seed).shuffle
     make_inputs = prepare or (lambda: None)
@@ -199,7 +202,7 @@ def run_rounds(
     if late and counted < min(enough_rounds, max_rounds or enough_rounds):
         notes.append(f"the budget of {budget_s:g} s ended after {counted} of at least {enough_rounds} rounds; give a larger one")
     samples = {name: Samples(tuple(values)) for name, values in times_s.items()}
-    return Measurement(tuple(rounds), samples, clock() - begin_s, tuple(notes))
+    return Measurement(tuple(rounds), samples, tuple(notes))
 
 
 def _observed(turns: Mapping[str, Turn], observers: Sequence[Observer]) -> tuple[dict[str, Sequence[float]], str]:
@@ -215,13 +218,3 @@ def _observed(turns: Mapping[str, Turn], observers: Sequence[Observer]) -> tuple
         if collecting:
             gc.enable()
     return times_s, "; ".join(filter(None, reasons))
-
-
-def check_limits(turns: Collection[str], max_rounds: int | None, budget_s: float | None, *, has_end: bool) -> None:
-    """Raises: InputError: as `run_rounds`."""
-    if not turns:
-        raise InputError("a measurement needs at least one participant, got none")
-    if max_rounds is None and budget_s is None and not has_end:
-        raise InputError("a measurement needs an end, got neither rounds nor budget_s; give one of them")
-    if max_rounds is not None and max_rounds < 1:
-        raise InputError(f"rounds must be at least 1, got {max_rounds}; ask for one or more")

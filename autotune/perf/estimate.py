@@ -235,4 +235,4 @@ def _notes(model: Model, profile: Profile, times: Sequence[PassTime], config: Ru
             isinstance(knobs, LayerKnobs) and knobs.implementation == "torch" for knobs in config.operators.values()
         ),
     }  # fmt: skip
-    return tuple(note for note, holds in told.items() if holds)
+    return profile.warnings + tuple(note for note, holds in told.items() if holds)

@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 from autotune.bench.noise import NoiseMonitor
 from autotune.bench.progress import NO_PROGRESS, Progress
+from autotune.bench.rounds import run_rounds
 from autotune.bench.samples import Samples, ratio
 from autotune.config.measured import TimedSpan, TimeParts
 from autotune.config.network import Network
@@ -25,6 +26,7 @@ from autotune.perf.perturb import judge_transfer, perturb
 from autotune.perf.roofline import BOUND_FRACTION, limits
 from autotune.perf.share import per_rank
 from autotune.perf.table import OTHER, OperatorRow, OperatorTable, Perturbation, RankRow
+from autotune.probe.network import slowest_turn
 from autotune.units import format_bytes, format_time
 
 _TALK_ROUNDS = 5
@@ -37,6 +39,18 @@ _SHOWN_RANKS = 64
 
 Times = Sequence[Mapping[str, float]]
 Spans = tuple[TimedSpan, ...]
+
+
+def time_talks(lockstep: Lockstep, keys: tuple[str, ...], rounds: int, share: float = 1.0) -> dict[str, Samples]:
+    """Task: times of each transfer of a step with nothing beside it, of the slowest rank.
+
+    Args:
+        share: of the bytes that travel.
+    """
+    turns = {key: slowest_turn(lockstep.dlrm.talk(key, share)) for key in keys}
+    samples = run_rounds(turns, max_rounds=rounds, warmup=0).samples
+    lockstep.recorder.take()
+    return samples
 
 
 def describe_rank(lockstep: Lockstep) -> list[tuple[dict[str, Work], int, int]]:
@@ -117,7 +131,7 @@ def measure_ranks(
     watched: list[tuple[Spans, dict[str, TimeParts]]] = lockstep.everywhere("spans_of_ranks", timed.typical, timed.back)
     recorded: list[Times] = lockstep.everywhere("take_recorded", list(timed.passes_s), steps)
     of_ranks = [[times[i] for i in timed.counted] for times in recorded]
-    alone = {key: Samples(tuple(values)).median_s for key, values in lockstep.everywhere("time_talks", TALKS, _TALK_ROUNDS).items()}
+    alone = {key: samples.median_s for key, samples in lockstep.everywhere("time_talks", TALKS, _TALK_ROUNDS).items()}
     described = lockstep.everywhere("describe_rank")
     medians = [_medians(times) for times in of_ranks]
     ranks = tuple(_rank_row(rank, medians[rank], *described[rank]) for rank in range(len(medians)))

@@ -157,7 +157,7 @@ def validate(
     bench = _Bench(profile, topology)
     passes: list[PassError] = []
     iterations: list[IterationError] = []
-    notes = []
+    notes = list(profile.warnings)
     left_out = 0
     progress.phase("validating predictions", budget_s)
     fitting = [model for model in models if required_memory_bytes(model) <= 0.9 * available_bytes]

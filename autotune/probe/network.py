@@ -82,7 +82,7 @@ def measure_network(backend: str = "gloo", *, budget_s: float = 12.0, progress: 
         progress.advance(float(finished.counts), f"round {finished.number} of {_ROUNDS}")
 
     measured = run_rounds(
-        {str(i): _turn(transfer.call, calls[i]) for i, transfer in enumerate(transfers)},
+        {str(i): slowest_turn(transfer.call, calls[i]) for i, transfer in enumerate(transfers)},
         max_rounds=_ROUNDS,
         budget_s=budget_s - (time.monotonic() - begin_s),
         min_rounds=_LEAST_ROUNDS,
@@ -216,7 +216,8 @@ def _time(call: Callable[[], object] | None, calls: int) -> float:
     return float(taken)
 
 
-def _turn(call: Callable[[], object] | None, calls: int = 1) -> Turn:
+def slowest_turn(call: Callable[[], object] | None, calls: int = 1) -> Turn:
+    """A turn that every rank takes at once, of as long as the slowest rank takes for a call."""
     return lambda: (_time(call, calls),)
 
 
@@ -268,7 +269,8 @@ def _together(ranks: int) -> Together:
         inner.append(time.perf_counter() - begin_s)
         exchange.wait()
 
-    samples = run_rounds({"compute": _turn(compute), "talk": _turn(talk), "both": _turn(both)}, max_rounds=_ROUNDS, warmup=0).samples
+    turns = {"compute": slowest_turn(compute), "talk": slowest_turn(talk), "both": slowest_turn(both)}
+    samples = run_rounds(turns, max_rounds=_ROUNDS, warmup=0).samples
     within = torch.tensor([statistics.median(inner)], dtype=torch.float64)
     dist.all_reduce(within, op=dist.ReduceOp.MAX)
     return Together(

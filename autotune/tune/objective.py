@@ -6,7 +6,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
 
@@ -50,8 +50,6 @@ class Paired:
 
     base_s: tuple[float, ...]
     other_s: tuple[float, ...]
-    disturbed: int = 0
-    """Rounds in which something else ran, repeated or kept."""
     notes: tuple[str, ...] = ()
 
     @property
@@ -99,7 +97,7 @@ class Bench:
             until: Asked after each round from the third on, since the steps of one turn share its luck; True ends the comparison.
             on_round: Called after each round with the seconds it took.
         """
-        steps = self._steps_per_turn(base, other)
+        begin_s, steps = self.clock(), self._steps_per_turn(base, other)
         batches: list[Batch] = []
 
         def prepare() -> None:
@@ -110,23 +108,22 @@ class Bench:
             if on_round is not None:
                 on_round(self.round_s)
 
-        def paired(times_s: Times) -> Paired:
-            return Paired(tuple(times_s["base"]), tuple(times_s["other"]))
+        def ended(times_s: Times) -> bool:
+            return until is not None and until(Paired(tuple(times_s["base"]), tuple(times_s["other"])))
 
         measured = run_rounds(
             {"base": lambda: self._turn(base, batches), "other": lambda: self._turn(other, batches)},
             max_rounds=None if max_rounds is None else max(_LEAST_ROUNDS if steps > 1 else 1, math.ceil(max_rounds / steps)),
-            budget_s=budget_s,
+            budget_s=budget_s - (self.clock() - begin_s),
             enough_rounds=_LEAST_ROUNDS,
             warmup=0,
             observers=(EachRound(report), *((self.monitor,) if self.monitor else ())),
             prepare=prepare,
-            until=None if until is None else lambda times_s: until(paired(times_s)),
+            until=ended,
             seed=self.seed,
             clock=self.clock,
         )
-        times_s = {name: samples.times_s for name, samples in measured.samples.items()}
-        return replace(paired(times_s), disturbed=measured.disturbed, notes=measured.notes)
+        return Paired(measured.samples["base"].times_s, measured.samples["other"].times_s, measured.notes)
 
     def _step(self, batch: Batch) -> None:
         try:

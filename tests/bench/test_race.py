@@ -40,7 +40,7 @@ def test_the_race_ends_when_only_the_default_is_left() -> None:
 
 def test_candidates_that_the_budget_does_not_reach_are_named() -> None:
     fake = FakeTime()
-    result = race(fake.candidates(a=1.0, b=1.0, c=1.0, default=1.0), default="default", budget_s=6.5, clock=fake.clock)
+    result = race(fake.candidates(a=1.0, b=1.0, c=1.0, default=1.0), default="default", max_rounds=40, budget_s=6.5, clock=fake.clock)
     assert result.eliminated == {"c": 0}
     assert "c" not in result.measurement.samples
     assert fake.calls[0] == "default"

@@ -18,7 +18,7 @@ def two(fake: SimpleNamespace) -> tuple[RunConfig, RunConfig]:
 
 
 def confirmed(fake: SimpleNamespace, world: Any, two: tuple[RunConfig, RunConfig], budget_s: float = 20.0) -> Confirmation:
-    return confirm(fake.DLRM(world, two[0]), fake.Source(world), *two, budget_s=budget_s, clock=world.clock)
+    return confirm(Bench(fake.DLRM(world, two[0]), fake.Source(world), clock=world.clock), *two, budget_s=budget_s)
 
 
 def test_a_gain_is_significant_and_ends_early(fake: SimpleNamespace, world: Any, two: tuple[RunConfig, RunConfig]) -> None:
@@ -86,7 +86,7 @@ class _Restless(NoiseMonitor):
 def test_a_disturbed_round_is_repeated(fake: SimpleNamespace, world: Any, two: tuple[RunConfig, RunConfig]) -> None:
     bench = Bench(fake.DLRM(world, two[0]), fake.Source(world), monitor=_Restless(), clock=world.clock)
     paired = bench.compare(*two, budget_s=100.0, max_rounds=10)
-    assert (len(paired.base_s), paired.disturbed) == (10, 4)
+    assert len(paired.base_s) == 10
     assert paired.notes == ("4 of 14 rounds were disturbed (other programs took 1.00 CPUs): 4 measured again, 0 kept",)
 
 
