@@ -97,15 +97,18 @@ class Measurement:
         return sum(bool(one.disturbed) for one in self.rounds)
 
 
-def timed(call: Callable[[], object], clock: Clock = time.perf_counter, before: Callable[[], object] | None = None) -> Turn:
-    """A turn of one sample: the time of `call`, with `before` called outside the clock."""
+def timed(
+    call: Callable[[], object], clock: Clock = time.perf_counter, *, calls: int = 1, before: Callable[[], object] | None = None
+) -> Turn:
+    """A turn of one sample: the time of `call`, the mean of several in a row; `before` is called first, outside the clock."""
 
     def turn() -> tuple[float]:
         if before is not None:
             before()
         begin_s = clock()
-        call()
-        return (clock() - begin_s,)
+        for _ in range(calls):
+            call()
+        return ((clock() - begin_s) / calls,)
 
     return turn
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import itertools
-import statistics
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Protocol
 
 from autotune.bench.noise import NoiseMonitor
@@ -47,31 +46,6 @@ class Steps(Protocol):
     def step(self, batch: Batch) -> float: ...
 
 
-@dataclass(frozen=True)
-class TimedSteps:
-    """Timed training steps."""
-
-    iterations_s: tuple[float, ...]
-    """Seconds of the steps that count."""
-    passes_s: tuple[dict[str, float], ...]
-    """Seconds by pass of every step, those that do not count included."""
-    counted: tuple[int, ...]
-    """Entries of `passes_s` that count."""
-    notes: tuple[str, ...]
-
-    @property
-    def typical(self) -> int:
-        """Place of the step nearest to the median from the end of a recorder's history; the last step is 1."""
-        median_s = statistics.median(self.iterations_s)
-        nearest = min(range(len(self.counted)), key=lambda i: abs(self.iterations_s[i] - median_s))
-        return self.back[nearest]
-
-    @property
-    def back(self) -> tuple[int, ...]:
-        """Places of the steps that count from the end of a recorder's history; the last step is 1."""
-        return tuple(len(self.passes_s) - number for number in self.counted)
-
-
 def timed_spans(recorder: Recorder, back: int, rank: int = 0) -> tuple[TimedSpan, ...]:
     """When every pass ran, `back` steps ago; the oldest step that is kept where that is longer ago."""
     spans = recorder.history[-min(back, len(recorder.history))] if recorder.history else ()
@@ -101,8 +75,8 @@ def timed_steps(
     rounds: int,
     budget_s: float | None = None,
     progress: Progress = NO_PROGRESS,
-) -> TimedSteps:
-    """Train for some steps, each on a batch of its own; making the batch is outside the times.
+) -> tuple[PassTimes, tuple[str, ...]]:
+    """Train for some steps, each on a batch of its own, and return their times and notes. Making the batch is outside the times.
 
     Args:
         observers: Noise and drift.
@@ -136,12 +110,7 @@ def timed_steps(
         observers=(*observers, passes, EachRound(lambda finished: progress.advance(float(finished.counts)))),
         prepare=next_batch,
     )
-    return TimedSteps(
-        iterations_s=measured.samples["step"].times_s,
-        passes_s=tuple(passes.passes_s),
-        counted=tuple(i for i, finished in enumerate(measured.rounds) if finished.counts),
-        notes=measured.notes,
-    )
+    return passes, measured.notes
 
 
 def samples_by_pass(iterations_s: Sequence[float], passes_s: Sequence[dict[str, float]]) -> dict[str, Samples]:
@@ -178,9 +147,9 @@ def measure(
     """
     monitor = NoiseMonitor(cpus=profile.fingerprint.topology.allowed_cpus)
     drift = Drift(profile, dlrm.config.threads)
-    steps = timed_steps(dlrm, source, (drift, monitor), rounds=rounds, budget_s=budget_s, progress=progress)
+    steps, notes = timed_steps(dlrm, source, (drift, monitor), rounds=rounds, budget_s=budget_s, progress=progress)
     ceilings = ceilings_now(profile.ceilings, drift.state)
-    iteration = Samples(steps.iterations_s).to_interval()
+    iteration = Samples(tuple(steps.iterations_s)).to_interval()
     works = {operator.key: operator.work() for operator in dlrm.operators(source)}
     parts = timed_parts(dlrm.recorder, steps.back)
     rows = [
@@ -198,7 +167,7 @@ def measure(
             threads=dlrm.config.threads,
             iteration_s=iteration,
             rows=tuple(rows),
-            notes=profile.warnings + steps.notes + _of_state(drift.state, profile) + doubts(rows, iteration, profile),
+            notes=profile.warnings + notes + _of_state(drift.state, profile) + doubts(rows, iteration, profile),
             timeline=timed_spans(dlrm.recorder, steps.typical),
             state=drift.state,
         ),

@@ -126,17 +126,17 @@ def measure_ranks(
     Raises:
         InputError: as `timed_steps`.
     """
-    timed = timed_steps(lockstep, lockstep, (monitor,), rounds=rounds, budget_s=budget_s, progress=progress)
+    timed, notes = timed_steps(lockstep, lockstep, (monitor,), rounds=rounds, budget_s=budget_s, progress=progress)
     steps = len(timed.passes_s)
     watched: list[tuple[Spans, dict[str, TimeParts]]] = lockstep.everywhere("spans_of_ranks", timed.typical, timed.back)
-    recorded: list[Times] = lockstep.everywhere("take_recorded", list(timed.passes_s), steps)
+    recorded: list[Times] = lockstep.everywhere("take_recorded", timed.passes_s, steps)
     of_ranks = [[times[i] for i in timed.counted] for times in recorded]
     alone = {key: samples.median_s for key, samples in lockstep.everywhere("time_talks", TALKS, _TALK_ROUNDS).items()}
     described = lockstep.everywhere("describe_rank")
     medians = [_medians(times) for times in of_ranks]
     ranks = tuple(_rank_row(rank, medians[rank], *described[rank]) for rank in range(len(medians)))
     slowest = max(ranks, key=lambda row: row.compute_s).rank
-    iteration = Samples(timed.iterations_s).to_interval()
+    iteration = Samples(tuple(timed.iterations_s)).to_interval()
     ceilings, threads = per_rank(profile.ceilings, ranks_on_host), lockstep.config.threads
     works = described[slowest][0]
     rows = []
@@ -156,7 +156,7 @@ def measure_ranks(
             threads=threads,
             iteration_s=iteration,
             rows=tuple(rows),
-            notes=(*profile.warnings, *timed.notes, *doubts(rows, iteration, profile), *_slowest_notes(ranks, medians)),
+            notes=(*profile.warnings, *notes, *doubts(rows, iteration, profile), *_slowest_notes(ranks, medians)),
             ranks=ranks,
             timeline=tuple(span for of_rank, _ in watched[:_SHOWN_RANKS] for span in of_rank),
         ),

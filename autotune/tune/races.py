@@ -13,11 +13,12 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from autotune.bench.noise import NoiseMonitor
 from autotune.bench.race import Race, drop_clearly_worse, race
 from autotune.bench.rounds import EachRound, Measurement, Observer, Turn, run_rounds, timed
-from autotune.bench.samples import Samples, ratio, significant
+from autotune.bench.samples import ratio, significant
 from autotune.config.base import Frozen
 from autotune.config.knobs import Knobs, RunConfig
 from autotune.config.profile import Topology
@@ -171,7 +172,7 @@ class _OneRace:
         names = self._named(leaders)
         if len(names) > 1:
             measured = self._final(case, names, calls)
-        return self._result(measured, names, calls)
+        return self._result(measured, names)
 
     def _named(self, knobs: Sequence[Knobs]) -> dict[str, Knobs]:
         """The default and `knobs`, by what they change."""
@@ -217,14 +218,7 @@ class _OneRace:
         return admitted
 
     def _turns(self, case: Case, names: dict[str, Knobs], calls: int) -> dict[str, Turn]:
-        def turn_of(knobs: Knobs) -> Turn:
-            def call() -> None:
-                for _ in range(calls):
-                    case.run(knobs, self.threads)
-
-            return timed(call, self.racer.clock)
-
-        return {name: turn_of(knobs) for name, knobs in names.items()}
+        return {name: timed(partial(case.run, knobs, self.threads), self.racer.clock, calls=calls) for name, knobs in names.items()}
 
     def _heat(self, case: Case, names: dict[str, Knobs], calls: int, budget_s: float) -> Race:
         heat = race(
@@ -264,9 +258,8 @@ class _OneRace:
 
         return [EachRound(report), *([self.racer.monitor] if self.racer.monitor else [])]
 
-    def _result(self, measured: Measurement, names: dict[str, Knobs], calls: int) -> RaceResult:
-        samples = {name: _per_call(measured.samples[name], calls) for name in names}
-        finalists = []
+    def _result(self, measured: Measurement, names: dict[str, Knobs]) -> RaceResult:
+        samples, finalists = measured.samples, []
         for name, knobs in names.items():
             speedup = ratio(samples["default"], samples[name])
             if name != "default" and significant(speedup, _MARGIN):
@@ -284,10 +277,6 @@ class _OneRace:
             notes=tuple(self.notes),
             spent_s=self.racer.clock() - self.begin_s,
         )
-
-
-def _per_call(samples: Samples, calls: int) -> Samples:
-    return Samples(tuple(time_s / calls for time_s in samples.times_s))
 
 
 def _distance(a: Knobs, b: Knobs) -> int:

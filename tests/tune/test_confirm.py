@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from autotune.bench.noise import Noise, NoiseMonitor
+from autotune.bench.noise import NoiseMonitor
 from autotune.bench.samples import ENOUGH_SAMPLES
 from autotune.config.knobs import RunConfig
 from autotune.tune.confirm import Confirmation, confirm
@@ -78,9 +78,9 @@ class _Restless(NoiseMonitor):
 
     count = 0
 
-    def stop(self) -> Noise:
+    def after(self) -> str:
         self.count += 1
-        return Noise(1.0, 0.0, None, reason="" if self.count % 3 else "other programs took 1.00 CPUs")
+        return "" if self.count % 3 else "other programs took 1.00 CPUs"
 
 
 def test_a_disturbed_round_is_repeated(fake: SimpleNamespace, world: Any, two: tuple[RunConfig, RunConfig]) -> None:
