@@ -24,13 +24,13 @@ def only(time_s: float, teams: TeamTimes) -> TimeParts:
 
 
 def test_each_part_by_itself() -> None:
-    assert only(10.0, TeamTimes(1, 10.0, 10.0, 10.0, 10.0)) == TimeParts(launch=0, off_core=0, imbalance=0, work=1)
+    assert only(10.0, TeamTimes(1, 10.0, 10.0, 10.0)) == TimeParts(launch=0, off_core=0, imbalance=0, work=1)
     # One thread of two does all of it.
-    assert only(10.0, TeamTimes(1, 10.0, 10.0, 10.0, 5.0)) == TimeParts(launch=0, off_core=0, imbalance=0.5, work=0.5)
+    assert only(10.0, TeamTimes(1, 10.0, 10.0, 5.0)) == TimeParts(launch=0, off_core=0, imbalance=0.5, work=0.5)
     # Both do as much, one of them on half a core.
-    assert only(10.0, TeamTimes(1, 10.0, 10.0, 5.0, 5.0)) == TimeParts(launch=0, off_core=0.5, imbalance=0, work=0.5)
+    assert only(10.0, TeamTimes(1, 10.0, 5.0, 5.0)) == TimeParts(launch=0, off_core=0.5, imbalance=0, work=0.5)
     # Dispatch, forks and joins.
-    assert only(10.0, TeamTimes(1, 8.0, 6.0, 6.0, 6.0)) == TimeParts(launch=0.4, off_core=0, imbalance=0, work=0.6)
+    assert only(10.0, TeamTimes(1, 6.0, 6.0, 6.0)) == TimeParts(launch=0.4, off_core=0, imbalance=0, work=0.6)
 
 
 def test_medians_over_steps_and_passes_that_always_ran_a_team() -> None:
