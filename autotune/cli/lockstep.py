@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from autotune.cli.ranks import RankSession
 from autotune.config.knobs import RunConfig
 from autotune.data.batches import make_source
-from autotune.dlrm.lockstep import Lockstep, Task, take_recorded, time_talks
-from autotune.perf.ranks import describe_rank, prove_rank, spans_of_ranks
+from autotune.dlrm.lockstep import Lockstep, Task, take_recorded
+from autotune.perf.ranks import describe_rank, prove_rank, spans_of_ranks, time_talks
 from autotune.perf.tables import tables_of_ranks
 from autotune.probe.core_sets import NetworkThreads
 

@@ -7,7 +7,6 @@ slowest rank's.
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -192,26 +191,6 @@ class Lockstep:
             world=World(self.rank, self.ranks, place_network=self._place_network, waiting=waiting),
         )
         dist.barrier()
-
-
-def time_talks(lockstep: Lockstep, keys: tuple[str, ...], rounds: int, share: float = 1.0) -> dict[str, list[float]]:
-    """Task: seconds of each transfer of a step with nothing beside it, of the slowest rank, round by round.
-
-    Args:
-        share: of the bytes that travel.
-    """
-    times: dict[str, list[float]] = {key: [] for key in keys}
-    talks = {key: lockstep.dlrm.transfer(key, share) for key in keys}
-    for _ in range(rounds):
-        for key in keys:
-            dist.barrier()
-            begin_s = time.perf_counter()
-            talks[key]()
-            taken: list[float] = [0.0] * lockstep.ranks
-            dist.all_gather_object(taken, time.perf_counter() - begin_s)
-            times[key].append(max(taken))
-    lockstep.recorder.take()
-    return times
 
 
 def take_recorded(lockstep: Lockstep, own: list[dict[str, float]] | None, steps: int) -> list[list[dict[str, float]]]:

@@ -271,4 +271,4 @@ def _notes(model: Model, profile: Profile, times: Sequence[PassTime], config: Ru
             getattr(knobs, "implementation", "") == "torch" for knobs in config.operators.values()
         ),
     }  # fmt: skip
-    return tuple(note for note, holds in told.items() if holds)
+    return profile.warnings + tuple(note for note, holds in told.items() if holds)

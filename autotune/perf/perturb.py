@@ -13,8 +13,8 @@ from typing import Protocol
 import torch
 
 from autotune.bench.progress import NO_PROGRESS, Progress
+from autotune.bench.rounds import run_rounds, timed
 from autotune.bench.samples import ratio
-from autotune.bench.timer import interleave
 from autotune.config.knobs import FixedKnobs, Knobs, RunConfig
 from autotune.config.tuned import Interval
 from autotune.data.batches import BatchSource
@@ -70,7 +70,7 @@ def perturb(
         if half < threads:
             candidates["fewer"] = _call(cold, knobs.with_threads(half), half)
         try:
-            samples = interleave(candidates, rounds=rounds, warmup=2).samples
+            samples = run_rounds({name: timed(call) for name, call in candidates.items()}, max_rounds=rounds, warmup=2).samples
         finally:
             torch.set_num_threads(threads)
         gain = ratio(samples["cold"], samples["warm"])

@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 from autotune.bench.noise import NoiseMonitor
 from autotune.bench.progress import NO_PROGRESS, Progress
+from autotune.bench.rounds import run_rounds
 from autotune.bench.samples import Samples, ratio
 from autotune.config.measured import TimedSpan, TimeParts
 from autotune.config.network import Network
@@ -20,11 +21,12 @@ from autotune.ops import all_reduce, all_to_all
 from autotune.ops.base import Work
 from autotune.ops.embedding_bag import FORWARD
 from autotune.perf.estimate import estimate
-from autotune.perf.measure import beside, doubts, operator_row, samples_by_pass, timed_parts, timed_rounds, timed_spans
+from autotune.perf.measure import beside, doubts, operator_row, samples_by_pass, timed_parts, timed_spans, timed_steps
 from autotune.perf.perturb import judge_transfer, perturb
 from autotune.perf.roofline import BOUND_FRACTION, limits
 from autotune.perf.share import per_rank
 from autotune.perf.table import OTHER, OperatorRow, OperatorTable, Perturbation, RankRow
+from autotune.probe.network import slowest_turn
 from autotune.units import format_bytes, format_time
 
 TALKS = (all_to_all.FORWARD, all_to_all.BACKWARD, all_reduce.KEY)
@@ -39,6 +41,18 @@ _SHOWN_RANKS = 64
 
 Times = Sequence[Mapping[str, float]]
 Spans = tuple[TimedSpan, ...]
+
+
+def time_talks(lockstep: Lockstep, keys: tuple[str, ...], rounds: int, share: float = 1.0) -> dict[str, Samples]:
+    """Task: times of each transfer of a step with nothing beside it, of the slowest rank.
+
+    Args:
+        share: of the bytes that travel.
+    """
+    turns = {key: slowest_turn(lockstep.dlrm.transfer(key, share)) for key in keys}
+    samples = run_rounds(turns, max_rounds=rounds, warmup=0).samples
+    lockstep.recorder.take()
+    return samples
 
 
 def describe_rank(lockstep: Lockstep) -> list[tuple[dict[str, Work], int, int]]:
@@ -113,19 +127,19 @@ def measure_ranks(
         rounds, budget_s: as in `perf.measure.measure`.
 
     Raises:
-        InputError: as `timed_rounds`.
+        InputError: as `timed_steps`.
     """
-    timed = timed_rounds(lockstep, lockstep, monitor, rounds=rounds, budget_s=budget_s, progress=progress)
+    timed, notes = timed_steps(lockstep, lockstep, (monitor,), rounds=rounds, budget_s=budget_s, progress=progress)
     steps = len(timed.passes_s)
     watched: list[tuple[Spans, dict[str, TimeParts]]] = lockstep.everywhere("spans_of_ranks", timed.typical, timed.back)
-    recorded: list[Times] = lockstep.everywhere("take_recorded", list(timed.passes_s), steps)
+    recorded: list[Times] = lockstep.everywhere("take_recorded", timed.passes_s, steps)
     of_ranks = [[times[i] for i in timed.counted] for times in recorded]
-    alone = {key: Samples(tuple(values)).median_s for key, values in lockstep.everywhere("time_talks", TALKS, _TALK_ROUNDS).items()}
+    alone = {key: samples.median_s for key, samples in lockstep.everywhere("time_talks", TALKS, _TALK_ROUNDS).items()}
     described = lockstep.everywhere("describe_rank")
     medians = [_medians(times) for times in of_ranks]
     ranks = tuple(_rank_row(rank, medians[rank], *described[rank]) for rank in range(len(medians)))
     slowest = max(ranks, key=lambda row: row.compute_s).rank
-    iteration = Samples(timed.iterations_s).to_interval()
+    iteration = Samples(tuple(timed.iterations_s)).to_interval()
     ceilings, threads = per_rank(profile.ceilings, ranks_on_host), lockstep.config.threads
     works = described[slowest][0]
     rows = []
@@ -145,7 +159,7 @@ def measure_ranks(
             threads=threads,
             iteration_s=iteration,
             rows=tuple(rows),
-            notes=(*timed.notes, *doubts(rows, iteration, profile), *_slowest_notes(ranks, medians)),
+            notes=(*profile.warnings, *notes, *doubts(rows, iteration, profile), *_slowest_notes(ranks, medians)),
             ranks=ranks,
             timeline=tuple(span for of_rank, _ in watched[:_SHOWN_RANKS] for span in of_rank),
         ),

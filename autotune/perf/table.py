@@ -115,11 +115,6 @@ class OperatorTable:
         told = [one.agrees for one in self.perturbations]
         return told.count(True), told.count(False), told.count(None)
 
-    @property
-    def accounted(self) -> float:
-        """Sum of the rows' median times over the iteration's median: near 1, not at 1, since medians do not add up."""
-        return sum(row.time_s.median for row in self.rows) / self.iteration_s.median
-
     def frame(self) -> pd.DataFrame:
         """One line per row, as `bench.frames.frame_of` lays it out."""
         return frame_of(self.rows)

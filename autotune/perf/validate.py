@@ -20,7 +20,7 @@ import numpy as np
 
 from autotune.bench.noise import NoiseMonitor
 from autotune.bench.progress import NO_PROGRESS, Progress
-from autotune.bench.repetitions import Stop, faster, grouped, visited
+from autotune.bench.repetitions import TimedModel, fastest_passes, grouped, repetitions
 from autotune.config.calibration import CalibrationRun
 from autotune.config.model import Model, required_memory_bytes
 from autotune.config.profile import Profile, Topology
@@ -29,7 +29,7 @@ from autotune.errors import InputError
 from autotune.perf.estimate import Estimate, estimate
 from autotune.perf.predictor import Predictor
 from autotune.perf.random_models import random_model
-from autotune.probe.drift import Present, as_probed
+from autotune.probe.drift import Drift, as_probed
 
 LEAST_SHARE = 0.01
 """Passes below this share of their iteration are left out: their time is that of a few calls, and matters to nobody."""
@@ -157,7 +157,7 @@ def validate(
     bench = _Bench(profile, topology)
     passes: list[PassError] = []
     iterations: list[IterationError] = []
-    notes = []
+    notes = list(profile.warnings)
     left_out = 0
     progress.phase("validating predictions", budget_s)
     fitting = [model for model in models if required_memory_bytes(model) <= 0.9 * available_bytes]
@@ -172,7 +172,7 @@ def validate(
             if bench.as_probed or attempt == _TRIES - 1 or clock() >= end_s:
                 break
         for visits in measured:
-            run = faster(visits)
+            run = fastest_passes(visits)
             found = list(bench.passes(run, visits))
             least_s = LEAST_SHARE * run.iteration_s
             passes += [one for one in found if one.measured_s >= least_s]
@@ -243,29 +243,29 @@ class _Bench:
                 usual.setdefault(run.model.name, run)
         # Those with the least tables: quick to build, and they stay in memory.
         self._least = sorted(usual.values(), key=lambda run: run.model.table_bytes)[:_BESIDE]
-        self._beside = [self._stop(run.model, (most,)) for run in self._least]
-        self._present = Present(profile, most)
+        self._beside = [self._timed_model(run.model, (most,)) for run in self._least]
+        self._machine_drift = Drift(profile, most)
         self.as_probed = True
         """Whether the machine was, before and after the last models, as when it was probed."""
         self._drift = self._drift_now()
 
-    def _stop(self, model: Model, threads: Sequence[int]) -> Stop:
-        return Stop(model, [default_config(model, self.topology, count) for count in threads], self.topology)
+    def _timed_model(self, model: Model, threads: Sequence[int]) -> TimedModel:
+        return TimedModel(model, [default_config(model, self.topology, count) for count in threads], self.topology)
 
     def visits(self, models: Sequence[Model], fewer: bool) -> list[list[CalibrationRun]]:
         """Of every model with all cores, and of the first with half of them too where `fewer`: a run a visit."""
         cores = self.topology.physical_cores
         counts = [(cores, cores // 2) if fewer and i == 0 and cores > 1 else (cores,) for i in range(len(models))]
-        stops = [self._stop(model, threads) for model, threads in zip(models, counts, strict=True)]
-        before = self._present.look()
-        found = list(visited(stops, self.monitor))
-        self.as_probed = as_probed(before, self._present.look())
-        del stops
+        timed_models = [self._timed_model(model, threads) for model, threads in zip(models, counts, strict=True)]
+        before = self._machine_drift.look()
+        found = list(repetitions(timed_models, self.monitor))
+        self.as_probed = as_probed(before, self._machine_drift.look())
+        del timed_models
         self._drift = self._drift_now()
         return found
 
     def _drift_now(self) -> float:
-        runs = [faster(visits) for visits in visited(self._beside, self.monitor)]
+        runs = [fastest_passes(runs) for runs in repetitions(self._beside, self.monitor)]
         ratios = [now.iteration_s / then.iteration_s for now, then in zip(runs, self._least, strict=True)]
         return statistics.geometric_mean(ratios) if ratios else 1.0
 

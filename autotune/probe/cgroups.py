@@ -10,24 +10,10 @@ from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 
+from autotune.bench.sysfs import parse_cpu_list, read_text
+
 # Limit, usage, prefix of the hierarchical counters in memory.stat: version 2, then version 1.
 _MEMORY_FILES = (("memory.max", "memory.current", ""), ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_"))
-
-
-def read_text(path: Path) -> str:
-    """Contents of a file of sysfs or procfs; empty where it cannot be read."""
-    try:
-        return path.read_text(errors="replace").strip("\0 \n")
-    except OSError:
-        return ""
-
-
-def parse_cpu_list(text: str) -> tuple[int, ...]:
-    """``0-3,8,10-11`` as numbers, ascending; what is no number is skipped."""
-    cpus: set[int] = set()
-    for first, last in re.findall(r"(\d+)(?:-(\d+))?", text):
-        cpus.update(range(int(first), int(last or first) + 1))
-    return tuple(sorted(cpus))
 
 
 class Cgroups:

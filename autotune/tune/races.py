@@ -13,10 +13,12 @@ import random
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from autotune.bench.noise import NoiseMonitor
-from autotune.bench.samples import Samples, ratio, significant
-from autotune.bench.timer import Measurement, Race, drop_clearly_worse, interleave, race
+from autotune.bench.race import Race, drop_clearly_worse, race
+from autotune.bench.rounds import EachRound, Measurement, Observer, Turn, run_rounds, timed
+from autotune.bench.samples import ratio, significant
 from autotune.config.base import Frozen
 from autotune.config.knobs import AnyKnobs, Knobs, RunConfig
 from autotune.config.profile import Topology
@@ -161,15 +163,15 @@ class _OneRace:
             if measured is not None and not entrants:
                 break
             names = self._named([*leaders, *entrants])
-            heat = self._heat(case, names, calls, max(heat_end_s - clock(), 1e-3))
-            measured, leaders = heat.measurement, _leaders(heat, names)
+            heat = self._heat(case, names, calls, heat_end_s - clock())
+            measured, leaders = heat.measurement, [names[name] for name in heat.ranking[: MAX_FINALISTS - 1]]
             if len(self.timed) >= len(self.offered):
                 break
         assert measured is not None
         names = self._named(leaders)
         if len(names) > 1:
             measured = self._final(case, names, calls)
-        return self._result(measured, names, calls)
+        return self._result(measured, names)
 
     def _named(self, knobs: Sequence[Knobs]) -> dict[str, Knobs]:
         """The default and `knobs`, by what they change."""
@@ -214,47 +216,37 @@ class _OneRace:
             self.racer.on_time(self.racer.clock() - begin_s, f"{self.group.keys[0]} checking")
         return admitted
 
-    def _callers(self, case: Case, names: dict[str, Knobs], calls: int) -> dict[str, Callable[[], None]]:
-        def caller(knobs: Knobs) -> Callable[[], None]:
-            def call() -> None:
-                for _ in range(calls):
-                    case.run(knobs, self.threads)
-
-            return call
-
-        return {name: caller(knobs) for name, knobs in names.items()}
+    def _turns(self, case: Case, names: dict[str, Knobs], calls: int) -> dict[str, Turn]:
+        return {name: timed(partial(case.run, knobs, self.threads), self.racer.clock, calls=calls) for name, knobs in names.items()}
 
     def _heat(self, case: Case, names: dict[str, Knobs], calls: int, budget_s: float) -> Race:
         heat = race(
-            self._callers(case, names, calls),
+            self._turns(case, names, calls),
             default="default",
-            rounds=_MAX_ROUNDS,
+            max_rounds=_MAX_ROUNDS,
             budget_s=budget_s,
-            min_rounds=3,
-            monitor=self.racer.monitor,
-            on_round=self._reporter(len(names)),
+            observers=self._observers(len(names)),
             eliminate=_drop_now_and_then,
             seed=self.racer.seed,
             clock=self.racer.clock,
         )
-        self.notes += heat.measurement.notes
+        self.notes += heat.notes
         return heat
 
     def _final(self, case: Case, names: dict[str, Knobs], calls: int) -> Measurement:
         """Nobody is dropped and nothing ends it early, so that chance has no say in which samples count."""
-        final = interleave(
-            self._callers(case, names, calls),
-            rounds=_MAX_ROUNDS,
-            budget_s=max(self.left_s, 1e-3),
-            monitor=self.racer.monitor,
-            on_round=self._reporter(len(names)),
+        final = run_rounds(
+            self._turns(case, names, calls),
+            max_rounds=_MAX_ROUNDS,
+            budget_s=self.left_s,
+            observers=self._observers(len(names)),
             seed=self.racer.seed + 1,
             clock=self.racer.clock,
         )
         self.notes += final.notes
         return final
 
-    def _reporter(self, candidates: int) -> Callable[[object], None]:
+    def _observers(self, candidates: int) -> list[Observer]:
         last_s = self.racer.clock()
 
         def report(_: object) -> None:
@@ -263,11 +255,10 @@ class _OneRace:
             self.racer.on_time(now_s - last_s, f"{self.group.keys[0]}: {candidates} candidates")
             last_s = now_s
 
-        return report
+        return [EachRound(report), *([self.racer.monitor] if self.racer.monitor else [])]
 
-    def _result(self, measured: Measurement, names: dict[str, Knobs], calls: int) -> RaceResult:
-        samples = {name: _per_call(measured.samples[name], calls) for name in names}
-        finalists = []
+    def _result(self, measured: Measurement, names: dict[str, Knobs]) -> RaceResult:
+        samples, finalists = measured.samples, []
         for name, knobs in names.items():
             speedup = ratio(samples["default"], samples[name])
             if name != "default" and significant(speedup, _MARGIN):
@@ -287,15 +278,6 @@ class _OneRace:
         )
 
 
-def _leaders(heat: Race, names: dict[str, Knobs]) -> list[Knobs]:
-    """The fastest that stayed to the end, best first."""
-    gone = {one.name for one in heat.eliminated}
-    medians = {name: samples.median_s for name, samples in heat.measurement.samples.items() if name not in gone}
-    return [names[name] for name in sorted(medians, key=lambda name: medians[name])[: MAX_FINALISTS - 1]]
-
-
-def _per_call(samples: Samples, calls: int) -> Samples:
-    return Samples(tuple(time_s / calls for time_s in samples.times_s))
 
 
 def _drop_now_and_then(times_s: Mapping[str, Sequence[float]], best: str) -> list[str]:

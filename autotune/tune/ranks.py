@@ -167,6 +167,7 @@ def tune_ranks(
             progress=progress,
             monitor=monitor,
             seed=seed,
+            notes=list(profile.warnings),
             topology=topology,
             race=race_group,
             communication=choices(communication, topology, wire),

@@ -118,6 +118,7 @@ def tune(
             progress=progress,
             monitor=NoiseMonitor(topology.allowed_cpus),
             seed=seed,
+            notes=list(profile.warnings),
         )
         missing = not_in_force(launch_of(tuner.default, topology))
         if missing:

@@ -23,7 +23,7 @@ from autotune.data.batches import BatchSource
 from autotune.perf.table import OTHER, OperatorTable
 from autotune.probe.topology import available_memory_bytes
 from autotune.tune.budget import Deadline
-from autotune.tune.confirm import Confirmation, confirm_on
+from autotune.tune.confirm import Confirmation, confirm
 from autotune.tune.journal import Journal
 from autotune.tune.objective import Bench, Paired, Trainable, decided
 from autotune.tune.races import OperatorGroup, Racer, RaceResult, group_operators
@@ -317,7 +317,7 @@ class Tuner:
     def _confirm(self, winner: RunConfig) -> Confirmation:
         budget_s = self.deadline.phase_s("confirm")
         self.progress.phase("confirming against the default", budget_s)
-        confirmation = confirm_on(self.bench, self.default, winner, budget_s=budget_s, progress=self.progress)
+        confirmation = confirm(self.bench, self.default, winner, budget_s=budget_s, progress=self.progress)
         self.notes += confirmation.notes
         if winner != self.default and not confirmation.significant:
             low, high = confirmation.speedup.low, confirmation.speedup.high

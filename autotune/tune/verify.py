@@ -25,8 +25,8 @@ from autotune.ops.native import kernels
 from autotune.probe.topology import available_memory_bytes, detect, fingerprint
 from autotune.tune.budget import Clock, Deadline
 from autotune.tune.compatibility import check
-from autotune.tune.confirm import Confirmation, confirm
-from autotune.tune.objective import Trainable
+from autotune.tune.confirm import confirm
+from autotune.tune.objective import Bench, Trainable
 
 _SLOWER = 0.98
 _SLOWER_UNCLAIMED = 0.95
@@ -61,14 +61,6 @@ def holds(config: TunedConfig, speedup: Interval) -> tuple[bool, str]:
     return True, f"the tuned config holds: {now}, claimed {claimed}"
 
 
-def judge(config: TunedConfig, confirmation: Confirmation, notes: tuple[str, ...] = ()) -> Verification:
-    """A measurement as the answer to the question."""
-    good, reason = holds(config, confirmation.speedup)
-    return Verification(
-        confirmation.default_s, confirmation.tuned_s, confirmation.speedup, good, reason, notes + confirmation.notes
-    )
-
-
 def verify_on(
     config: TunedConfig,
     dlrm: Trainable,
@@ -84,11 +76,10 @@ def verify_on(
     """`verify` on a model that exists."""
     progress.phase("verify", budget_s)
     # Another seed than the tuning run's: the order inside the rounds is drawn anew.
-    seed = config.provenance.seed + 1
-    measured = confirm(
-        dlrm, source, default, config.config, budget_s=budget_s, progress=progress, monitor=monitor, clock=clock, seed=seed
-    )
-    return judge(config, measured, notes)
+    bench = Bench(dlrm, source, monitor, clock, seed=config.provenance.seed + 1)
+    measured = confirm(bench, default, config.config, budget_s=budget_s, progress=progress)
+    good, reason = holds(config, measured.speedup)
+    return Verification(measured.default_s, measured.tuned_s, measured.speedup, good, reason, notes + measured.notes)
 
 
 def verify(

@@ -35,7 +35,8 @@ from autotune.probe.probe import probe
 from autotune.probe.topology import detect
 
 def ceilings_alone(**_):
-    ceilings, notes = measure_ceilings(detect(), budget_s=4.0)
+    measured = measure_ceilings(detect(), budget_s=4.0)
+    ceilings, notes = measured.ceilings, measured.notes
     return probe(quick=True).model_copy(update={"ceilings": ceilings, "notes": notes})
 
 load_or_probe(measure=ceilings_alone)

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from autotune.bench.sysfs import parse_cpu_list
 from autotune.config.profile import Fingerprint, Topology
 from autotune.errors import InputError, MachineError
 from autotune.probe import topology
-from autotune.probe.cgroups import parse_cpu_list
 from autotune.probe.topology import (
     available_memory_bytes,
     core_binding,
