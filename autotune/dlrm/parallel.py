@@ -25,11 +25,11 @@ from autotune.config.model import Model
 from autotune.config.partition import CommunicationKnobs
 from autotune.config.profile import Topology
 from autotune.data.batches import Batch, BatchSource
+from autotune.dlrm.activity import busy
 from autotune.dlrm.alone import TableAlone, tables_alone
 from autotune.dlrm.connection import LOSS, Connection
 from autotune.dlrm.model import _ROTATE_BATCHES, DLRM, _Buffers
 from autotune.dlrm.parallel_operators import Fixed, shard_passes
-from autotune.dlrm.ranks import busy
 from autotune.dlrm.sharding import Part, Shard, check_partition, parts_of, replicated
 from autotune.errors import InputError
 from autotune.ops import all_reduce, all_to_all, embedding_bag, loss

@@ -20,8 +20,8 @@ from autotune.bench.samples import WIDE_SPREAD
 from autotune.bench.timer import Measurement, Round, Times, interleave
 from autotune.config.profile import Ceilings, ComputePoint, RowPoint, StreamPoint, TimePoint, Topology
 from autotune.errors import InputError
+from autotune.machine.topology import available_memory_bytes
 from autotune.probe.loops import Arrays, Loop, Point, Sizes, StreamKind, choose_sizes, loops_at
-from autotune.probe.topology import available_memory_bytes
 
 BUSY = "the machine was busy"
 """Part of the note on figures that are too low for that reason."""

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from autotune.bench.noise import Reading
 from autotune.config.profile import Ceilings, Topology
 from autotune.errors import InputError, MachineError
+from autotune.machine.topology import detect
 from autotune.ops.native import kernels
 from autotune.probe.ceilings import BUSY, _Witness, measure_ceilings, thread_counts
 from autotune.probe.loops import ROW_BYTES, Arrays, Sizes, cached_walk, choose_sizes, loops_at, permutation_slice
 from autotune.probe.probe import probe
-from autotune.probe.topology import detect
 
 MIB, GIB = 1 << 20, 1 << 30
 

@@ -19,8 +19,8 @@ from autotune.config.tuned import TunedConfig
 from autotune.data.batches import make_source
 from autotune.dlrm.model import DLRM
 from autotune.errors import FingerprintError, InputError, MachineError
+from autotune.machine.topology import detect, fingerprint
 from autotune.ops.native import kernels
-from autotune.probe.topology import detect, fingerprint
 from autotune.tune.journal import Journal
 from autotune.tune.study import study_name, tune
 from autotune.tune.verify import verify

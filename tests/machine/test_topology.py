@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 
 from autotune.config.profile import Fingerprint, Topology
 from autotune.errors import InputError, MachineError
-from autotune.probe import topology
-from autotune.probe.cgroups import parse_cpu_list
-from autotune.probe.topology import (
+from autotune.machine.cgroups import parse_cpu_list
+from autotune.machine.topology import (
     available_memory_bytes,
     core_binding,
     detect,
@@ -22,6 +21,7 @@ from autotune.probe.topology import (
     hardware_id,
     software_differences,
 )
+from autotune.probe import topology
 
 GIB = 1 << 30
 X86 = "vendor_id : GenuineIntel\nmodel name : Model X\nflags : fpu avx2 fma avx512f"

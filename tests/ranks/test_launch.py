@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from autotune.errors import MachineError
-from autotune.tune.launch import launch_of, not_in_force
+from autotune.ranks.launch import launch_of
 
 
 def test_a_launch_binds_one_thread_to_a_core(fake: SimpleNamespace) -> None:
@@ -28,9 +28,3 @@ def test_huge_pages_and_an_explicit_target_are_part_of_it(fake: SimpleNamespace)
 def test_too_few_cores_are_refused(fake: SimpleNamespace) -> None:
     with pytest.raises(MachineError):
         launch_of(fake.default_for(4), fake.topology(2), {})
-
-
-def test_what_is_missing_in_this_process_is_named(fake: SimpleNamespace) -> None:
-    launch = launch_of(fake.default_for(2), fake.topology(), {})
-    assert not_in_force(launch, launch.environment) == []
-    assert not_in_force(launch, {**launch.environment, "OMP_NUM_THREADS": "3"}) == ["OMP_NUM_THREADS"]

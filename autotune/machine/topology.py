@@ -23,7 +23,7 @@ from typing import Literal, cast
 
 from autotune.config.profile import Fingerprint, Topology
 from autotune.errors import InputError, MachineError
-from autotune.probe.cgroups import Cgroups, parse_cpu_list, read_text
+from autotune.machine.cgroups import Cgroups, parse_cpu_list, read_text
 
 SYSFS = Path("/sys")
 PROC = Path("/proc")

@@ -13,13 +13,15 @@ import pytest
 
 import autotune
 from autotune.errors import InputError, MachineError
-from autotune.tune.agent import _check_progress, launch
+from autotune.ranks.supervisor import _check_progress, launch
 
 # What each rank does, by `sys.argv[1]` on rank 1; rank 0 waits for it in a collective, as in training.
 _RANK = """
 import os, signal, sys, time
 from pathlib import Path
-from autotune.dlrm.ranks import FOLDER, agree, beat, from_environment, joined, report_error
+from autotune.ranks.environment import FOLDER, from_environment
+from autotune.ranks.group import agree, joined
+from autotune.ranks.supervisor import beat, report_error
 from autotune.errors import AutotuneError, InputError
 ranks = from_environment()
 beat(Path(os.environ[FOLDER]), ranks.rank)
@@ -108,7 +110,7 @@ def test_a_step_that_lasts_names_the_rank_that_does_not_wait(tmp_path: Path, bea
         _check_progress(files, processes, 20.0)
 
 
-_HANG = """        from autotune.dlrm.ranks import busy
+_HANG = """        from autotune.dlrm.activity import busy
         with busy("step", waits=ranks.rank != 1, limited=True):
             time.sleep(60 if ranks.rank == 1 else 0)
             dist.barrier()

@@ -7,7 +7,7 @@ import pytest
 
 from autotune.config.model import Model
 from autotune.errors import FingerprintError, InputError, MachineError
-from autotune.tune.compatibility import check
+from autotune.machine.compatibility import check
 
 
 @pytest.fixture
