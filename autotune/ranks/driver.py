@@ -88,7 +88,7 @@ def run_apart(function: Callable[..., T], arguments: Mapping[str, Any], *, ranks
     with tempfile.TemporaryDirectory(prefix="autotune-ranks-") as name:
         folder = Path(name)
         sent = {key: value for key, value in arguments.items() if key != "progress"}
-        (folder / CALL).write_bytes(pickle.dumps((function.__module__, function.__qualname__, sent)))
+        (folder / CALL).write_bytes(pickle.dumps((function.__module__, function.__qualname__, sent, "progress" in arguments)))
         relay = _Relay(folder / PROGRESS, arguments.get("progress"))
         # -P: the installed package counts, also where the user stands in the folder of a clone.
         line = [sys.executable, "-P", "-m", "autotune.ranks.worker"]

@@ -58,9 +58,9 @@ def main() -> int:
     folder, rank = Path(os.environ[FOLDER]), int(os.environ["RANK"])
     beat(folder, rank)
     try:
-        module, function, arguments = pickle.loads((folder / CALL).read_bytes())
+        module, function, arguments, reports = pickle.loads((folder / CALL).read_bytes())
         progress = FileProgress(folder / PROGRESS)
-        if rank == 0:
+        if rank == 0 and reports:
             arguments["progress"] = progress
         result = getattr(importlib.import_module(module), function)(**arguments)
         if rank == 0:

@@ -13,7 +13,7 @@ import pytest
 
 import autotune
 from autotune.errors import InputError, MachineError
-from autotune.ranks.supervisor import _check_progress, launch
+from autotune.ranks.supervisor import _check_progress, supervise
 
 # What each rank does, by `sys.argv[1]` on rank 1; rank 0 waits for it in a collective, as in training.
 _RANK = """
@@ -51,7 +51,9 @@ except AutotuneError as error:
 def run(folder: Path, what: str, silent_s: float = 12.0, ranks: int = 3) -> None:
     root = str(Path(autotune.__file__).parents[1])
     environ = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
-    launch(ranks, [what, str(folder)], command=(sys.executable, "-c", _RANK), environ=environ, silent_s=silent_s)
+    meeting = folder / "meeting-place"
+    meeting.mkdir()
+    supervise(ranks, [sys.executable, "-c", _RANK, what, str(folder)], meeting, environ=environ, silent_s=silent_s)
 
 
 def left_over(folder: Path) -> list[int]:
@@ -121,6 +123,7 @@ def test_a_rank_that_hangs_inside_a_step_ends_the_run(tmp_path: Path, monkeypatc
     script = _RANK.replace("        dist.barrier()\n", _HANG)
     monkeypatch.setenv("AUTOTUNE_HANG_S", "2")
     environ = {**os.environ, "PYTHONPATH": str(Path(autotune.__file__).parents[1])}
+    (tmp_path / "meeting-place").mkdir()
     with pytest.raises(MachineError, match=r"rank 1 .* in step"):
-        launch(2, ["", str(tmp_path)], command=(sys.executable, "-c", script), environ=environ)
+        supervise(2, [sys.executable, "-c", script, "", str(tmp_path)], tmp_path / "meeting-place", environ=environ)
     assert left_over(tmp_path) == []
