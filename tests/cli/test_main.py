@@ -16,7 +16,7 @@ from autotune.cli import main, models
 from autotune.cli.main import app, interrupted
 from autotune.config.files import write_yaml
 from autotune.config.tuned import TunedConfig
-from autotune.probe import topology as machine
+from autotune.machine import topology as machine
 
 COMMANDS = ["probe", "models", "run", "profile", "tune", "explain", "verify", "export"]
 GIB = 2**30

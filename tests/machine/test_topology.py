@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from autotune.config.profile import Fingerprint, Topology
 from autotune.errors import InputError, MachineError
+from autotune.machine import topology
 from autotune.machine.cgroups import parse_cpu_list
 from autotune.machine.topology import (
     available_memory_bytes,
@@ -21,7 +22,6 @@ from autotune.machine.topology import (
     hardware_id,
     software_differences,
 )
-from autotune.probe import topology
 
 GIB = 1 << 30
 X86 = "vendor_id : GenuineIntel\nmodel name : Model X\nflags : fpu avx2 fma avx512f"
