@@ -53,8 +53,9 @@ def test_several_sockets_take_what_one_takes() -> None:
 def test_errors_of_ranks_are_those_of_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="sockets must be 1 or more, got 0"):
         autotune.run("tiny", sockets=0)
+    of_three = Partition(ranks=3, tables=(Placement(kind="table_wise", ranks=(0,)),) * 4)
     with pytest.raises(InputError, match="rank 0: the partition is for 3 ranks, got 2"):
-        autotune.run("tiny", sockets=2, config=RunConfig(threads=1, partition=Partition(ranks=3, tables=(Placement(kind="table_wise", ranks=(0,)),) * 4)))
+        autotune.run("tiny", sockets=2, config=RunConfig(threads=1, partition=of_three))
     monkeypatch.delenv("AUTOTUNE_OVERSUBSCRIBE")
     with pytest.raises(MachineError, match="every rank needs a core of its own"):
         autotune.tune("tiny", sockets=100_000, output=tmp_path / "out.yaml")
