@@ -1,16 +1,16 @@
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
+from machines import topology_of
 
+from autotune.config.knobs import RunConfig
 from autotune.errors import MachineError
 from autotune.ranks.launch import launch_of
 
 
-def test_a_launch_binds_one_thread_to_a_core(fake: SimpleNamespace) -> None:
-    topology = fake.topology(4, core_cpus=((0, 4), (1, 5), (2, 6), (3, 7)))
-    launch = launch_of(fake.default_for(2), topology, {})
+def test_a_launch_binds_one_thread_to_a_core() -> None:
+    topology = topology_of(4, core_cpus=((0, 4), (1, 5), (2, 6), (3, 7)))
+    launch = launch_of(RunConfig(threads=2, huge_pages=False), topology, {})
     assert launch.cpus == (0, 1)
     assert launch.environment["OMP_PLACES"] == "{0},{1}"
     assert launch.environment["OMP_NUM_THREADS"] == "2"
@@ -18,13 +18,13 @@ def test_a_launch_binds_one_thread_to_a_core(fake: SimpleNamespace) -> None:
     assert "AUTOTUNE_TARGET" not in launch.environment
 
 
-def test_huge_pages_and_an_explicit_target_are_part_of_it(fake: SimpleNamespace) -> None:
-    config = fake.default_for(2).model_copy(update={"huge_pages": True})
-    launch = launch_of(config, fake.topology(huge_pages="madvise"), {"AUTOTUNE_TARGET": "scalar"})
+def test_huge_pages_and_an_explicit_target_are_part_of_it() -> None:
+    config = RunConfig(threads=2)
+    launch = launch_of(config, topology_of(huge_pages="madvise"), {"AUTOTUNE_TARGET": "scalar"})
     assert launch.environment["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=1"
     assert launch.environment["AUTOTUNE_TARGET"] == "scalar"
 
 
-def test_too_few_cores_are_refused(fake: SimpleNamespace) -> None:
+def test_too_few_cores_are_refused() -> None:
     with pytest.raises(MachineError):
-        launch_of(fake.default_for(4), fake.topology(2), {})
+        launch_of(RunConfig(threads=4, huge_pages=False), topology_of(2), {})
