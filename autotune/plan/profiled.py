@@ -14,7 +14,6 @@ from autotune.perf.share import per_rank
 from autotune.plan.constraints import Constraints
 from autotune.plan.planner import Plan, plan
 from autotune.plan.reuse import observed
-from autotune.probe.shared import cached_profile
 from autotune.ranks import group
 from autotune.ranks.session import Session
 
@@ -73,6 +72,8 @@ def planned_config(session: Session, profile: Profile | None = None) -> RunConfi
 
 def planned_partition(session: Session, profile: Profile | None = None) -> Partition | None:
     """The partition that rank 0 plans for its machine, from the profile or what is known of it; None for one rank. Every rank calls it."""
+    from autotune.probe.shared import cached_profile  # brings torch, which planning alone does without
+
     ranks, partition = session.ranks, None
     if ranks.first and ranks.world > 1:
         known = profile or cached_profile(session.cores.whole, ranks.world, session.communication.backend)
