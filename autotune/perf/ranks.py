@@ -65,14 +65,18 @@ def prove_rank(lockstep: Lockstep, table: OperatorTable, cache_bytes: int) -> li
 
 
 def profile_passes(
-    lockstep: Lockstep, profile: Profile, *, ranks_on_host: int, rounds: int = 20, progress: Progress = NO_PROGRESS
+    lockstep: Lockstep,
+    profile: Profile,
+    *,
+    ranks_on_host: int,
+    rounds: int = 20,
+    budget_s: float | None = None,
+    progress: Progress = NO_PROGRESS,
 ) -> OperatorTable:
     """The table of an iteration on one rank or several. Rank 0 calls it; see `measure_ranks`."""
     if lockstep.ranks == 1:
-        return measure(lockstep.dlrm, lockstep.source, profile, rounds=rounds, progress=progress)
-    assert lockstep.machine is not None
-    monitor = NoiseMonitor(cpus=lockstep.machine.allowed_cpus)
-    return measure_ranks(lockstep, profile, ranks_on_host=ranks_on_host, monitor=monitor, rounds=rounds, progress=progress)
+        return measure(lockstep.dlrm, lockstep.source, profile, rounds=rounds, budget_s=budget_s, progress=progress)
+    return measure_ranks(lockstep, profile, ranks_on_host=ranks_on_host, rounds=rounds, budget_s=budget_s, progress=progress)
 
 
 def prove_passes(lockstep: Lockstep, table: OperatorTable, cache_bytes: int, progress: Progress = NO_PROGRESS) -> OperatorTable:
@@ -99,7 +103,6 @@ def measure_ranks(
     profile: Profile,
     *,
     ranks_on_host: int,
-    monitor: NoiseMonitor,
     rounds: int = 20,
     budget_s: float | None = None,
     progress: Progress = NO_PROGRESS,
@@ -111,12 +114,12 @@ def measure_ranks(
     Args:
         profile: of the machine, with its network.
         ranks_on_host: among which the machine's ceilings are shared.
-        monitor: of this rank's cores.
         rounds, budget_s: as in `perf.measure.measure`.
 
     Raises:
         InputError: as `timed_rounds`.
     """
+    monitor = NoiseMonitor(cpus=lockstep.machine.allowed_cpus if lockstep.machine else None)
     timed = timed_rounds(lockstep, lockstep, monitor, rounds=rounds, budget_s=budget_s, progress=progress)
     steps = len(timed.passes_s)
     watched: list[tuple[Spans, dict[str, TimeParts]]] = lockstep.everywhere(spans_of_ranks, timed.typical, timed.back)

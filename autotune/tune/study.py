@@ -28,8 +28,7 @@ from autotune.errors import FingerprintError, MachineError
 from autotune.machine.topology import available_memory_bytes, fingerprint, fingerprint_differences, hardware_id
 from autotune.ops.all_to_all import sample_bounds
 from autotune.ops.native import kernels
-from autotune.perf.measure import measure
-from autotune.perf.ranks import measure_ranks
+from autotune.perf.ranks import profile_passes
 from autotune.perf.share import per_rank
 from autotune.perf.table import OperatorTable
 from autotune.perf.tables import tables_of_ranks
@@ -169,9 +168,7 @@ def tune(
     ceilings = per_rank(profile.ceilings, cores.ranks.local_world)
 
     def measure_passes(_dlrm: object, _source: object, **limits: Any) -> OperatorTable:
-        if not several:
-            return measure(lockstep.dlrm, lockstep.source, profile, **limits)
-        return measure_ranks(lockstep, profile, ranks_on_host=cores.ranks.local_world, monitor=monitor, **limits)
+        return profile_passes(lockstep, profile, ranks_on_host=cores.ranks.local_world, **limits)
 
     def race_group(operators: OperatorGroup, seconds: float) -> RaceResult:
         return lockstep.everywhere(race, operators.keys, seconds, seed)
