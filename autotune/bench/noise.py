@@ -19,8 +19,8 @@ from pathlib import Path
 import psutil
 
 from autotune.bench.rounds import Observer
-from autotune.bench.sysfs import parse_cpu_list, read_text
 from autotune.errors import InputError
+from autotune.machine.sysfs import parse_cpu_list, read_text
 
 # One CPU's counter ticks in 10 ms; over 250 ms the error of two CPUs (14 ms) is 0.06 CPUs, below the threshold of 0.16.
 SPAN_S = 0.25

@@ -30,8 +30,8 @@ from autotune.config.model import Model
 from autotune.config.profile import Profile, Topology
 from autotune.config.tuned import Interval, TunedConfig
 from autotune.errors import MachineError, VerificationError
-from autotune.probe.topology import available_memory_bytes
-from autotune.tune.launch import launch_of
+from autotune.machine.topology import available_memory_bytes
+from autotune.ranks.launch import launch_of
 from autotune.units import format_bytes
 
 LOSS_STEPS = 3

@@ -34,7 +34,7 @@ class _Contestant:
 
         from autotune.data.batches import make_source
         from autotune.dlrm.model import DLRM, default_config
-        from autotune.probe.topology import detect
+        from autotune.machine.topology import detect
 
         self._model = Model.model_validate(order["model"])
         topology = detect()

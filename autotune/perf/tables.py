@@ -6,16 +6,16 @@ from functools import partial
 from typing import Protocol
 
 import torch
-import torch.distributed as dist
 
 from autotune.bench.rounds import Turn, run_rounds, timed
 from autotune.config.knobs import RunConfig
 from autotune.config.measured import HOT_ROWS, TableUse
 from autotune.config.profile import Ceilings
 from autotune.data.batches import BatchSource
-from autotune.dlrm.lockstep import Lockstep
 from autotune.ops.embedding_bag import FORWARD, UPDATE, TableAlone
 from autotune.perf.roofline import limits
+from autotune.ranks import group
+from autotune.ranks.lockstep import Lockstep
 
 _ROUNDS = 9
 _LEAST_ROUNDS = 3
@@ -113,6 +113,4 @@ def _load(owners: torch.Tensor, counts: torch.Tensor, threads: int) -> float:
 def tables_of_ranks(lockstep: Lockstep, ceilings: Ceilings, budget_s: float) -> list[TableUse]:
     """Task: every rank measures its own at the same time, so that each meets the memory traffic of the others. Every rank's."""
     mine = measure_tables(lockstep, lockstep, ceilings, budget_s=budget_s, rank=lockstep.rank)
-    everybodys = [mine] * lockstep.ranks
-    dist.all_gather_object(everybodys, mine)
-    return [one for of_rank in everybodys for one in of_rank]
+    return [use for uses in group.gather(mine) for use in uses]

@@ -19,8 +19,8 @@ from autotune.bench.rounds import EachRound, Measurement, Round, Turn, run_round
 from autotune.bench.samples import WIDE_SPREAD
 from autotune.config.profile import DISTURBED_SHARE, Ceilings, ComputePoint, RowPoint, StreamPoint, TimePoint, Topology
 from autotune.errors import InputError
+from autotune.machine.topology import available_memory_bytes
 from autotune.probe.loops import Arrays, Loop, Point, Sizes, StreamKind, choose_sizes, loops_at
-from autotune.probe.topology import available_memory_bytes
 
 _BUSY_SHARE = 0.25
 """Share of disturbed rounds above which ceilings come from the fastest round."""

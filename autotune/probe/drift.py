@@ -14,9 +14,9 @@ from autotune.bench.rounds import Observer, run_rounds, timed
 from autotune.config.base import Frozen
 from autotune.config.measured import MachineState, differs
 from autotune.config.profile import Ceilings, Profile, RowPoint
+from autotune.machine.topology import available_memory_bytes
 from autotune.ops.native import kernels
 from autotune.probe.loops import choose_sizes
-from autotune.probe.topology import available_memory_bytes
 
 _SAME = {"memory": 0.2, "rows": 0.35, "compute": 0.2}
 """Looks of one state differ by less, states of one machine by more. Random rows vary with what other guests draw from memory."""

@@ -22,10 +22,10 @@ from autotune.bench.progress import NO_PROGRESS, Progress
 from autotune.bench.rounds import EachRound, Round, Turn, run_rounds
 from autotune.config.network import InterfaceRate, Network, NetworkPoint, Operation, Together
 from autotune.config.partition import ALL_TO_ALL_FORMS, CommunicationKnobs
-from autotune.dlrm.ranks import interface
 from autotune.ops.all_to_all import AllToAll, Exchange
 from autotune.probe.fit import fits
 from autotune.probe.interfaces import hosts, rates
+from autotune.ranks.environment import interface
 from autotune.units import format_bytes, format_time
 
 _SIZES = (1 << 12, 1 << 16, 1 << 20, 1 << 22, 1 << 24)
@@ -65,7 +65,7 @@ def measure_network(backend: str = "gloo", *, budget_s: float = 12.0, progress: 
         budget_s: Seconds, about; the numbers of calls and rounds follow. Three rounds always run.
 
     Raises:
-        MachineError: see `dlrm.ranks.joined`: a peer was lost.
+        MachineError: see `ranks.group.joined`: a peer was lost.
     """
     begin_s = time.monotonic()
     ranks = dist.get_world_size()

@@ -6,11 +6,11 @@ from datetime import UTC, datetime
 
 from autotune.bench.progress import NO_PROGRESS, Progress
 from autotune.config.profile import PROFILE_SCHEMA, Profile
+from autotune.machine.topology import available_memory_bytes, detect, fingerprint
 from autotune.ops.native import kernels
 from autotune.probe.calibrate import bf16_gain, calibrate
 from autotune.probe.ceilings import measure_ceilings, thread_counts
 from autotune.probe.drift import Drift, as_probed
-from autotune.probe.topology import available_memory_bytes, detect, fingerprint
 
 SOURCE = "measured by autotune probe"
 

@@ -10,9 +10,9 @@ from autotune.bench.progress import NO_PROGRESS, Progress
 from autotune.config.files import cache_folder, load_profile, write_yaml
 from autotune.config.profile import PROFILE_SCHEMA, Fingerprint, Profile
 from autotune.errors import InputError
+from autotune.machine.topology import detect, fingerprint, fingerprint_differences, hardware_id, software_differences
 from autotune.ops.native import kernels
 from autotune.probe.probe import probe
-from autotune.probe.topology import detect, fingerprint, fingerprint_differences, hardware_id, software_differences
 
 # Of the software, only these change what the loops of the probe reach.
 _SOFTWARE = ("autotune", "huge_pages")

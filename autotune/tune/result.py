@@ -11,8 +11,8 @@ from autotune.config.model import Model
 from autotune.config.profile import Fingerprint, Profile, Topology
 from autotune.config.tuned import TUNED_SCHEMA, Gain, Interval, Provenance, TunedConfig, Verdict
 from autotune.perf.table import OperatorRow, OperatorTable
+from autotune.ranks.launch import launch_of
 from autotune.tune.confirm import Confirmation
-from autotune.tune.launch import launch_of
 from autotune.tune.races import RaceResult
 
 

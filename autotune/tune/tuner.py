@@ -20,8 +20,8 @@ from autotune.config.partition import Partition
 from autotune.config.profile import Fingerprint, Topology
 from autotune.config.tuned import Gain
 from autotune.data.batches import BatchSource
+from autotune.machine.topology import available_memory_bytes
 from autotune.perf.table import OTHER, OperatorTable
-from autotune.probe.topology import available_memory_bytes
 from autotune.tune.budget import Deadline
 from autotune.tune.confirm import Confirmation, confirm
 from autotune.tune.journal import Journal

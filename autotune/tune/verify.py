@@ -13,19 +13,13 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from autotune import catalog
 from autotune.bench.noise import NoiseMonitor
 from autotune.bench.progress import NO_PROGRESS, Progress
 from autotune.config.knobs import RunConfig
-from autotune.config.model import Model
 from autotune.config.tuned import Interval, TunedConfig
-from autotune.data.batches import BatchSource, make_source
-from autotune.dlrm.model import DLRM, default_config
-from autotune.ops.native import kernels
-from autotune.probe.topology import available_memory_bytes, detect, fingerprint
-from autotune.tune.budget import Clock, Deadline
-from autotune.tune.compatibility import check
-from autotune.tune.confirm import confirm
+from autotune.data.batches import BatchSource
+from autotune.tune.budget import Clock
+from autotune.tune.confirm import Confirmation, confirm
 from autotune.tune.objective import Bench, Trainable
 
 _SLOWER = 0.98
@@ -61,7 +55,15 @@ def holds(config: TunedConfig, speedup: Interval) -> tuple[bool, str]:
     return True, f"the tuned config holds: {now}, claimed {claimed}"
 
 
-def verify_on(
+def judge(config: TunedConfig, confirmation: Confirmation, notes: tuple[str, ...] = ()) -> Verification:
+    """A measurement as the answer to the question."""
+    good, reason = holds(config, confirmation.speedup)
+    return Verification(
+        confirmation.default_s, confirmation.tuned_s, confirmation.speedup, good, reason, notes + confirmation.notes
+    )
+
+
+def verify(
     config: TunedConfig,
     dlrm: Trainable,
     source: BatchSource,
@@ -73,44 +75,14 @@ def verify_on(
     clock: Clock = time.monotonic,
     notes: tuple[str, ...] = (),
 ) -> Verification:
-    """`verify` on a model that exists."""
-    progress.phase("verify", budget_s)
-    # Another seed than the tuning run's: the order inside the rounds is drawn anew.
-    bench = Bench(dlrm, source, monitor, clock, seed=config.provenance.seed + 1)
-    measured = confirm(bench, default, config.config, budget_s=budget_s, progress=progress)
-    good, reason = holds(config, measured.speedup)
-    return Verification(measured.default_s, measured.tuned_s, measured.speedup, good, reason, notes + measured.notes)
-
-
-def verify(
-    config: TunedConfig,
-    model: Model,
-    *,
-    budget_s: float = 30.0,
-    progress: Progress = NO_PROGRESS,
-    source: BatchSource | None = None,
-    force: bool = False,
-) -> Verification:
     """Measure default against tuned again and judge by the rule of this module.
 
     Args:
         config: What is verified.
-        model: The model it was tuned for.
-        budget_s: Seconds, building the model included.
-        source: Batches; default the model's own data.
-        force: Go on although the config belongs to other hardware.
-
-    Raises:
-        FingerprintError: the config belongs to another model, or to other hardware and `force` is not set.
-        MachineError: the model does not fit, or the config wants more threads than there are cores.
+        dlrm: The model it was tuned for.
+        budget_s: Seconds.
     """
-    deadline = Deadline(budget_s)
-    topology = detect()
-    notes = tuple(check(config, model, fingerprint(topology, kernels.target()), force=force))
-    catalog.check_fits(model, available_memory_bytes(topology))
-    default = default_config(model, topology)
-    dlrm = DLRM(model, default, machine=topology)
-    monitor = NoiseMonitor(topology.allowed_cpus)
-    batches = make_source(model) if source is None else source
-    left_s = max(deadline.left_s, 0.1 * budget_s)
-    return verify_on(config, dlrm, batches, default, budget_s=left_s, progress=progress, monitor=monitor, notes=notes)
+    progress.phase("verify", budget_s)
+    # Another seed than the tuning run's: the order inside the rounds is drawn anew.
+    bench = Bench(dlrm, source, monitor, clock, seed=config.provenance.seed + 1)
+    return judge(config, confirm(bench, default, config.config, budget_s=budget_s, progress=progress), notes)

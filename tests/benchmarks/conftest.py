@@ -26,10 +26,10 @@ from autotune.config.profile import Ceilings
 from autotune.config.tuned import Interval
 from autotune.data.batches import make_source
 from autotune.dlrm.model import DLRM, default_config
+from autotune.machine.topology import available_memory_bytes, detect
 from autotune.ops.base import Case, Operator
 from autotune.probe.ceilings import ceilings_of
 from autotune.probe.loops import Arrays, Loop, choose_sizes, loops_at
-from autotune.probe.topology import available_memory_bytes, detect
 from autotune.tune.races import OperatorGroup, Racer
 from autotune.units import format_time
 

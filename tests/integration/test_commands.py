@@ -16,7 +16,7 @@ from quick import QUICK_PROBE
 
 import autotune
 from autotune.config.files import load_tuned, write_yaml
-from autotune.export.env import environment
+from autotune.ranks.launch import environment
 
 _TIMEOUT_S = 120
 

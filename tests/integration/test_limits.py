@@ -32,7 +32,7 @@ from functools import partial
 from autotune.probe.store import load_or_probe
 from autotune.probe.ceilings import measure_ceilings
 from autotune.probe.probe import probe
-from autotune.probe.topology import detect
+from autotune.machine.topology import detect
 
 def ceilings_alone(**_):
     measured = measure_ceilings(detect(), budget_s=4.0)

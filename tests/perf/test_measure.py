@@ -13,12 +13,12 @@ from autotune.config.tuned import Interval
 from autotune.data.batches import make_source
 from autotune.dlrm.model import DLRM
 from autotune.errors import InputError
+from autotune.machine.topology import detect
 from autotune.ops.layer import LayerKnobs
 from autotune.ops.mlp import _LayerCase
 from autotune.perf.measure import measure, timed_steps
 from autotune.perf.perturb import _judge, perturb
 from autotune.perf.table import OTHER, OperatorTable
-from autotune.probe.topology import detect
 
 MODEL = load_model_by_name("tiny")
 KINDS = get_args(StreamPoint.model_fields["kind"].annotation)

@@ -10,12 +10,12 @@ from machines import bare
 from autotune.catalog import load_model_by_name
 from autotune.config.tuned import Interval
 from autotune.errors import InputError
+from autotune.machine.topology import detect
 from autotune.perf.perturb import _none
 from autotune.perf.random_models import random_model
 from autotune.perf.table import OperatorTable, Perturbation
 from autotune.perf.validate import IterationError, _summary, validate
 from autotune.probe.calibrate import calibrate, reference_models
-from autotune.probe.topology import detect
 from autotune.report.layout import to_text
 from autotune.report.predict import validation
 

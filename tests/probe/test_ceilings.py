@@ -17,12 +17,12 @@ from autotune.catalog import load_model_by_name
 from autotune.config.profile import Ceilings, Topology
 from autotune.dlrm.model import default_config
 from autotune.errors import InputError, MachineError
+from autotune.machine.topology import detect
 from autotune.ops.native import kernels
 from autotune.perf.estimate import estimate
 from autotune.probe.ceilings import BestLoops, best_loops, measure_ceilings, measured_again, thread_counts
 from autotune.probe.loops import ROW_BYTES, Arrays, Loop, Sizes, cached_walk, choose_sizes, loops_at, permutation_slice
 from autotune.probe.probe import probe
-from autotune.probe.topology import detect
 
 MIB, GIB = 1 << 20, 1 << 30
 

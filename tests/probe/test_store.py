@@ -9,9 +9,9 @@ import pytest
 from autotune.bench.progress import Progress
 from autotune.config.files import load_profile, write_yaml
 from autotune.config.profile import PROFILE_SCHEMA, Ceilings, Profile
+from autotune.machine.topology import detect, fingerprint, hardware_id
 from autotune.ops.native import kernels
 from autotune.probe.store import load_or_probe
-from autotune.probe.topology import detect, fingerprint, hardware_id
 
 HERE = fingerprint(detect(), kernels.target())
 NO_CEILINGS = Ceilings(fma=(), gemm=(), stream=(), gather=(), scatter=(), fork_join=())

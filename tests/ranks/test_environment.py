@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from autotune.dlrm.ranks import Ranks, from_environment
 from autotune.errors import InputError
+from autotune.ranks.environment import Ranks, from_environment
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,10 @@ import sys
 
 import pytest
 
-from autotune.cli import launch as module
-from autotune.cli.launch import GUARD, ensure_environment, missing
 from autotune.config.tuned import Launch
 from autotune.errors import InputError
+from autotune.ranks import launch as module
+from autotune.ranks.launch import GUARD, ensure_environment, missing
 
 LAUNCH = Launch(threads=2, cpus=(0, 1), environment={"OMP_NUM_THREADS": "2", "OMP_PROC_BIND": "true", "OMP_PLACES": "{0},{1}"})
 

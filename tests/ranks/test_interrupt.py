@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from autotune.cli import interrupt
+from autotune.ranks import interrupt
 
 
 @pytest.fixture(autouse=True)

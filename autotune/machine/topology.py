@@ -21,10 +21,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal, cast
 
-from autotune.bench.sysfs import parse_cpu_list, read_text
 from autotune.config.profile import Fingerprint, Topology
 from autotune.errors import InputError, MachineError
-from autotune.probe.cgroups import Cgroups
+from autotune.machine.cgroups import Cgroups
+from autotune.machine.sysfs import parse_cpu_list, read_text
 
 SYSFS = Path("/sys")
 PROC = Path("/proc")

@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
-import tempfile
 from functools import partial
 from pathlib import Path
 
-import torch.distributed as dist
-
 from autotune.bench.progress import NO_PROGRESS, Progress
 from autotune.config.files import cache_folder, load_profile, write_yaml
+from autotune.config.knobs import RunConfig
 from autotune.config.network import Network
 from autotune.config.profile import Fingerprint, Profile, Topology
-from autotune.dlrm.ranks import busy, interface
-from autotune.errors import InputError, MachineError
+from autotune.dlrm.activity import busy
+from autotune.errors import AutotuneError, InputError, MachineError
+from autotune.machine.topology import fingerprint, hardware_id
 from autotune.ops.native import kernels
 from autotune.probe.network import measure_network
 from autotune.probe.store import load_or_probe, usable
-from autotune.probe.topology import fingerprint, hardware_id
+from autotune.ranks import group
+from autotune.ranks.driver import run_apart
+from autotune.ranks.environment import VARIABLES, interface
+from autotune.ranks.launch import environment, launch_of
 
-_NO_LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_NTASKS")
 
-
-def load_or_probe_ranks(
+def shared_profile(
     whole: Topology,
     *,
     backend: str = "gloo",
@@ -34,6 +32,8 @@ def load_or_probe_ranks(
     progress: Progress = NO_PROGRESS,
 ) -> Profile:
     """The profile of rank 0's machine with the network between all ranks, cached or measured now. Every rank calls it.
+
+    One rank has no network, and probes in its own process.
 
     Args:
         whole: This machine with every core, as seen before the ranks were bound.
@@ -44,23 +44,24 @@ def load_or_probe_ranks(
     Raises:
         MachineError: the probe failed.
     """
-    first = dist.get_rank() == 0
+    if group.size() == 1:
+        return load_or_probe(refresh=refresh, progress=progress)
+    first = group.rank() == 0
     here = fingerprint(whole, kernels.target())
-    path = _path(here, backend, dist.get_world_size()) if first else None
-    machine: Profile | None = None
+    path = _path(here, backend, group.size()) if first else None
+    profile: Profile | None = None
     network: Network | None = None
     if first:
-        machine = load_or_probe(refresh=refresh, progress=progress, measure=partial(_probe_apart, whole, refresh), here=here)
+        profile = load_or_probe(refresh=refresh, progress=progress, measure=partial(_probe_apart, whole, refresh), here=here)
         network = None if refresh or refresh_network or path is None else _load(path, here)
-    told: list[Network | None] = [network]
     with busy("waiting for the probe", waits=True):
-        dist.broadcast_object_list(told, 0)
-    network = told[0] or measure_network(backend, progress=progress)
-    profiles: list[Profile | None] = [machine and machine.model_copy(update={"network": network})]
-    if first and path is not None and told[0] is None:
-        _store(path, profiles[0], progress)
-    dist.broadcast_object_list(profiles, 0)
-    profile = profiles[0]
+        cached = group.broadcast(network)
+    network = cached or measure_network(backend, progress=progress)
+    if profile is not None:
+        profile = profile.model_copy(update={"network": network})
+        if path is not None and cached is None:
+            _store(path, profile, progress)
+    profile = group.broadcast(profile)
     assert profile is not None
     return profile
 
@@ -74,11 +75,11 @@ def cached_profile(whole: Topology, ranks: int, backend: str = "gloo") -> Profil
     alone = path.with_name(f"{hardware_id(here)}.yaml")
     for file in (path, alone):
         try:
-            found = load_profile(file) if file.exists() else None
+            profile = load_profile(file) if file.exists() else None
         except (InputError, OSError):
             continue
-        if found is not None and usable(found, here):
-            return found
+        if profile is not None and usable(profile, here):
+            return profile
     return None
 
 
@@ -92,36 +93,31 @@ def _path(here: Fingerprint, backend: str, ranks: int) -> Path | None:
 
 def _load(path: Path, here: Fingerprint) -> Network | None:
     try:
-        found = load_profile(path) if path.exists() else None
+        profile = load_profile(path) if path.exists() else None
     except (InputError, OSError):
         return None
-    return found.network if found is not None and usable(found, here) else None
+    return profile.network if profile is not None and usable(profile, here) else None
 
 
-def _store(path: Path, profile: Profile | None, progress: Progress) -> None:
+def _store(path: Path, profile: Profile, progress: Progress) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if profile is not None:
-            write_yaml(path, profile)
+        write_yaml(path, profile)
     except (InputError, OSError) as error:
         progress.note(f"the network's profile is not kept ({error})")
 
 
 def _probe_apart(whole: Topology, refresh: bool, progress: Progress) -> Profile:
     """A rank is bound to its part of the cores; a process with all of them measures the machine, while the ranks wait."""
-    kept = {name: value for name, value in os.environ.items() if name not in _NO_LAUNCHER}
+    kept = {name: value for name, value in os.environ.items() if name not in VARIABLES}
     environ = {name: value for name, value in kept.items() if not name.startswith(("OMP_", "AUTOTUNE_RANKS", "AUTOTUNE_RESTARTED"))}
-    with tempfile.TemporaryDirectory(prefix="autotune-probe-") as folder:
-        file = Path(folder) / "profile.yaml"
-        line = [sys.executable, "-m", "autotune", "probe", "-o", str(file), *(["--refresh"] if refresh else [])]
-        before = os.sched_getaffinity(0)
-        os.sched_setaffinity(0, set(whole.allowed_cpus))
-        try:
-            done = subprocess.run(line, env=environ, stdin=subprocess.DEVNULL, capture_output=True, check=False)
-        finally:
-            os.sched_setaffinity(0, before)
-        if done.returncode:
-            words = done.stderr.decode(errors="replace").strip().splitlines()
-            why = words[-1] if words else f"exit code {done.returncode}"
-            raise MachineError(f"the machine must be probed first, got: {why}; run autotune probe")
-        return load_profile(file)
+    team = RunConfig(threads=whole.physical_cores, huge_pages=whole.huge_pages != "never")
+    environ |= environment(launch_of(team, whole))
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, set(whole.allowed_cpus))
+    try:
+        return run_apart(load_or_probe, {"refresh": refresh, "progress": progress}, environ=environ)
+    except AutotuneError as error:
+        raise MachineError(f"the machine must be probed first, got: {error}; run autotune probe") from error
+    finally:
+        os.sched_setaffinity(0, before)

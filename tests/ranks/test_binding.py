@@ -6,7 +6,7 @@ import pytest
 
 from autotune.config.profile import Topology
 from autotune.errors import InputError, MachineError
-from autotune.probe.core_sets import core_sets, topology_of
+from autotune.ranks.binding import core_sets, topology_of
 
 
 def machine(topology: Topology, cores_of_socket: tuple[int, ...]) -> Topology:

@@ -6,7 +6,7 @@ from autotune.config.model import Model
 from autotune.config.profile import Fingerprint
 from autotune.config.tuned import TunedConfig
 from autotune.errors import FingerprintError, InputError, MachineError
-from autotune.probe.topology import fingerprint_differences, software_differences
+from autotune.machine.topology import fingerprint_differences, software_differences
 
 _HASH_DIGITS = 12
 

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autotune.bench.sysfs import parse_cpu_list
 from autotune.config.profile import Fingerprint, Topology
 from autotune.errors import InputError, MachineError
-from autotune.probe import topology
-from autotune.probe.topology import (
+from autotune.machine import topology
+from autotune.machine.sysfs import parse_cpu_list
+from autotune.machine.topology import (
     available_memory_bytes,
     core_binding,
     detect,

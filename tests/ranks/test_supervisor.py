@@ -13,13 +13,15 @@ import pytest
 
 import autotune
 from autotune.errors import InputError, MachineError
-from autotune.tune.agent import _check_progress, launch
+from autotune.ranks.supervisor import _check_progress, supervise
 
 # What each rank does, by `sys.argv[1]` on rank 1; rank 0 waits for it in a collective, as in training.
 _RANK = """
 import os, signal, sys, time
 from pathlib import Path
-from autotune.dlrm.ranks import FOLDER, agree, beat, from_environment, joined, report_error
+from autotune.ranks.environment import FOLDER, from_environment
+from autotune.ranks.group import agree, joined
+from autotune.ranks.supervisor import beat, report_error
 from autotune.errors import AutotuneError, InputError
 ranks = from_environment()
 beat(Path(os.environ[FOLDER]), ranks.rank)
@@ -49,7 +51,9 @@ except AutotuneError as error:
 def run(folder: Path, what: str, silent_s: float = 12.0, ranks: int = 3) -> None:
     root = str(Path(autotune.__file__).parents[1])
     environ = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
-    launch(ranks, [what, str(folder)], command=(sys.executable, "-c", _RANK), environ=environ, silent_s=silent_s)
+    meeting = folder / "meeting-place"
+    meeting.mkdir()
+    supervise(ranks, [sys.executable, "-c", _RANK, what, str(folder)], meeting, environ=environ, silent_s=silent_s)
 
 
 def left_over(folder: Path) -> list[int]:
@@ -108,7 +112,7 @@ def test_a_step_that_lasts_names_the_rank_that_does_not_wait(tmp_path: Path, bea
         _check_progress(files, processes, 20.0)
 
 
-_HANG = """        from autotune.dlrm.ranks import busy
+_HANG = """        from autotune.dlrm.activity import busy
         with busy("step", waits=ranks.rank != 1, limited=True):
             time.sleep(60 if ranks.rank == 1 else 0)
             dist.barrier()
@@ -119,6 +123,7 @@ def test_a_rank_that_hangs_inside_a_step_ends_the_run(tmp_path: Path, monkeypatc
     script = _RANK.replace("        dist.barrier()\n", _HANG)
     monkeypatch.setenv("AUTOTUNE_HANG_S", "2")
     environ = {**os.environ, "PYTHONPATH": str(Path(autotune.__file__).parents[1])}
+    (tmp_path / "meeting-place").mkdir()
     with pytest.raises(MachineError, match=r"rank 1 .* in step"):
-        launch(2, ["", str(tmp_path)], command=(sys.executable, "-c", script), environ=environ)
+        supervise(2, [sys.executable, "-c", script, "", str(tmp_path)], tmp_path / "meeting-place", environ=environ)
     assert left_over(tmp_path) == []

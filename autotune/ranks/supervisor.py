@@ -1,7 +1,8 @@
 """Starts one process a rank on this machine, watches them, and ends them all together.
 
 The elastic agent of torchrun notices a rank that ends, but not one that hangs or is stopped; so the ranks here beat, and a supervisor of
-our own watches. Under torchrun, mpirun or srun the ranks join without it.
+our own watches. Under torchrun, mpirun or srun the ranks join without it. What a rank does for its supervisor (beat, leave its error) is
+here too.
 """
 
 from __future__ import annotations
@@ -10,15 +11,18 @@ import ctypes
 import os
 import signal
 import subprocess
-import sys
-import tempfile
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
-from autotune.dlrm.ranks import FOLDER, PeerLostError
-from autotune.errors import AutotuneError, InputError, MachineError, VerificationError
+from autotune.dlrm.activity import current_activity
+from autotune.errors import AutotuneError, InputError, MachineError, VerificationError, error_class
+from autotune.ranks.environment import FOLDER
+from autotune.ranks.group import PeerLostError
 
+BEAT_S = 0.5
 SILENT_S = 12.0
 """A rank that has beaten and then is silent for so long is taken for hung: 24 beats."""
 HANG_VARIABLE = "AUTOTUNE_HANG_S"
@@ -29,40 +33,66 @@ _POLL_S = 0.05
 # A rank that ends takes the others with it through their connections; the first to be seen is not always the cause.
 _SETTLE_S = 0.7
 _END_S = 3.0
-_CLASSES: dict[int, type[AutotuneError]] = {1: VerificationError, 2: InputError, 3: MachineError}
 _PR_SET_PDEATHSIG = 1
 
 
-def launch(
+def beat(folder: Path, rank: int) -> None:
+    """Start a thread that writes twice a second what this rank does and for how long, while this process lives and is not stopped."""
+
+    def run() -> None:
+        # The folder goes when the supervisor has ended.
+        with suppress(OSError):
+            while True:
+                now = current_activity()
+                text = f"{int(now.waits)} {int(now.limited)} {time.monotonic() - now.since_s:.1f} {now.what}"
+                temporary = folder / f"beating.{rank}"
+                temporary.write_text(text, encoding="utf-8")
+                temporary.replace(folder / f"beat.{rank}")
+                time.sleep(BEAT_S)
+
+    threading.Thread(target=run, daemon=True, name="autotune-beat").start()
+
+
+def report_error(error: BaseException, environ: Mapping[str, str] = os.environ) -> bool:
+    """Leave this rank's error to the supervisor, which says it once; False where there is none, so that it must be said here."""
+    folder, rank = environ.get(FOLDER), environ.get("RANK")
+    if folder is None or rank is None or not Path(folder).is_dir():
+        return False
+    code = error.exit_code if isinstance(error, AutotuneError) else MachineError.exit_code
+    (Path(folder) / f"error.{rank}").write_text(f"{code} {type(error).__name__} {error}", encoding="utf-8")
+    return True
+
+
+def supervise(
     ranks: int,
-    arguments: Sequence[str],
+    command: Sequence[str],
+    folder: Path,
     *,
-    command: Sequence[str] = (sys.executable, "-m", "autotune"),
-    environ: Mapping[str, str] | None = None,
+    environ: Mapping[str, str] = os.environ,
     silent_s: float = SILENT_S,
+    on_poll: Callable[[], object] = lambda: None,
 ) -> None:
-    """Run ``command arguments`` as every rank and wait for all. Rank 0 has this process's standard output and error.
+    """Run `command` as every rank and wait for all. Rank 0 has this process's standard error; no rank has its standard output.
 
     Args:
-        environ: What the ranks inherit; default the environment of this process.
+        folder: Empty, private to these ranks.
+        environ: What the ranks inherit.
         silent_s: Seconds without a beat that count as hung.
+        on_poll: Called every 50 ms while the ranks run.
 
     Raises:
         AutotuneError: a rank ended with an error, died or hung; names rank and cause, and has the exit code of that rank's own error.
             No process is left.
         KeyboardInterrupt: passed on, once every rank has ended.
     """
-    with tempfile.TemporaryDirectory(prefix="autotune-ranks-") as name:
-        folder = Path(name)
-        inherited = os.environ if environ is None else environ
-        processes = [_start(rank, ranks, [*command, *arguments], folder, inherited) for rank in range(ranks)]
-        try:
-            _watch(processes, folder, silent_s)
-        finally:
-            _end(processes)
+    processes = [_start(rank, ranks, command, folder, environ) for rank in range(ranks)]
+    try:
+        _watch(processes, folder, silent_s, on_poll)
+    finally:
+        _end(processes)
 
 
-def _start(rank: int, ranks: int, line: list[str], folder: Path, environ: Mapping[str, str]) -> subprocess.Popen[bytes]:
+def _start(rank: int, ranks: int, line: Sequence[str], folder: Path, environ: Mapping[str, str]) -> subprocess.Popen[bytes]:
     numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
     own = {name: str(number) for name, number in numbers.items()} | {FOLDER: str(folder)}
     # Everything is on this machine; the address of another interface would be found by host name, or not at all.
@@ -72,7 +102,7 @@ def _start(rank: int, ranks: int, line: list[str], folder: Path, environ: Mappin
             line,
             env={**environ, **own},
             stdin=subprocess.DEVNULL,
-            stdout=None if rank == 0 else subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
             stderr=None if rank == 0 else errors,
             preexec_fn=_end_with_parent,
         )
@@ -82,10 +112,11 @@ def _end_with_parent() -> None:
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _watch(processes: Sequence[subprocess.Popen[bytes]], folder: Path, silent_s: float) -> None:
+def _watch(processes: Sequence[subprocess.Popen[bytes]], folder: Path, silent_s: float, on_poll: Callable[[], object]) -> None:
     begin_s, hang_s = time.time(), _hang_s()
     while True:
         codes = [process.poll() for process in processes]
+        on_poll()
         if all(code == 0 for code in codes):
             return
         if any(code not in (None, 0) for code in codes):
@@ -163,7 +194,7 @@ def _blame(codes: Sequence[int | None], folder: Path) -> None:
     own = {rank: error for rank, error in told.items() if error is not None and error[1] != PeerLostError.__name__}
     if own:
         rank, (code, _, message) = next(iter(own.items()))
-        kind = _CLASSES.get(code, MachineError)
+        kind = error_class(code)
         # A result that says no is the result of all ranks.
         raise kind(message if kind is VerificationError else f"rank {rank}: {message}")
     # Who lost a peer is never the cause.

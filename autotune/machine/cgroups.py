@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 
-from autotune.bench.sysfs import parse_cpu_list, read_text
+from autotune.machine.sysfs import parse_cpu_list, read_text
 
 # Limit, usage, prefix of the hierarchical counters in memory.stat: version 2, then version 1.
 _MEMORY_FILES = (("memory.max", "memory.current", ""), ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_"))
