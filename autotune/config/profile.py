@@ -13,6 +13,7 @@ from autotune.config.network import Network
 # 2: the passes of reference models (`calibration`), the gain of bf16, and sources of single numbers; version 1 has none of them.
 # 1: first version.
 PROFILE_SCHEMA = 2
+_HIDDEN_CACHE_BYTES = 32 << 20
 
 
 class Topology(Frozen):
@@ -52,6 +53,11 @@ class Topology(Frozen):
     """The cgroup's limit; None when unlimited."""
     huge_pages: Literal["always", "madvise", "never", "unknown"]
     """Transparent huge pages setting of the kernel."""
+
+    @property
+    def last_level_bytes(self) -> int:
+        """All last-level caches together; what a virtual machine may hide where it shows none."""
+        return self.l3_bytes * max(1, self.l3_instances) or _HIDDEN_CACHE_BYTES
 
 
 class Fingerprint(Frozen):

@@ -23,7 +23,7 @@ from autotune.ops.base import Work
 from autotune.ops.timing import Recorder
 from autotune.perf.breakdown import parts_by_pass
 from autotune.perf.estimate import Estimate, OperatorEstimate, estimate
-from autotune.perf.roofline import verdict
+from autotune.perf.roofline import BARE, Hardware, verdict
 from autotune.perf.table import OTHER, MachineState, OperatorRow, OperatorTable
 from autotune.probe.drift import Present, ceilings_now
 
@@ -180,12 +180,13 @@ def measure(
     timed = timed_rounds(dlrm, source, monitor, rounds=rounds, budget_s=budget_s, progress=progress)
     present.look()
     ceilings = ceilings_now(profile.ceilings, present.state)
+    hardware = Hardware.of(profile, dlrm.config.threads, dlrm.model.dtype)
     iteration = Samples(timed.iterations_s).to_interval()
     works = {operator.key: operator.work() for operator in dlrm.operators(source)}
     parts = timed_parts(dlrm.recorder, timed.back)
     rows = [
         operator_row(
-            works.get(key), key, samples.to_interval(), iteration.median, ceilings, dlrm.config.threads, parts.get(key)
+            works.get(key), key, samples.to_interval(), iteration.median, ceilings, dlrm.config.threads, parts.get(key), hardware
         )
         for key, samples in samples_by_pass(timed.iterations_s, [timed.passes_s[i] for i in timed.counted]).items()
     ]
@@ -257,13 +258,14 @@ def operator_row(
     ceilings: Ceilings,
     threads: int,
     parts: TimeParts | None = None,
+    hardware: Hardware = BARE,
 ) -> OperatorRow:
     """One pass against its ceilings; without a `work` there is nothing to hold it against."""
     if work is None:
         detail = "outside every operator: Python between the passes"
         return OperatorRow(key, time_s, time_s.median / iteration_s, 0, 0, None, None, None, {}, "none", detail)
     # Within a step an operator reads what the one before has just written.
-    found = verdict(work, time_s.median, ceilings, threads, warm=True, parts=parts)
+    found = verdict(work, time_s.median, ceilings, threads, warm=True, parts=parts, hardware=hardware)
     return OperatorRow(
         key=key,
         time_s=time_s,

@@ -13,7 +13,7 @@ from autotune.dlrm.model import default_config
 from autotune.ops import embedding_bag
 from autotune.perf.features import CACHE_SHARE, Machine, terms_of
 from autotune.perf.regression import Law, Reference, learn
-from autotune.perf.roofline import BOUND_FRACTION, limits
+from autotune.perf.roofline import BOUND_FRACTION, Hardware, limits
 from autotune.perf.share import per_rank
 from autotune.perf.steps import Kind, PassShape, Residence, residences, step_passes, whole_tables
 
@@ -71,16 +71,16 @@ class Predictor:
 
     def _one(self, shape: PassShape, place: Residence, config: RunConfig, machine: Machine) -> PassTime:
         terms = terms_of(shape, place, config.operators.get(shape.key), machine, config.huge_pages)
-        prediction = self.law(shape.kind, config.threads).predict(terms, shape.size, config.threads)
         least_s = self._limits(shape, machine)
         top = max(least_s, key=lambda name: least_s[name])
+        prediction = _at_least(self.law(shape.kind, config.threads).predict(terms, shape.size, config.threads), least_s[top])
         bound = least_s[top] >= BOUND_FRACTION * prediction.time_s
         return PassTime(shape, prediction, least_s, top if bound else "none")
 
     def _limits(self, shape: PassShape, machine: Machine) -> dict[str, float]:
-        found = limits(shape.work, self._shared.ceilings, machine.threads, warm=True)
-        gain = self.profile.bf16_gain if machine.dtype == "bf16" else 1.0
-        return {"memory": found.memory_s, "compute": found.compute_s / gain}
+        # The profile's share of one rank already.
+        hardware = Hardware.of(self._shared, machine.threads, machine.dtype)
+        return limits(shape.work, self._shared.ceilings, machine.threads, warm=True, hardware=hardware).by_resource
 
     def on(self, profile: Profile) -> Predictor:
         """The same laws under other ceilings: what is learned of a machine stays, what its resources take changes."""
@@ -108,6 +108,12 @@ class Predictor:
         if (kind, nearest) not in self._laws:
             self._laws[kind, nearest] = learn(kind, nearest, self._references.get((kind, nearest), []))
         return self._laws[kind, nearest]
+
+
+def _at_least(prediction: Prediction, bound_s: float) -> Prediction:
+    """A prediction that no law takes below what the machine can do."""
+    times_s = {name: max(bound_s, getattr(prediction, name)) for name in ("low_s", "time_s", "high_s")}
+    return prediction.model_copy(update=times_s)
 
 
 def shared(profile: Profile, ranks: int) -> Profile:
