@@ -94,36 +94,89 @@ def terms_of(one: PassShape, where: Residence, knobs: Knobs | None, machine: Mac
     return found
 
 
+_MOST_ROWS = 12
+_LOADS_PER_CYCLE = _FMAS_PER_CYCLE = 2
+_FMA_LATENCY = 4
+
+
 def _layer(one: PassShape, knobs: Knobs | None, machine: Machine) -> Terms:
+    """Features of the blocked GEMM as `kernels/gemm_tile-inl.h` runs it.
+
+    A microtile is `height` rows by `width` vectors. A step of its reduction takes height x width multiply-adds and height + width loads,
+    and no less than the latency of a multiply-add, since each accumulator waits for itself: what loads and latency take beyond the
+    multiply-adds are features of their own, so that narrow panels and low blocks are priced by what is known of wide ones.
+    """
     samples, inputs, outputs = (int(one.size[name]) for name in ("samples", "inputs", "outputs"))
     which = one.kind
     assert which in ("forward", "backward_data", "backward_weights")
     rows, columns, reduction = shape_of(which, samples, inputs, outputs)
     if not isinstance(knobs, LayerKnobs) or knobs.implementation != "blocked":
         knobs = default_knobs(which, samples, inputs, outputs, machine.threads)
-    threads, bk, bn = machine.threads, knobs.bk, min(knobs.bn, rows)
+    threads, bk, bn, bc = machine.threads, knobs.bk, min(knobs.bn, rows), min(knobs.bc, reduction)
     # The busiest cell of the thread grid, in rows and columns.
     most_rows = busiest(rows, bn, max(1, threads // knobs.thread_columns))
     most_columns = busiest(columns, bk, knobs.thread_columns)
     groups = vector_groups(most_columns, bk, machine.lanes)
-    vector_s = 2.0 * most_rows * machine.lanes * reduction / (machine.flops_per_s / threads)
-    vectors = sum(groups.values())
-    chunks = -(-reduction // knobs.bc)
+    vectors, chunks, cycle_s = sum(groups.values()), -(-reduction // bc), machine.cycle_s
+    microtiles = load = latency = 0.0
+    for width, of_width in groups.items():
+        for height, count in _heights(most_rows, bn, width, machine.lanes).items():
+            fmas, loads, calls = height * width, height + width, count * of_width / width
+            microtiles += calls * chunks
+            load += calls * reduction * max(0, loads - fmas) / _LOADS_PER_CYCLE
+            latency += calls * reduction * max(0.0, _FMA_LATENCY - max(loads, fmas) / _FMAS_PER_CYCLE)
     found = {
-        "wide": vector_s * (groups.get(4, 0) + groups.get(3, 0)),
-        "narrow": vector_s * groups[2],
-        "narrowest": vector_s * groups[1],
-        "store": most_rows * vectors * chunks * machine.cycle_s,
+        "arithmetic": 2.0 * most_rows * vectors * machine.lanes * reduction / (machine.flops_per_s / threads),
+        "load": load * cycle_s,
+        "latency": latency * cycle_s,
+        "microtiles": microtiles * cycle_s,
+        "store": most_rows * vectors * chunks * cycle_s,
         # The columns of a vector that is not whole are finished one by one.
-        "ragged": most_rows * (most_columns % machine.lanes) * chunks * machine.cycle_s * (2 if one.size["masked"] else 1),
-        "panel": 4.0 * reduction * vectors * machine.lanes * (most_rows / bn) / machine.shared_bytes_per_s / 16,
+        "ragged": most_rows * (most_columns % machine.lanes) * chunks * cycle_s * (2 if one.size["masked"] else 1),
+        "refetched": _refetched_s(which, knobs, (most_rows, most_columns, reduction), machine),
     }
     if which == "backward_weights":
-        packed = reduction * (most_rows + most_columns)
-        found["pack"] = packed / machine.lanes * machine.cycle_s
-        found["repack"] = inputs * outputs / threads * machine.cycle_s
+        own = CACHE_SHARE * machine.profile.fingerprint.topology.l2_bytes
+        found["bias"] = reduction * most_rows / machine.lanes * cycle_s
+        # Columns of the input that fill no panel are copied.
+        found["pack"] = reduction * (most_columns % bk) / machine.lanes * cycle_s
+        found["repack"] = inputs * outputs / threads * cycle_s
+        # Each chunk of samples reads and writes the gradient again.
+        gradient = 4.0 * most_rows * most_columns
+        found["reload"] = 2 * (chunks - 1) * gradient / (machine.shared_bytes_per_s / threads) if gradient > own else 0.0
         found["masked"] = 3 * 4 * one.size["mask"] / machine.stream_bytes_per_s + (2e-6 if one.size["mask"] else 0.0)
     return found
+
+
+def _heights(rows: int, bn: int, width: int, lanes: int) -> dict[int, int]:
+    """How many microtiles of `width` vectors have which height: a row block is parted into as few as registers allow, nearly equal."""
+    registers = 32 if lanes == 16 else 16
+    most = min(_MOST_ROWS, (registers - width - 1) // width)
+    found: dict[int, int] = {}
+    for block, times in ((min(bn, rows), rows // bn), (rows % bn, 1)):
+        if block and times:
+            tiles = -(-block // most)
+            low, higher = divmod(block, tiles)
+            found[low] = found.get(low, 0) + times * (tiles - higher)
+            found[low + 1] = found.get(low + 1, 0) + times * higher
+    return {height: count for height, count in found.items() if count}
+
+
+def _refetched_s(which: str, knobs: LayerKnobs, cell: tuple[int, int, int], machine: Machine) -> float:
+    """Operands that a core's own cache cannot hold from one task to the next: the one walked inside is fetched at each step outside."""
+    rows, columns, reduction = cell
+    depth = min(knobs.bc, reduction) if which == "backward_weights" else reduction  # its chunks are the outermost loop
+    own = CACHE_SHARE * machine.profile.fingerprint.topology.l2_bytes
+    block, panel = 4.0 * min(knobs.bn, rows) * depth, 4.0 * min(knobs.bk, columns) * depth
+    whole_rows, whole_columns = 4.0 * rows * depth, 4.0 * columns * depth
+    if knobs.loop_order == "rows_outer":
+        held, inner, again = block, whole_columns, -(-rows // knobs.bn) - 1
+    else:
+        held, inner, again = panel, whole_rows, -(-columns // knobs.bk) - 1
+    if held + inner <= own:
+        return 0.0
+    rate = machine.shared_bytes_per_s if inner <= machine.shared_bytes else machine.stream_bytes_per_s
+    return again * inner * (reduction / depth) / (rate / machine.threads)
 
 
 def _embedding(one: PassShape, where: Residence, knobs: Knobs | None, machine: Machine, huge_pages: bool) -> Terms:
