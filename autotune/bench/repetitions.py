@@ -139,6 +139,7 @@ def timed_steps(
         huge_pages=dlrm.config.huge_pages,
         strategy=update.strategy,
         disturbed=few,
+        knobs=dlrm.config.operators,
         iteration_s=statistics.median(sum(times_s.values()) for times_s in quiet),
         passes_s={key: statistics.median(times_s[key] for times_s in quiet) for key in quiet[0]},
     )

@@ -8,6 +8,7 @@ the bottom MLP and the bags write the feature buffer [N, T+1, E] that the intera
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -64,6 +65,30 @@ def default_config(model: Model, machine: Topology | None = None, threads: int |
     for layer in _passes(model):
         operators[layer.key] = default_knobs(*layer.shape[:4], threads, model.dtype)
     return RunConfig(threads=threads, huge_pages=machine is None or machine.huge_pages != "never", operators=operators)
+
+
+_DRAWN = 0.5
+"""Share of the layers' passes that take random knobs: what is learned shall hold for defaults too."""
+
+
+def random_config(model: Model, machine: Topology, threads: int, seed: str) -> RunConfig:
+    """The default configuration with random candidates of a tuner in about half of the layers' passes.
+
+    Each knob is drawn from the values that the knobs drawn before it leave, so that a value is as likely as another however many
+    candidates have it.
+    """
+    config, generator = default_config(model, machine, threads), random.Random(seed)
+    operators = dict(config.operators)
+    for layer in _passes(model):
+        legal = (knobs for knobs in layer.candidates(machine, threads) if threads % knobs.thread_columns == 0)
+        candidates = [knobs for knobs in legal if knobs.implementation == "blocked"]
+        if not candidates or generator.random() >= _DRAWN:
+            continue
+        for name in generator.sample(("bn", "bc", "bk", "loop_order", "thread_columns"), 5):
+            value = generator.choice(sorted({getattr(knobs, name) for knobs in candidates}))
+            candidates = [knobs for knobs in candidates if getattr(knobs, name) == value]
+        operators[layer.key] = candidates[0]
+    return config.model_copy(update={"operators": operators})
 
 
 def _passes(model: Model) -> Iterator[LayerPass]:

@@ -6,8 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from autotune.config.calibration import CalibrationRun
 from autotune.config.knobs import EmbeddingUpdateKnobs, Knobs, RunConfig
-from autotune.config.profile import Profile
+from autotune.config.profile import Profile, Topology
 from autotune.config.tuned import Prediction
 from autotune.dlrm.model import default_config
 from autotune.ops import embedding_bag
@@ -162,8 +163,7 @@ def references(profile: Profile, share: float = CACHE_SHARE) -> dict[tuple[Kind,
     disturbed = sum(run.disturbed for run in profile.calibration)
     for run in profile.calibration:
         machine = machines.setdefault(run.threads, Machine(profile, run.threads, share=share))
-        config = default_config(run.model, profile.fingerprint.topology, run.threads)
-        operators = _with_strategy(config.operators, run.strategy)
+        operators = config_of(run, profile.fingerprint.topology).operators
         shapes = [one for one in step_passes(run.model, whole_tables(run.model))]
         for shape, place in zip(shapes, residences(shapes, machine.own_bytes, machine.shared_bytes), strict=True):
             if run.passes_s.get(shape.key, 0.0) <= 0 or (run.disturbed and 2 * disturbed < len(profile.calibration)):
@@ -171,6 +171,13 @@ def references(profile: Profile, share: float = CACHE_SHARE) -> dict[tuple[Kind,
             terms = terms_of(shape, place, operators.get(shape.key), machine, run.huge_pages)
             found.setdefault((shape.kind, run.threads), []).append(Reference(terms, shape.size, run.passes_s[shape.key], run.threads))
     return found
+
+
+def config_of(run: CalibrationRun, topology: Topology) -> RunConfig:
+    """The configuration under which a reference model ran."""
+    config = default_config(run.model, topology, run.threads)
+    operators = {**_with_strategy(config.operators, run.strategy), **run.knobs}
+    return config.model_copy(update={"huge_pages": run.huge_pages, "operators": operators})
 
 
 def _with_strategy(operators: Mapping[str, Knobs], strategy: str) -> dict[str, Knobs]:

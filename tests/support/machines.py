@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from autotune.config.calibration import CalibrationRun
+from autotune.config.knobs import Knobs
 from autotune.config.model import Model
 from autotune.config.network import InterfaceRate, Network, NetworkFit, Together
 from autotune.config.profile import Ceilings, ComputePoint, Fingerprint, Profile, RowPoint, StreamPoint, TimePoint, Topology
-from autotune.dlrm.model import default_config
+from autotune.dlrm.model import random_config
 from autotune.perf.features import Machine, terms_of
 from autotune.perf.predictor import Predictor
 from autotune.perf.regression import USUAL, weighted
@@ -62,11 +65,10 @@ def network(ranks: int = 4, bandwidth: float = 1e9) -> Network:
     return Network(backend="gloo", interface="x", ranks=ranks, hosts=1, interfaces=interfaces, points=(), fits=fits, together=together)
 
 
-def true_times(model: Model, profile: Profile, threads: int, factor: float = 1.0) -> dict[str, float]:
+def true_times(model: Model, profile: Profile, threads: int, knobs: Mapping[str, Knobs], factor: float = 1.0) -> dict[str, float]:
     """Each pass as its usual law says, times `factor`."""
     machine = Machine(profile, threads)
     shapes = step_passes(model, whole_tables(model))
-    knobs = default_config(model, profile.fingerprint.topology, threads).operators
     return {
         one.key: factor * weighted(terms_of(one, place, knobs.get(one.key), machine, True), USUAL.get(one.kind, {}))
         for one, place in zip(shapes, residences(shapes, machine.own_bytes, machine.shared_bytes), strict=True)
@@ -79,8 +81,9 @@ def calibrated(factor: float = 1.0) -> Profile:
     runs = []
     for model, _ in reference_models(1e8):
         for threads in THREADS:
-            times = true_times(model, profile, threads, factor)
-            runs.append(CalibrationRun(model=model, threads=threads, iteration_s=sum(times.values()), passes_s=times))
+            knobs = random_config(model, profile.fingerprint.topology, threads, f"{model.name} on {threads}").operators
+            times = true_times(model, profile, threads, knobs, factor)
+            runs.append(CalibrationRun(model=model, threads=threads, iteration_s=sum(times.values()), passes_s=times, knobs=knobs))
     return profile.model_copy(update={"calibration": tuple(runs)})
 
 
