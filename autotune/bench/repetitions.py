@@ -144,6 +144,7 @@ def timed_steps(
         huge_pages=dlrm.config.huge_pages,
         strategy=getattr(update, "strategy", ""),
         disturbed=few,
+        knobs=dlrm.config.operators,
         iteration_s=statistics.median(sum(each.values()) for each in chosen),
         passes_s={key: statistics.median(each[key] for each in chosen) for key in chosen[0]},
     )

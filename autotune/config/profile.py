@@ -17,6 +17,8 @@ PROFILE_SCHEMA = 3
 
 DISTURBED_SHARE = 0.5
 """Share of disturbed ceilings above which a profile is not to be relied on."""
+_HIDDEN_CACHE_BYTES = 32 << 20
+"""Last-level cache assumed where a virtual machine shows none."""
 
 
 class Topology(Frozen):
@@ -56,6 +58,11 @@ class Topology(Frozen):
     """The cgroup's limit; None when unlimited."""
     huge_pages: Literal["always", "madvise", "never", "unknown"]
     """Transparent huge pages setting of the kernel."""
+
+    @property
+    def last_level_bytes(self) -> int:
+        """All last-level caches together; what a virtual machine may hide where it shows none."""
+        return self.l3_bytes * max(1, self.l3_instances) or _HIDDEN_CACHE_BYTES
 
 
 class Fingerprint(Frozen):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import os
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -58,6 +59,30 @@ def default_config(model: Model, machine: Topology | None = None, threads: int |
         raise InputError(f"threads must be at least 1, got {threads}; leave it out to use every allowed core")
     huge_pages = machine is None or machine.huge_pages != "never"
     return RunConfig(threads=threads, huge_pages=huge_pages, operators=default_knobs(schedule(model), threads))
+
+
+_DRAWN = 0.5
+"""Share of the passes that take random knobs: what is learned must hold for defaults too."""
+
+
+def random_config(model: Model, machine: Topology, threads: int, seed: str) -> RunConfig:
+    """The default configuration with random candidates of a tuner in about half of the passes that are calibrated over knobs.
+
+    Each knob is drawn from the values that the knobs drawn before it leave, so that a value is as likely as another however many
+    candidates have it.
+    """
+    config, generator = default_config(model, machine, threads), random.Random(seed)
+    operators = dict(config.operators)
+    for key, operator in schedule(model).operators.items():
+        candidates = [knobs for knobs in operator.calibrated_over(machine, threads) if knobs.valid_for(threads)]
+        if not candidates or generator.random() >= _DRAWN:
+            continue
+        names = [name for name in type(candidates[0]).model_fields if name != "kind"]
+        for name in generator.sample(names, len(names)):
+            value = generator.choice(sorted({getattr(knobs, name) for knobs in candidates}))
+            candidates = [knobs for knobs in candidates if getattr(knobs, name) == value]
+        operators[key] = candidates[0]
+    return config.model_copy(update={"operators": operators})
 
 
 def default_knobs(steps: Schedule, threads: int) -> dict[str, Knobs]:

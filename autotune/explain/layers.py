@@ -14,7 +14,7 @@ from autotune.explain.terms import WORTH_NAMING, above_ceiling_s, iteration_s, r
 from autotune.explain.wording import FindingKind
 from autotune.ops.layer import LayerKnobs
 from autotune.ops.layer_shapes import Direction, busiest, padded, shape_of
-from autotune.perf.roofline import compute_ceiling, stream_ceiling
+from autotune.perf.roofline import peak_ceiling, stream_ceiling
 from autotune.perf.share import per_rank
 
 # Of the arithmetic spent on zero columns, or of the threads' time spent waiting for the busiest.
@@ -93,7 +93,7 @@ def _memory(config: TunedConfig, verdict: Verdict, of_layer: _LayerPass) -> Iter
         return
     ceilings = per_rank(config.profile.ceilings, ranks_on_host(config))
     threads = config.config.threads
-    balance = compute_ceiling(ceilings, threads) / stream_ceiling(ceilings, "read", threads)
+    balance = peak_ceiling(ceilings, threads) / stream_ceiling(ceilings, "read", threads)
     _, samples, inputs, outputs = of_layer
     weights = inputs * outputs
     activations = samples * (inputs + outputs)

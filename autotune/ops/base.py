@@ -287,6 +287,10 @@ class Operator(ABC):
         """Values worth racing, derived from caches, registers, divisors and cores; the default is among them."""
         return [self.default(threads)]
 
+    def calibrated_over(self, machine: Topology, threads: int) -> Sequence[Knobs]:
+        """Candidates from which the probe draws, so that the fit knows what knobs do; empty where it runs defaults alone."""
+        return ()
+
     def check_knobs(self, knobs: Knobs, threads: int) -> None:
         """Refuse knobs that this pass cannot run with.
 

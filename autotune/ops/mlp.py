@@ -20,7 +20,8 @@ from autotune.errors import InputError
 from autotune.ops import libxsmm
 from autotune.ops.base import Case, Check, Family, Features, Operator, Rates, Residence, Work
 from autotune.ops.layer import Activation, Layer, LayerKnobs
-from autotune.ops.layer_shapes import Direction, busiest, padded, shape_of, vector_groups
+from autotune.ops.layer_features import GEMM_PRIOR, blocked_features, weight_features
+from autotune.ops.layer_shapes import Direction, padded, shape_of
 from autotune.ops.memory import Memory
 from autotune.ops.native import cold_sets, empty_rows, kernels, torch
 
@@ -100,30 +101,13 @@ class LayerPass(Operator):
         }  # fmt: skip
 
     def features(self, knobs: Knobs | None, residence: Residence, rates: Rates) -> Features:
-        rows, columns, reduction = shape_of(self.direction, self.samples, self.inputs, self.outputs)
         if not isinstance(knobs, LayerKnobs) or knobs.implementation != "blocked":
             knobs = self.default(rates.threads)
-        threads, bk, bn = rates.threads, knobs.bk, min(knobs.bn, rows)
-        # The busiest cell of the thread grid, in rows and columns.
-        most_rows = busiest(rows, bn, max(1, threads // knobs.thread_columns))
-        most_columns = busiest(columns, bk, knobs.thread_columns)
-        groups = vector_groups(most_columns, bk, rates.lanes)
-        vector_s = 2.0 * most_rows * rates.lanes * reduction / (rates.flops_per_s / threads)
-        vectors = sum(groups.values())
-        chunks = -(-reduction // knobs.bc)
-        terms = {
-            "wide": vector_s * (groups.get(4, 0) + groups.get(3, 0)),
-            "narrow": vector_s * groups[2],
-            "narrowest": vector_s * groups[1],
-            "store": most_rows * vectors * chunks * rates.cycle_s,
-            # The columns of a vector that is not whole are finished one by one.
-            "ragged": most_rows * (most_columns % rates.lanes) * chunks * rates.cycle_s * (2 if self.masked else 1),
-            "panel": 4.0 * reduction * vectors * rates.lanes * (most_rows / bn) / rates.shared_bytes_per_s / 16,
-        }
+        shape = (self.samples, self.inputs, self.outputs)
+        features = blocked_features(self.direction, shape, knobs, self.masked, rates)
         if self.direction == "backward_weights":
-            terms["pack"] = reduction * (most_rows + most_columns) / rates.lanes * rates.cycle_s
-            terms["repack"] = 0.0 if self.reduced else self.inputs * self.outputs / threads * rates.cycle_s
-        return terms
+            features |= weight_features(shape, knobs, not self.reduced, rates)
+        return features
 
     def default(self, threads: int) -> LayerKnobs:
         return default_knobs(self.direction, self.samples, self.inputs, self.outputs, threads, self.dtype)
@@ -146,6 +130,10 @@ class LayerPass(Operator):
         if self.dtype == "fp32" and libxsmm.available():
             chosen += _libxsmm_candidates(default)
         return list(dict.fromkeys(chosen))
+
+    def calibrated_over(self, machine: Topology, threads: int) -> Sequence[LayerKnobs]:
+        """The blocked GEMM alone: its features describe no other."""
+        return [knobs for knobs in self.candidates(machine, threads) if knobs.implementation == "blocked"]
 
     def check_knobs(self, knobs: Knobs, threads: int) -> None:
         super().check_knobs(knobs, threads)
@@ -178,10 +166,7 @@ class LayerForward(LayerPass):
 
     kind: ClassVar[str] = "mlp.forward"
     direction: ClassVar[Direction] = "forward"
-    prior: ClassVar[Mapping[str, float]] = {
-        "wide": 0.96, "narrow": 0.88, "narrowest": 0.99, "store": 4.1, "ragged": 9.6, "panel": 1.0, "call": 15.0, "fork": 2.0,
-        "memory": 1.9, "shared": 0.8,
-    }  # fmt: skip
+    prior: ClassVar[Mapping[str, float]] = {**GEMM_PRIOR, "call": 15.0, "memory": 1.9, "shared": 0.8}
 
     def run(self, memory: Memory, knobs: LayerKnobs, threads: int) -> None:
         memory.modules[self.layer].forward(memory.buffers[self.below], memory.buffers[self.above], knobs, threads)
@@ -193,10 +178,7 @@ class LayerBackwardData(LayerPass):
 
     kind: ClassVar[str] = "mlp.backward_data"
     direction: ClassVar[Direction] = "backward_data"
-    prior: ClassVar[Mapping[str, float]] = {
-        "wide": 0.83, "narrow": 0.41, "narrowest": 0.1, "store": 0.1, "ragged": 3.7, "panel": 1.0, "call": 20.0, "fork": 2.0,
-        "memory": 3.6, "shared": 1.0,
-    }  # fmt: skip
+    prior: ClassVar[Mapping[str, float]] = {**GEMM_PRIOR, "call": 20.0, "memory": 3.6, "shared": 1.0}
 
     def run(self, memory: Memory, knobs: LayerKnobs, threads: int) -> None:
         buffers = memory.buffers
@@ -211,8 +193,7 @@ class LayerBackwardWeights(LayerPass):
     kind: ClassVar[str] = "mlp.backward_weights"
     direction: ClassVar[Direction] = "backward_weights"
     prior: ClassVar[Mapping[str, float]] = {
-        "wide": 1.0, "narrow": 0.57, "narrowest": 1.3, "store": 1.3, "ragged": 0.1, "panel": 3.2, "pack": 1.3, "repack": 1.1,
-        "call": 49.0, "fork": 2.1, "memory": 1.3, "shared": 0.1,
+        **GEMM_PRIOR, "bias": 0.5, "pack": 2.0, "repack": 1.1, "reload": 2.0, "call": 49.0, "memory": 1.3, "shared": 0.1,
     }  # fmt: skip
 
     def run(self, memory: Memory, knobs: LayerKnobs, threads: int) -> None:

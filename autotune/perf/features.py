@@ -14,7 +14,7 @@ from autotune.config.model import Dtype
 from autotune.config.profile import Profile
 from autotune.ops.base import Features, Residence
 from autotune.ops.schedule import Pass
-from autotune.perf.roofline import compute_ceiling, fork_join_s, row_ceiling, stream_ceiling
+from autotune.perf.roofline import fork_join_s, gemm_ceiling, row_ceiling, stream_ceiling
 
 CACHE_SHARE = 0.75
 """Part of a cache that a step's data can count on: conflicts, code, stacks and other programs take the rest."""
@@ -40,10 +40,10 @@ class Machine:
         topology, ceilings, threads = self.profile.fingerprint.topology, self.profile.ceilings, self.threads
         lanes = 16 if "avx512f" in topology.isa and self.profile.fingerprint.target != "avx2" else 8
         kinds = {point.kind for point in ceilings.stream}
-        per_core = compute_ceiling(ceilings, threads) / threads
+        per_core = gemm_ceiling(ceilings, threads) / threads
         put = object.__setattr__
         put(self, "lanes", lanes)
-        put(self, "flops_per_s", compute_ceiling(ceilings, threads) * (self.profile.bf16_gain if self.dtype == "bf16" else 1.0))
+        put(self, "flops_per_s", gemm_ceiling(ceilings, threads) * (self.profile.bf16_gain if self.dtype == "bf16" else 1.0))
         # Two multiply-adds a cycle: of cores with one such unit these are half cycles, and the weights of a law follow.
         put(self, "cycle_s", 4.0 * lanes / per_core)
         put(self, "stream_bytes_per_s", max(stream_ceiling(ceilings, kind, threads) for kind in kinds or {"read"}))

@@ -25,7 +25,7 @@ from autotune.ops.base import Work
 from autotune.ops.timing import Recorder
 from autotune.perf.breakdown import parts_by_pass
 from autotune.perf.estimate import Estimate, OperatorEstimate, estimate
-from autotune.perf.roofline import verdict
+from autotune.perf.roofline import BARE, Hardware, verdict
 from autotune.perf.table import OTHER, MachineState, OperatorRow, OperatorTable
 from autotune.probe.drift import Drift, ceilings_now
 
@@ -149,12 +149,13 @@ def measure(
     drift = Drift(profile, dlrm.config.threads)
     steps, notes = timed_steps(dlrm, source, (drift, monitor), rounds=rounds, budget_s=budget_s, progress=progress)
     ceilings = ceilings_now(profile.ceilings, drift.state)
+    hardware = Hardware.of(profile, dlrm.config.threads, dlrm.model.dtype)
     iteration = Samples(tuple(steps.iterations_s)).to_interval()
     works = dlrm.schedule_on(data).works
     parts = timed_parts(dlrm.recorder, steps.back)
     rows = [
         operator_row(
-            works.get(key), key, samples.to_interval(), iteration.median, ceilings, dlrm.config.threads, parts.get(key)
+            works.get(key), key, samples.to_interval(), iteration.median, ceilings, dlrm.config.threads, parts.get(key), hardware
         )
         for key, samples in samples_by_pass(steps.iterations_s, [steps.passes_s[i] for i in steps.counted]).items()
     ]
@@ -226,13 +227,14 @@ def operator_row(
     ceilings: Ceilings,
     threads: int,
     parts: TimeParts | None = None,
+    hardware: Hardware = BARE,
 ) -> OperatorRow:
     """One pass against its ceilings; without a `work` there is nothing to hold it against."""
     if work is None:
         detail = "outside every operator: Python between the passes"
         return OperatorRow(key, time_s, time_s.median / iteration_s, 0, 0, None, None, None, {}, "none", detail)
     # Within a step an operator reads what the one before has just written.
-    found = verdict(work, time_s.median, ceilings, threads, warm=True, parts=parts)
+    found = verdict(work, time_s.median, ceilings, threads, warm=True, parts=parts, hardware=hardware)
     return OperatorRow(
         key=key,
         time_s=time_s,

@@ -6,9 +6,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from autotune.config.calibration import CalibrationRun
 from autotune.config.knobs import Knobs, RunConfig
 from autotune.config.model import Dtype
-from autotune.config.profile import Profile
+from autotune.config.profile import Profile, Topology
 from autotune.config.tuned import Prediction
 from autotune.dlrm.model import default_config
 from autotune.dlrm.schedule import schedule
@@ -20,7 +21,7 @@ from autotune.ops.schedule import Pass, Schedule
 from autotune.perf.cache_model import residences
 from autotune.perf.features import CACHE_SHARE, Machine, features_of
 from autotune.perf.regression import FittedModel, Reference, fit
-from autotune.perf.roofline import BOUND_FRACTION, limits
+from autotune.perf.roofline import BOUND_FRACTION, Hardware, limits
 from autotune.perf.share import per_rank
 
 
@@ -86,16 +87,17 @@ class Predictor:
 
     def _predicted(self, each: Pass, place: Residence, knobs: Knobs | None, machine: Machine) -> PassTime:
         features = features_of(each, place, knobs, machine)
-        prediction = self.model(each.operator.kind, machine.threads).predict(features, each.operator.size(), machine.threads)
+        fitted = self.model(each.operator.kind, machine.threads)
         least_s = self._limits(each, machine)
         top = max(least_s, key=lambda name: least_s[name])
+        prediction = _at_least(fitted.predict(features, each.operator.size(), machine.threads), least_s[top])
         bound = least_s[top] >= BOUND_FRACTION * prediction.time_s
         return PassTime(each, prediction, least_s, top if bound else "none")
 
     def _limits(self, each: Pass, machine: Machine) -> dict[str, float]:
-        least = limits(each.operator.work(), self._shared.ceilings, machine.threads, warm=True)
-        gain = self.profile.bf16_gain if machine.dtype == "bf16" else 1.0
-        return {"memory": least.memory_s, "compute": least.compute_s / gain}
+        # The profile is one rank's share already.
+        hardware = Hardware.of(self._shared, machine.threads, machine.dtype)
+        return limits(each.operator.work(), self._shared.ceilings, machine.threads, warm=True, hardware=hardware).by_resource
 
     def on(self, profile: Profile) -> Predictor:
         """The same fitted models under other ceilings: what is learned of a machine stays, what its resources take changes."""
@@ -123,6 +125,11 @@ class Predictor:
         if (kind, nearest) not in self._models:
             self._models[kind, nearest] = fit(kind, nearest, self._references.get((kind, nearest), []))
         return self._models[kind, nearest]
+
+
+def _at_least(prediction: Prediction, bound_s: float) -> Prediction:
+    """A prediction that no fit takes below what the machine can do."""
+    return prediction.model_copy(update={name: max(bound_s, getattr(prediction, name)) for name in ("low_s", "time_s", "high_s")})
 
 
 def shared(profile: Profile, ranks: int) -> Profile:
@@ -174,8 +181,7 @@ def references(profile: Profile, share: float = CACHE_SHARE) -> dict[tuple[str, 
             continue
         key = (run.threads, run.huge_pages)
         machine = machines.setdefault(key, Machine(profile, run.threads, share=share, huge_pages=run.huge_pages))
-        config = default_config(run.model, profile.fingerprint.topology, run.threads)
-        operators = _with_strategy(config.operators, run.strategy)
+        operators = config_of(run, profile.fingerprint.topology).operators
         passes = schedule(run.model).passes
         pairs = [*zip(passes, residences(passes, machine.own_bytes, machine.shared_bytes), strict=True)]
         pairs.append((Pass(OTHER, Overhead(OTHER, len(passes))), Residence(0.0, 0.0, 0.0)))
@@ -185,6 +191,13 @@ def references(profile: Profile, share: float = CACHE_SHARE) -> dict[tuple[str, 
                 reference = Reference(features, each.operator.size(), run.passes_s[each.key], run.threads)
                 by_kind.setdefault((each.operator.kind, run.threads), []).append(reference)
     return by_kind
+
+
+def config_of(run: CalibrationRun, topology: Topology) -> RunConfig:
+    """The configuration under which a reference model ran."""
+    config = default_config(run.model, topology, run.threads)
+    operators = {**_with_strategy(config.operators, run.strategy), **run.knobs}
+    return config.model_copy(update={"huge_pages": run.huge_pages, "operators": operators})
 
 
 def _with_strategy(operators: Mapping[str, Knobs], strategy: str) -> dict[str, Knobs]:

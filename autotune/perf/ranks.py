@@ -20,7 +20,7 @@ from autotune.ops.embedding_bag import FORWARD
 from autotune.perf.estimate import estimate
 from autotune.perf.measure import beside, doubts, measure, operator_row, samples_by_pass, timed_parts, timed_spans, timed_steps
 from autotune.perf.perturb import judge_transfer, perturb, unwitnessed
-from autotune.perf.roofline import BOUND_FRACTION, limits
+from autotune.perf.roofline import BOUND_FRACTION, Hardware, limits
 from autotune.perf.share import per_rank
 from autotune.perf.table import OTHER, OperatorRow, OperatorTable, Perturbation, RankRow
 from autotune.probe.network import slowest_turn
@@ -149,6 +149,7 @@ def measure_ranks(
     slowest = max(ranks, key=lambda row: row.compute_s).rank
     iteration = Samples(tuple(timed.iterations_s)).to_interval()
     ceilings, threads = per_rank(profile.ceilings, ranks_on_host), lockstep.config.threads
+    hardware = Hardware.of(profile, threads, lockstep.model.dtype, ranks_on_host)
     works = described[slowest][0]
     rows = []
     for key, samples in samples_by_pass(timed.iterations_s, [dict(times) for times in of_ranks[slowest]]).items():
@@ -156,7 +157,7 @@ def measure_ranks(
         if key in alone and work is not None:
             row = _talk_row(work, key, time_s, alone[key], iteration.median, ceilings, threads, profile.network)
         else:
-            row = operator_row(work, key, time_s, iteration.median, ceilings, threads, watched[slowest][1].get(key))
+            row = operator_row(work, key, time_s, iteration.median, ceilings, threads, watched[slowest][1].get(key), hardware)
         rows.append(replace(row, imbalance=_imbalance([one.get(key, 0.0) for one in medians]) if key != OTHER else None))
     predicted = estimate(lockstep.model, profile, lockstep.config, sockets=len(ranks), ranks_on_host=ranks_on_host)
     return beside(

@@ -8,6 +8,7 @@ calibration passes that it has not seen.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -36,6 +37,8 @@ _BETWEEN = 0.8
 """Share of the leave-one-out errors inside an interval."""
 _OUTSIDE = 1.25
 """A size this much beyond all reference passes is extrapolated."""
+_UNSEEN, _TIMES_SEEN = 0.1, 2.0
+"""A feature is extrapolated where it takes more than a tenth of a pass, and twice what it took of any reference pass."""
 
 @dataclass(frozen=True, eq=False)
 class Reference:
@@ -64,7 +67,7 @@ class FittedModel:
         """The time of a pass, with its interval."""
         base_s = weighted(features, self.weights)
         time_s = base_s * math.exp(self._correction(size))
-        outside = self.outside(size, threads)
+        outside = "; ".join(filter(None, (self.outside(size, threads), self._unseen(features))))
         spread = self.spread * (1.5 if outside else 1.0)
         return Prediction(low_s=time_s * math.exp(-spread), time_s=time_s, high_s=time_s * math.exp(spread), extrapolated=outside)
 
@@ -79,6 +82,26 @@ class FittedModel:
             if size[name] > _OUTSIDE * high or size[name] * _OUTSIDE < low:
                 found.append(f"{name.replace('_', ' ')} {size[name]:g} beside {low:g} to {high:g}")
         return "; ".join(found)
+
+    def _unseen(self, features: Features) -> str:
+        """Features that take a share of this pass's time that they took of no calibration pass's, in words."""
+        unseen = [
+            name.replace("_", " ")
+            for name, share in self._shares(features).items()
+            if self.references and share > _UNSEEN and share > _TIMES_SEEN * self._seen.get(name, 0.0)
+        ]
+        return f"no reference pass spends as much on {', '.join(unseen)}" if unseen else ""
+
+    def _shares(self, features: Features) -> dict[str, float]:
+        """What each feature takes of a pass's time, at its prior weight where the fit has less of it."""
+        prior, total = Operator.registry[self.kind].prior, weighted(features, self.weights)
+        return {name: value * max(self.weights.get(name, 1.0), prior.get(name, 0.0)) / total for name, value in features.items()}
+
+    @functools.cached_property
+    def _seen(self) -> dict[str, float]:
+        """The largest share of each feature among the calibration passes."""
+        shares = [self._shares(reference.features) for reference in self.references]
+        return {name: max(share.get(name, 0.0) for share in shares) for name in self.weights}
 
     def _correction(self, size: Mapping[str, float]) -> float:
         if not self.references:

@@ -2,7 +2,8 @@
 
 Inside a step a pass finds in the caches what the passes before it left there, and no loop that runs alone shows that. The models are
 fixed, made for coverage, and are no user's: widths from 13 to 2048, minibatches from 128 to 8192, rows of 64 B to 1 KiB, tables from
-what a cache holds to a gigabyte, poolings of 1 to 60, uniform and Zipf, 3 to 41 features.
+what a cache holds to a gigabyte, poolings of 1 to 60, uniform and Zipf, 3 to 41 features. Half of their layers' passes run under random
+knobs, the same in every probe, so that whatever a tuner may choose lies among what was measured.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from autotune.config.knobs import RunConfig
 from autotune.config.model import DTYPES, DataSpec, Model, Table, required_memory_bytes
 from autotune.config.profile import Topology
 from autotune.data.batches import make_source
-from autotune.dlrm.model import DLRM, default_config
+from autotune.dlrm.model import DLRM, default_config, random_config
 from autotune.ops import embedding_bag
 
 _AGAIN_S = 5.0
@@ -199,9 +200,9 @@ def bf16_gain(topology: Topology, threads: int) -> float:
 
 
 def _variants(model: Model, shape: _Shape, topology: Topology, counts: Sequence[int]) -> Iterator[RunConfig]:
-    """Each number of threads at its defaults, the most of them with each strategy; last the other page size, since tables then move."""
+    """Each number of threads with random knobs, the most of them with each strategy; last the other page size, since tables then move."""
     for count in counts:
-        config = default_config(model, topology, count)
+        config = random_config(model, topology, count, f"{model.name} on {count}")
         yield config
     update = config.operators[embedding_bag.UPDATE]
     for strategy in shape.strategies:

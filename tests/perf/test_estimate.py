@@ -15,7 +15,7 @@ from autotune.config.model import Model, Table
 from autotune.config.partition import CommunicationKnobs
 from autotune.config.profile import Profile
 from autotune.data.batches import make_source
-from autotune.dlrm.model import DLRM, default_config
+from autotune.dlrm.model import DLRM, default_config, random_config
 from autotune.dlrm.schedule import schedule
 from autotune.errors import InputError
 from autotune.perf.cache_model import residences
@@ -37,11 +37,16 @@ def predictor(profile: Profile) -> Predictor:
 
 
 @pytest.mark.parametrize("threads", [1, 4])
-def test_a_machine_that_follows_the_laws_is_predicted_on_models_it_never_ran(profile: Profile, predictor: Predictor, threads: int) -> None:
+@pytest.mark.parametrize("drawn", [False, True], ids=["default knobs", "random knobs"])
+def test_a_machine_that_follows_the_laws_is_predicted_on_models_it_never_ran(
+    profile: Profile, predictor: Predictor, threads: int, drawn: bool
+) -> None:
+    topology = profile.fingerprint.topology
     for number in range(6):
         model = random_model(5, number, 1e8)
-        true = true_times(model, profile, threads, 1.3)
-        found = estimate(model, profile, default_config(model, threads=threads), predictor=predictor)
+        config = random_config(model, topology, threads, str(number)) if drawn else default_config(model, topology, threads)
+        true = true_times(model, profile, threads, config.operators, 1.3)
+        found = estimate(model, profile, config, predictor=predictor)
         assert found.iteration.time_s == pytest.approx(sum(true.values()), rel=0.1)
         assert found.iteration.low_s < found.iteration.time_s < found.iteration.high_s
         assert {one.key for one in found.operators} == set(true)

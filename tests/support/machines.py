@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from autotune.config.calibration import CalibrationRun
+from autotune.config.knobs import Knobs
 from autotune.config.model import Model
 from autotune.config.network import InterfaceRate, Network, NetworkFit, Together
 from autotune.config.profile import Ceilings, ComputePoint, Fingerprint, Profile, RowPoint, StreamPoint, TimePoint, Topology
-from autotune.dlrm.model import default_config
+from autotune.dlrm.model import random_config
 from autotune.dlrm.schedule import schedule
 from autotune.ops.base import Residence
 from autotune.ops.overhead import KEY as OTHER
@@ -69,10 +71,9 @@ def network(ranks: int = 4, bandwidth: float = 1e9) -> Network:
     return Network(backend="gloo", interface="x", ranks=ranks, hosts=1, interfaces=interfaces, points=(), fits=fits, together=together)
 
 
-def true_times(model: Model, profile: Profile, threads: int, factor: float = 1.0) -> dict[str, float]:
+def true_times(model: Model, profile: Profile, threads: int, knobs: Mapping[str, Knobs], factor: float = 1.0) -> dict[str, float]:
     """Each pass as its prior weights say, times `factor`."""
     machine, passes = Machine(profile, threads), schedule(model).passes
-    knobs = default_config(model, profile.fingerprint.topology, threads).operators
     places = residences(passes, machine.own_bytes, machine.shared_bytes)
     between = Pass(OTHER, Overhead(OTHER, len(passes)))
     return {
@@ -87,8 +88,9 @@ def calibrated(factor: float = 1.0) -> Profile:
     runs = []
     for model, _ in reference_models(1e8):
         for threads in THREADS:
-            times = true_times(model, profile, threads, factor)
-            runs.append(CalibrationRun(model=model, threads=threads, iteration_s=sum(times.values()), passes_s=times))
+            knobs = random_config(model, profile.fingerprint.topology, threads, f"{model.name} on {threads}").operators
+            times = true_times(model, profile, threads, knobs, factor)
+            runs.append(CalibrationRun(model=model, threads=threads, iteration_s=sum(times.values()), passes_s=times, knobs=knobs))
     return profile.model_copy(update={"calibration": tuple(runs)})
 
 
