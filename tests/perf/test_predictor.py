@@ -81,7 +81,8 @@ def test_knobs_unlike_all_calibrated_ones_are_outside() -> None:
     profile = calibrated()
     one = next(each for each in PASSES if each.operator.kind == "mlp.backward_data")
     times = {
-        bn: Predictor(profile).passes(only(one), RunConfig(threads=4, operators={one.key: LayerKnobs(bn=bn)}))[0].prediction for bn in (64, 1)
+        bn: Predictor(profile).passes(only(one), RunConfig(threads=4, operators={one.key: LayerKnobs(bn=bn)}))[0].prediction
+        for bn in (64, 1)
     }
     assert "latency" in times[1].extrapolated
     assert "latency" not in times[64].extrapolated
