@@ -12,7 +12,7 @@ from autotune.bench.repetitions import LEAST_STEPS, OTHER, TimedModel, fastest_p
 from autotune.catalog import load_model_by_name
 from autotune.config.calibration import CalibrationRun
 from autotune.dlrm.model import default_config
-from autotune.probe.topology import detect
+from autotune.machine.topology import detect
 
 TINY = load_model_by_name("tiny")
 
