@@ -10,19 +10,22 @@ from __future__ import annotations
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pandas as pd
 
 from autotune import catalog
 from autotune.bench.frames import frame_of
 from autotune.bench.progress import NO_PROGRESS, Progress
-from autotune.config.files import load_tuned, write_yaml
+from autotune.config.files import load_tuned as _load_config
+from autotune.config.files import load_tuned_and_record as load_tuned
+from autotune.config.files import write_tuned
 from autotune.config.knobs import RunConfig
 from autotune.config.model import DataSpec, Model
 from autotune.config.profile import Profile
 from autotune.config.tuned import TunedConfig
 from autotune.data.batches import BatchSource, make_source
+from autotune.dlrm.defaults import changed_defaults
 from autotune.dlrm.model import DLRM
 from autotune.dlrm.train import train
 from autotune.errors import InputError
@@ -114,11 +117,12 @@ def tune(
     if sockets != 1:
         with as_file(model) as file:
             words = ["tune", file, "--sockets", str(sockets), "--budget", f"{budget_s:g}s", "--seed", str(seed), "-o", str(output)]
-            found = call(words, TunedConfig)
+            call(words, dict[str, Any])
+            found = load_tuned(output)
         if isinstance(model, Model):
             # The file is gone; `verify` takes the model from its caller, or finds it by its name.
             found = found.model_copy(update={"model": model.name})
-            write_yaml(output, found)
+            write_tuned(output, found)
         return found
     name = None if isinstance(model, Model) else str(model)  # `verify` looks the model up by it
     return _tune(_model(model), sockets=sockets, budget_s=budget_s, output=Path(output), seed=seed, progress=progress, name=name)
@@ -126,7 +130,7 @@ def tune(
 
 def explain(config: TunedConfig | str | Path) -> Explanation:
     """What was chosen, what each choice gained, what bounds every operator pass, and what is left."""
-    return _explain(_tuned(config))
+    return _explain(config if isinstance(config, TunedConfig) else load_tuned(config))
 
 
 def verify(
@@ -165,7 +169,7 @@ def _model(model: Model | str | Path) -> Model:
 
 
 def _tuned(config: TunedConfig | str | Path) -> TunedConfig:
-    return config if isinstance(config, TunedConfig) else load_tuned(Path(config))
+    return config if isinstance(config, TunedConfig) else _load_config(config)
 
 
 def _ranks(sockets: int | None, config: TunedConfig | RunConfig | str | Path | None) -> int:
@@ -203,6 +207,6 @@ def _build(
     notes: tuple[str, ...] = ()
     if config is not None and not isinstance(config, RunConfig):
         tuned = _tuned(config)
-        notes = tuple(check(tuned, chosen, fingerprint(topology, kernels.target()), force=force))
+        notes = (*check(tuned, chosen, fingerprint(topology, kernels.target()), force=force), *changed_defaults(tuned, chosen))
         config = tuned.config
     return DLRM(chosen, config, machine=topology), make_source(chosen, data), notes

@@ -9,9 +9,10 @@ import typer
 
 from autotune.cli.options import ConfigArgument, JsonOption, OutputOption
 from autotune.cli.output import check_outputs, say, show
-from autotune.config.files import load_tuned, make_folder, write_bytes_atomic, write_text_atomic
+from autotune.config.files import load_tuned_and_record, make_folder, write_bytes_atomic, write_text_atomic
 from autotune.errors import InputError
 from autotune.explain.forecast import forecast
+from autotune.explain.wording import record_missing
 from autotune.report import explanation
 from autotune.report import predict as predictions
 
@@ -40,7 +41,7 @@ def command(
     given = [file.resolve() for file in (html, trace, output) if file is not None]
     if len(set(given)) < len(given):
         raise InputError("each result needs a file of its own, got one twice (--html, --trace, --output); rename one")
-    tuned, files = load_tuned(config), not (html is figures is trace is None)
+    tuned, files = load_tuned_and_record(config), not (html is figures is trace is None)
     if what_if is not None and html is None and files:
         raise InputError("a what-if is shown in the terminal or on the page, got it with --figures or --trace alone; add --html FILE")
     if figures is not None:
@@ -50,6 +51,8 @@ def command(
 
         show(predict(tuned, what_if), predictions.what_if, as_json, output)
         return
+    if tuned.record is None:
+        say(f"note: {record_missing(tuned.model)}")
     account = forecast(tuned, [what_if] if what_if is not None else [], common=html is not None, timeline=files)
     if html is not None:
         from autotune.report.html import page

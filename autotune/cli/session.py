@@ -47,6 +47,11 @@ class Session:
         from autotune.dlrm.model import DLRM, default_config
 
         self._check_target()
+        if self.tuned is not None:
+            from autotune.dlrm.defaults import changed_defaults
+
+            for note in changed_defaults(self.tuned, self.model):
+                say(f"note: {note}")
         source = make_source(self.model, self.data, seed=seed)
         config = self.config or default_config(self.model.model_copy(update={"data": self.data}), self.topology, self.threads)
         return DLRM(self.model, config, seed, machine=self.topology), source

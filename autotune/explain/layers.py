@@ -8,7 +8,7 @@ from typing import NamedTuple, get_args
 
 from autotune.config.knobs import LayerKnobs
 from autotune.config.model import Model
-from autotune.config.tuned import TunedConfig, Verdict
+from autotune.config.tuned import MeasuredPass, TunedConfig
 from autotune.explain import wording
 from autotune.explain.terms import WORTH_NAMING, above_ceiling_s, iteration_s, ranks_on_host
 from autotune.explain.wording import FindingKind
@@ -69,7 +69,7 @@ def _lanes(config: TunedConfig) -> int:
     return {"scalar": 1, "avx2": 8}.get(config.fingerprint.target, 16)
 
 
-def _blocks(verdict: Verdict, of_layer: _LayerPass, knobs: LayerKnobs, threads: int, lanes: int) -> Iterator[LayerFinding]:
+def _blocks(verdict: MeasuredPass, of_layer: _LayerPass, knobs: LayerKnobs, threads: int, lanes: int) -> Iterator[LayerFinding]:
     rows, columns, _ = shape_of(*of_layer)
     covered = padded(columns, lanes)
     time_s = verdict.time_s.median
@@ -86,7 +86,7 @@ def _blocks(verdict: Verdict, of_layer: _LayerPass, knobs: LayerKnobs, threads: 
         yield LayerFinding("uneven_blocks", verdict.operator, saving_s, evidence, wording.uneven_blocks_remedy(knobs.bn, row_threads))
 
 
-def _memory(config: TunedConfig, verdict: Verdict, of_layer: _LayerPass) -> Iterator[LayerFinding]:
+def _memory(config: TunedConfig, verdict: MeasuredPass, of_layer: _LayerPass) -> Iterator[LayerFinding]:
     """A layer with too few flops a byte for this machine: the first one, as a rule, whose inputs are few."""
     if config.profile is None or not verdict.bytes or not verdict.flops:
         return

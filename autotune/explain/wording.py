@@ -274,3 +274,10 @@ def nothing_sentence() -> str:
 
 def _first_clause(evidence: str) -> str:
     return evidence.split("; ")[0].split(". ")[0]
+
+
+def record_missing(model: str) -> str:
+    return (
+        f"no record of {model} lies beside its config: passes, choices, tables, timeline and profile are missing; "
+        "put the .record.json that tune wrote beside it"
+    )

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
 
-from autotune.explain.diagnosis import Account, Choice, Explanation
+from autotune.config.tuned import MeasuredPass
+from autotune.explain.diagnosis import Choice, Explanation
 from autotune.explain.findings import Finding, grouped
 from autotune.explain.loads import FAMILIES
 from autotune.explain.terms import OTHER
@@ -71,7 +72,8 @@ def _head(result: Explanation) -> str:
         shown.append(("predicted", f"{ms(one.time_s)} ms", f"{ms(one.low_s)}-{ms(one.high_s)} ms"))
     figures = "".join(f"<div><dt>{escape(a)}</dt><dd>{escape(b)}<small>{escape(c)}</small></dd></div>" for a, b, c in shown)
     title = f'<h1>{escape(result.model)}</h1><p class="under">{escape(under)}</p>'
-    return f'{title}<p class="verdict">{escape(" ".join(result.sentences))}</p><dl class="figures">{figures}</dl>'
+    missing = f"<p>{escape(result.missing)}.</p>" if result.missing else ""
+    return f'{title}<p class="verdict">{escape(" ".join(result.sentences))}</p>{missing}<dl class="figures">{figures}</dl>'
 
 
 def _findings(findings: Sequence[Finding]) -> str:
@@ -132,7 +134,7 @@ def _timelines(timelines: Sequence[Timeline]) -> str:
     return "".join(parts)
 
 
-def _operators(rows: Sequence[Account]) -> str:
+def _operators(rows: Sequence[MeasuredPass]) -> str:
     network = any(row.hidden_s is not None for row in rows)
     heads = [
         Head("operator pass"),

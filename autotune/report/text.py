@@ -26,7 +26,7 @@ def operator_table(result: OperatorTable, width: int = 80) -> RenderableType:
     """`profile`: one row an operator pass, and what is left of the iteration."""
     rows = result.rows
     columns = [
-        Column("operator", operator_names([row.key for row in rows], width), justify="left"),
+        Column("operator", operator_names([row.operator for row in rows], width), justify="left"),
         Column("ms", [ms(row.time_s.median) for row in rows]),
         Column("95 %", [ms_range(row.time_s) for row in rows], need=6),
         Column("predicted", ["" if row.predicted is None else ms(row.predicted.time_s) for row in rows], need=8),

@@ -49,7 +49,7 @@ def call(words: Sequence[str], result: type[T]) -> T:
     print(*notes, sep="\n", end="\n" if notes else "", file=sys.stderr)
     # A result that says no is a result.
     if code == 0 or (code == VerificationError.exit_code and told):
-        return TypeAdapter(result).validate_json(told)
+        return TypeAdapter(result).validate_json(told, extra="ignore")
     ended = f"a command must end by itself, got exit code {code}; start again"
     raise _CLASSES.get(code, MachineError)(last.removeprefix("error: ") or ended)
 

@@ -16,12 +16,12 @@ import torch.distributed as dist
 
 from autotune.bench.noise import NoiseMonitor
 from autotune.bench.progress import NO_PROGRESS, Progress
-from autotune.config.files import write_yaml
+from autotune.config.files import write_tuned
 from autotune.config.knobs import RunConfig
 from autotune.config.model import Model
 from autotune.config.partition import ALL_TO_ALL_FORMS, CommunicationKnobs, Partition
 from autotune.config.profile import Profile, Topology
-from autotune.config.tuned import TunedConfig
+from autotune.config.tuned import RaceResult, TunedConfig
 from autotune.dlrm.lockstep import Lockstep
 from autotune.dlrm.model import default_config
 from autotune.errors import MachineError
@@ -35,7 +35,7 @@ from autotune.plan.profiled import plan_for
 from autotune.probe.topology import available_memory_bytes, fingerprint
 from autotune.tune.budget import Deadline
 from autotune.tune.journal import Journal, journal_path, trial_marker
-from autotune.tune.races import OperatorGroup, Racer, RaceResult, group_operators
+from autotune.tune.races import OperatorGroup, Racer, group_operators
 from autotune.tune.result import assemble
 from autotune.tune.study import study_name
 from autotune.tune.tuner import Tuner
@@ -185,6 +185,6 @@ def tune_ranks(
             model, outcome, here, name=name, sockets=ranks, command=command, seed=seed, budget_s=budget_s, topology=topology,
             rank_cpus=rank_cpus, profile=profile,
         )  # fmt: skip
-        write_yaml(output, config)
+        write_tuned(output, config)
         journal.discard()
     return config

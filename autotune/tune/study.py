@@ -11,7 +11,7 @@ from autotune import catalog
 from autotune.bench.noise import NoiseMonitor
 from autotune.bench.progress import NO_PROGRESS, Progress
 from autotune.config.base import MAX_SEARCH_SEED
-from autotune.config.files import check_writable, write_yaml
+from autotune.config.files import check_writable, write_tuned
 from autotune.config.model import Model
 from autotune.config.profile import Fingerprint, Profile
 from autotune.config.tuned import TunedConfig
@@ -129,6 +129,6 @@ def tune(
         config = assemble(
             model, outcome, here, name=chosen_name, sockets=sockets, command=command, seed=seed, budget_s=budget_s, profile=profile
         )
-        write_yaml(output, config)
+        write_tuned(output, config)
         journal.discard()
     return config

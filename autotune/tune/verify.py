@@ -20,6 +20,7 @@ from autotune.config.knobs import RunConfig
 from autotune.config.model import Model
 from autotune.config.tuned import Interval, TunedConfig
 from autotune.data.batches import BatchSource, make_source
+from autotune.dlrm.defaults import changed_defaults
 from autotune.dlrm.model import DLRM, default_config
 from autotune.ops.native import kernels
 from autotune.probe.topology import available_memory_bytes, detect, fingerprint
@@ -115,7 +116,7 @@ def verify(
     """
     deadline = Deadline(budget_s)
     topology = detect()
-    notes = tuple(check(config, model, fingerprint(topology, kernels.target()), force=force))
+    notes = (*check(config, model, fingerprint(topology, kernels.target()), force=force), *changed_defaults(config, model))
     catalog.check_fits(model, available_memory_bytes(topology))
     default = default_config(model, topology)
     dlrm = DLRM(model, default, machine=topology)

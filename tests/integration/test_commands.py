@@ -120,7 +120,7 @@ def test_run_takes_scales_data_threads_and_seed(user: User) -> None:
 def test_profile_accounts_for_the_iteration(user: User) -> None:
     table = json.loads(user("autotune profile tiny --rounds 10 --json").stdout)
     rows = table["rows"]
-    assert rows[-1]["key"] == "other"
+    assert rows[-1]["operator"] == "other"
     # Every round adds up exactly; medians of rounds that differ need not. Within 5 %, or the table says that they do not.
     apart = sum(row["time_s"]["median"] for row in rows) / table["iteration_s"]["median"] - 1.0
     assert (abs(apart) > 0.05) == any("add up to" in note for note in table["notes"])
@@ -172,7 +172,7 @@ def test_profile_takes_the_config(user: User, tuned_file: Path) -> None:
 
 def test_explain_accounts_for_the_config(user: User, tuned_file: Path) -> None:
     account = json.loads(user(f"autotune explain {tuned_file.name} --json").stdout)
-    assert {row["operator"] for row in account["verdicts"]} >= {"embedding_bag.forward", "top_mlp.0.forward"}
+    assert {row["operator"] for row in account["operators"]} >= {"embedding_bag.forward", "top_mlp.0.forward"}
     assert "default" in user(f"autotune explain {tuned_file.name}").stdout
 
 
