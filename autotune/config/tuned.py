@@ -223,7 +223,8 @@ class TunedIdentity:
 
     def __str__(self) -> str:
         """``small on 2 sockets, tuned 2026-01-01T00:00:00+00:00 (knobs 0123abcd)``."""
-        return f"{self.model} on {self.sockets} sockets, tuned {self.created} (knobs {self.knobs_hash[:8] or 'unknown'})"
+        sockets = "1 socket" if self.sockets == 1 else f"{self.sockets} sockets"
+        return f"{self.model} on {sockets}, tuned {self.created} (knobs {self.knobs_hash[:8] or 'unknown'})"
 
 
 class Record(Frozen):

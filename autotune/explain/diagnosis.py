@@ -152,8 +152,10 @@ def _sentences(config: TunedConfig, findings: Sequence[Finding]) -> tuple[str, s
             config.model, config.sockets, config.config.threads, config.tuned_iteration_s.median, config.default_iteration_s.median, gain,
             config.significant,
         ),
-        wording.binder_sentence(shares, above_s, total_s),
-        wording.next_sentence(first.operator, first.saving_s, first.evidence, first.remedy) if first else wording.nothing_sentence(),
+        wording.binder_sentence(shares, above_s, total_s) if total_s else wording.unmeasured_sentence(),
+        wording.next_sentence(first.operator, first.saving_s, first.evidence, first.remedy)
+        if first
+        else wording.nothing_sentence() * bool(total_s),
     )  # fmt: skip
 
 

@@ -276,6 +276,10 @@ def _first_clause(evidence: str) -> str:
     return evidence.split("; ")[0].split(". ")[0]
 
 
+def unmeasured_sentence() -> str:
+    return "What bound each pass is known by one line alone; the record, put beside the config, tells what to do next."
+
+
 def record_missing(model: str) -> str:
     return (
         f"no record of {model} lies beside its config: passes, choices, tables, timeline and profile are missing; "

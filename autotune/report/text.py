@@ -110,7 +110,8 @@ def run_result(result: RunResult, width: int = 80) -> RenderableType:
 def run_config(config: RunConfig) -> str:
     """One line: ``2 threads, huge pages, knobs for 14 operator passes``."""
     pages = "huge pages" if config.huge_pages else "small pages"
-    return f"{_threads(config.threads)}, {pages}, knobs for {len(config.operators)} operator passes"
+    knobs = f"knobs for {len(config.operators)} operator passes" if config.operators else "default knobs"
+    return f"{_threads(config.threads)}, {pages}, {knobs}"
 
 
 def profile(result: Profile, width: int = 80) -> RenderableType:

@@ -170,7 +170,7 @@ def test_without_its_record_a_config_says_nothing_of_what_was_measured(written: 
         ('"kind"', '"kind', r"malformed JSON: .* \(.*x.record.json:\d+:\d+\); the file was cut short or edited: restore or remove it"),
         ('"schema": 1', '"schema": 9', r"schema 9 is newer than this autotune understands \(1\) \(.*x.record.json"),
         ('"binder"', '"bindre"', r"unknown key 'bindre' \(.*x.record.json: verdicts\[0\].bindre\); did you mean 'binder'"),
-        ("2025-01-01", "2024-01-01", r"got .*x.record.json of small on 1 sockets, tuned 2024.*, .*x.tuned.yaml of small .*, tuned 2025"),
+        ("2025-01-01", "2024-01-01", r"got .*x.record.json of small on 1 socket, tuned 2024.*, .*x.tuned.yaml of small .*, tuned 2025"),
         ("abab", "cdab", r"a record must belong to the config beside it, got .*x.record.json of .*x.tuned.yaml of .*; put each beside"),
     ],
 )

@@ -15,7 +15,7 @@ import pytest
 from quick import QUICK_PROBE
 
 import autotune
-from autotune.config.files import load_tuned, write_yaml
+from autotune.config.files import load_tuned, load_tuned_and_record, write_yaml
 from autotune.export.env import environment
 
 _TIMEOUT_S = 120
@@ -220,7 +220,7 @@ def test_the_torchrun_script_reproduces_the_run(user: User, tuned_file: Path, tm
     )
     assert done.returncode == 0, done.stderr
     record = json.loads((tmp_path / "record.json").read_text())
-    assert record["config"] == load_tuned(tuned_file).config.model_dump(mode="json")
+    assert record["config"] == load_tuned_and_record(tuned_file).config.model_dump(mode="json")
 
 
 def test_ctrl_c_ends_with_130_and_keeps_state(user: User) -> None:
