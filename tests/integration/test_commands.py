@@ -245,9 +245,9 @@ def test_tuning_goes_on_after_an_end_in_its_middle(user: User, tmp_path: Path, s
     errors = end_of(process)
     assert process.returncode == (130 if sent == signal.SIGINT else -signal.SIGKILL), errors
     assert journal.exists()
-    assert not (tmp_path / "x.tuned.yaml").exists()
+    assert not {"x.tuned.yaml", "x.record.json"} & files(tmp_path)
     if sent == signal.SIGINT:
         assert "goes on from its journal" in errors
     here(command)
     assert load_tuned(tmp_path / "x.tuned.yaml").model == "tiny"
-    assert files(tmp_path) == {"x.tuned.yaml"}
+    assert files(tmp_path) == {"x.tuned.yaml", "x.record.json"}
