@@ -21,11 +21,43 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from autotune.api import explain, export, frame, load_model, load_tuned, probe, profile, run, tune, verify
+    from autotune.api import (
+        compare,
+        explain,
+        export,
+        frame,
+        load_model,
+        load_tuned,
+        plan,
+        probe,
+        profile,
+        run,
+        scale,
+        tune,
+        validate,
+        verify,
+        what_if,
+    )
 
-__all__ = ["explain", "export", "frame", "load_model", "load_tuned", "probe", "profile", "run", "tune", "verify"]
+__all__ = [
+    "compare",
+    "explain",
+    "export",
+    "frame",
+    "load_model",
+    "load_tuned",
+    "plan",
+    "probe",
+    "profile",
+    "run",
+    "scale",
+    "tune",
+    "validate",
+    "verify",
+    "what_if",
+]
 
-_PACKAGES_TOO = ("explain", "export", "probe", "tune")
+_PACKAGES_TOO = ("compare", "explain", "export", "plan", "probe", "tune")
 """Names that are a function of the API and a package of the code: the package answers calls."""
 
 

@@ -47,9 +47,9 @@ def ceiling_stream(kind: _Stream, a: _Array, b: _Array, c: _Array, threads: int)
 def watch_teams(watched: bool) -> None:
     """Whether teams are timed from now on."""
 
-def take_team_times() -> tuple[int, float, float, float, float]:
-    """Of the parallel regions that this thread forked since it last asked: how many, and seconds of wall, of each region's busiest
-    thread at work, of that thread on a core meanwhile, and of the mean thread on a core while at work."""
+def take_team_times() -> tuple[int, float, float, float]:
+    """Of the parallel regions that this thread forked since it last asked: how many, and seconds of each region's busiest thread at
+    work, of that thread on a core meanwhile, and of the mean thread on a core while at work."""
 
 def fork_join(repeats: int, threads: int) -> None:
     """Runs empty parallel regions."""

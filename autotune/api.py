@@ -1,152 +1,481 @@
-"""The commands as functions: `autotune.probe`, `run`, `profile`, `tune`, `explain`, `verify`, `export`.
+"""The library front: every command as a function with a typed result.
 
-A model is given as a `Model`, a shipped name or a file; a config as a `TunedConfig` or a file. Threads are not bound here: that is
-decided before a process starts (see `Launch`), and the command line does it. On several sockets the ranks are processes of their own, which
-are started, bound and ended with the call (see `tune.commands`); progress is not told then.
+A model is given as a `Model`, a shipped name or a file; a config as a `TunedConfig` or a file. With several sockets each function runs in
+every rank: in processes that are started, bound and ended with the call, or, where a launcher made this process a rank, in those of the
+launcher; it then returns the same on each. One rank runs in this process, whose threads are not bound here: that is decided before a
+process starts (see `Launch`). Nothing heavy is imported before it is needed, so that a process can still choose its environment.
 """
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from autotune import catalog
-from autotune.bench.frames import frame_of
 from autotune.bench.progress import NO_PROGRESS, Progress
+from autotune.config.base import MAX_SEARCH_SEED
+from autotune.config.files import check_writable
 from autotune.config.files import load_tuned as _load_config
 from autotune.config.files import load_tuned_and_record as load_tuned
-from autotune.config.files import write_tuned
-from autotune.config.knobs import RunConfig
-from autotune.config.model import DataSpec, Model
-from autotune.config.profile import Profile
+from autotune.config.model import UNCHANGED, Changes, DataSpec, Model
+from autotune.config.partition import CommunicationKnobs, Partition
+from autotune.config.profile import Profile, Topology
 from autotune.config.tuned import TunedConfig
-from autotune.data.batches import BatchSource, make_source
-from autotune.dlrm.defaults import changed_defaults
-from autotune.dlrm.model import DLRM
-from autotune.dlrm.train import train
-from autotune.errors import InputError
-from autotune.explain.diagnosis import Explanation
-from autotune.explain.diagnosis import explain as _explain
-from autotune.export.targets import export as _export
-from autotune.ops.native import kernels
-from autotune.perf.measure import measure
-from autotune.perf.table import OperatorTable
-from autotune.probe.store import load_or_probe
-from autotune.probe.topology import available_memory_bytes, detect, fingerprint
-from autotune.report.record import RunResult, run_result
-from autotune.tune.commands import as_file, call, data_words
-from autotune.tune.compatibility import check
-from autotune.tune.study import tune as _tune
-from autotune.tune.verify import Verification
-from autotune.tune.verify import verify as _verify
+from autotune.errors import InputError, MachineError
+from autotune.machine.topology import available_memory_bytes
+from autotune.ranks.driver import on_every_rank, wanted_ranks
+from autotune.ranks.environment import from_environment
+from autotune.ranks.session import Config, ModelName, Session, check_tuned, open_session, own_cores
 
-__all__ = ["explain", "export", "frame", "load_model", "load_tuned", "probe", "profile", "run", "tune", "verify"]
+if TYPE_CHECKING:
+    import pandas as pd
 
-T = TypeVar("T")
+    from autotune.compare.compare import Comparison
+    from autotune.compare.peers import Peer
+    from autotune.explain.diagnosis import Explanation
+    from autotune.explain.whatif import WhatIf
+    from autotune.perf.table import OperatorTable
+    from autotune.perf.validate import Validation
+    from autotune.plan.constraints import Constraints
+    from autotune.plan.planner import Plan
+    from autotune.plan.scaling import Placing, Scaling
+    from autotune.ranks.lockstep import Lockstep
+    from autotune.report.record import RunResult
+    from autotune.tune.verify import Verification
+
+__all__ = [
+    "compare", "explain", "export", "frame", "load_model", "load_tuned", "plan", "probe", "profile", "run", "scale", "tune", "validate",
+    "verify", "what_if",
+]  # fmt: skip
 
 load_model = catalog.load_model_by_name
 
+_MAX_RESTARTS = 5
 
-def probe(*, sockets: int = 1, refresh: bool = False, progress: Progress = NO_PROGRESS) -> Profile:
+
+@on_every_rank
+def probe(
+    *,
+    sockets: int | None = None,
+    refresh: bool = False,
+    refresh_network: bool = False,
+    backend: str = "gloo",
+    progress: Progress = NO_PROGRESS,
+) -> Profile:
     """This machine's profile: the stored one, or a new one where there is none or `refresh` asks for it. Takes under a minute.
 
     With several sockets it holds the network between so many ranks.
+
+    Args:
+        refresh_network: Measure the network again; the machine's ceilings stay.
+        backend: Of torch.distributed, for several sockets.
     """
-    if sockets != 1:
-        return call(["probe", "--sockets", str(sockets), *(["--refresh"] if refresh else [])], Profile)
-    return load_or_probe(refresh=refresh, progress=progress)
+    cores = own_cores()
+    cores.start()
+    from autotune.probe.shared import shared_profile
+    from autotune.ranks.group import joined
+
+    with joined(cores.ranks, backend):
+        return shared_profile(cores.whole, backend=backend, refresh=refresh, refresh_network=refresh_network, progress=progress)
 
 
+@on_every_rank
 def run(
-    model: Model | str | Path,
+    model: ModelName,
     *,
     steps: int = 50,
     sockets: int | None = None,
-    config: TunedConfig | RunConfig | str | Path | None = None,
+    threads: int | None = None,
+    config: Config = None,
     data: DataSpec | None = None,
+    changes: Changes = UNCHANGED,
+    seed: int | None = None,
+    checkpoint_in: Path | None = None,
+    checkpoint_out: Path | None = None,
     force: bool = False,
+    progress: Progress = NO_PROGRESS,
 ) -> RunResult:
     """Train for `steps` iterations and tell what they took.
 
     Args:
         sockets: Ranks; default those of the config, else 1.
+        threads: Of a rank, without a config; default one for each core.
+        data: Instead of the model's.
+        seed: Of weights and data, instead of the model's.
+        checkpoint_in: Start from these weights, under the public DLRM's names.
+        checkpoint_out: Write the trained weights to this file.
 
     Raises:
         InputError: a name, a file or a value is wrong.
         FingerprintError: the config belongs to another model, or to other hardware without `force`.
         MachineError: the model does not fit in memory.
     """
-    if _ranks(sockets, config) != 1:
-        return _on_ranks(["run"], model, sockets, config, data, force, ["--steps", str(steps)], RunResult)
-    dlrm, source, notes = _build(model, config, data, force)
-    return run_result(train(dlrm, source, steps), notes)
+    session = open_session(model, changes=changes, threads=threads, data=data, config=config, force=force)
+    from autotune.dlrm.checkpoint import load_into, read_checkpoint_of, save_checkpoint
+    from autotune.dlrm.train import train
+    from autotune.plan.profiled import planned_config
+    from autotune.ranks.group import broadcast
+    from autotune.report.record import run_result
+
+    if checkpoint_out is not None and session.ranks.world == 1:
+        catalog.check_fits(session.model, available_memory_bytes(session.topology), written=True)
+    start = None if checkpoint_in is None else read_checkpoint_of(session.model, checkpoint_in)
+    _say_config(session, config, progress)
+    with session.joined() as network:
+        progress.phase("building the model", None)
+        planned = planned_config(session)
+        lockstep = session.build(planned, network, seed)
+        dlrm = lockstep.dlrm
+        begun = () if start is None else load_into(dlrm, start)
+        progress.phase("training", steps)
+        training = train(dlrm, lockstep.source, steps, lambda _, loss: progress.advance(1, f"loss {loss:.4f}"))
+        if checkpoint_out is not None:
+            weights, sums = dlrm.state_dict(), dlrm.optimizer_state()
+            if session.ranks.first:
+                save_checkpoint(checkpoint_out, weights, {"learning_rate": session.model.learning_rate, "iter": steps}, sums)
+        return broadcast(run_result(training, (*session.describe(planned), *begun)))
 
 
+@on_every_rank
 def profile(
-    model: Model | str | Path,
+    model: ModelName,
     *,
     sockets: int | None = None,
-    config: TunedConfig | RunConfig | str | Path | None = None,
+    threads: int | None = None,
+    config: Config = None,
     data: DataSpec | None = None,
+    changes: Changes = UNCHANGED,
+    seed: int | None = None,
     rounds: int = 20,
+    prove: bool = False,
     force: bool = False,
     progress: Progress = NO_PROGRESS,
 ) -> OperatorTable:
-    """For every operator pass its time, its work and what bounds it. Raises as `run` does."""
-    if _ranks(sockets, config) != 1:
-        return _on_ranks(["profile"], model, sockets, config, data, force, ["--rounds", str(rounds)], OperatorTable)
-    dlrm, source, notes = _build(model, config, data, force)
-    table = measure(dlrm, source, load_or_probe(progress=progress), rounds=rounds, progress=progress)
-    return replace(table, notes=table.notes + notes)
+    """For every operator pass its time, its work and what bounds it. Arguments and errors are those of `run`.
+
+    Args:
+        rounds: Iterations measured.
+        prove: Test every verdict: data resident in cache, and half the threads.
+    """
+    session = open_session(model, changes=changes, threads=threads, data=data, config=config, force=force, all_cores=True)
+    from autotune.perf.ranks import profile_passes, prove_passes
+    from autotune.plan.profiled import planned_config
+    from autotune.probe.shared import shared_profile
+
+    _say_config(session, config, progress)
+    with session.joined() as network:
+        machine = shared_profile(session.cores.whole, backend=session.communication.backend, progress=progress)
+        planned = planned_config(session, machine)
+        progress.phase("building the model", None)
+
+        def passes(lockstep: Lockstep) -> OperatorTable:
+            table = profile_passes(lockstep, machine, ranks_on_host=session.ranks.local_world, rounds=rounds, progress=progress)
+            return prove_passes(lockstep, table, _cache_bytes(session.topology, planned.threads), progress) if prove else table
+
+        table = session.build(planned, network, seed).drive(passes)
+    return replace(table, notes=table.notes + session.describe(planned))
 
 
 def tune(
-    model: Model | str | Path,
+    model: ModelName,
     *,
-    sockets: int = 1,
+    sockets: int | None = None,
     budget_s: float = 120.0,
     output: str | Path,
+    changes: Changes = UNCHANGED,
+    wire: str = "fp32",
     seed: int = 0,
+    profile: Profile | None = None,
     progress: Progress = NO_PROGRESS,
 ) -> TunedConfig:
-    """Search, confirm, and write the tuned config to `output`; called again after an interruption it goes on. See `tune.study.tune`."""
-    if sockets != 1:
-        with as_file(model) as file:
-            words = ["tune", file, "--sockets", str(sockets), "--budget", f"{budget_s:g}s", "--seed", str(seed), "-o", str(output)]
-            call(words, dict[str, Any])
-            found = load_tuned(output)
-        if isinstance(model, Model):
-            # The file is gone; `verify` takes the model from its caller, or finds it by its name.
-            found = found.model_copy(update={"model": model.name})
-            write_tuned(output, found)
-        return found
-    name = None if isinstance(model, Model) else str(model)  # `verify` looks the model up by it
-    return _tune(_model(model), sockets=sockets, budget_s=budget_s, output=Path(output), seed=seed, progress=progress, name=name)
+    """Search, confirm, and write the tuned config to `output`; called again after an interruption it goes on. See `tune.study.tune`.
+
+    Args:
+        budget_s: Seconds for everything but the probe.
+        wire: Between sockets: ``fp32`` alone, or ``any`` to try bf16 too.
+        seed: Of the search: orders and sampling.
+        profile: Ceilings of this machine; None takes the stored ones, or probes.
+
+    Raises:
+        InputError: sockets, budget or seed out of range, an output that cannot be written, a journal in use.
+        FingerprintError: the profile is of other hardware.
+        MachineError: the model does not fit in memory.
+        VerificationError: a default does not match its reference.
+    """
+    from autotune.tune.budget import Deadline
+
+    if wire not in ("fp32", "any"):
+        raise InputError(f"the wire dtype must be fp32 or any, got {wire!r} (--wire); any also tries bf16")
+    if not 0 <= seed <= MAX_SEARCH_SEED:
+        raise InputError(f"the search's seed must be 0 to {MAX_SEARCH_SEED}, got {seed}; give for example 0")
+    Deadline(budget_s)
+    output = Path(output)
+    check_writable(output)
+    arguments: dict[str, Any] = {"budget_s": budget_s, "output": output, "changes": changes, "wire": wire, "seed": seed, "profile": profile}
+    if wanted_ranks(sockets) == 1 or from_environment() is not None:
+        return _tune(model, sockets=sockets, **arguments, progress=progress)
+    from autotune.tune.journal import trial_marker
+
+    marker = trial_marker(output)
+    marker.unlink(missing_ok=True)  # of a run that was itself interrupted: the trial was not to blame
+    for left in reversed(range(_MAX_RESTARTS + 1)):
+        try:
+            return _tune(model, sockets=sockets, **arguments, progress=progress)
+        except MachineError as error:
+            # Ranks that a trial ended are started again, and go on with the next trial.
+            if not left or not marker.exists():
+                marker.unlink(missing_ok=True)
+                raise
+            progress.note(f"a trial failed, and tuning goes on: {error}")
+    raise AssertionError("the last try returns or raises")
 
 
-def explain(config: TunedConfig | str | Path) -> Explanation:
-    """What was chosen, what each choice gained, what bounds every operator pass, and what is left."""
-    return _explain(config if isinstance(config, TunedConfig) else load_tuned(config))
+@on_every_rank
+def _tune(
+    model: ModelName,
+    *,
+    sockets: int | None,
+    budget_s: float,
+    output: Path,
+    changes: Changes,
+    wire: str,
+    seed: int,
+    profile: Profile | None,
+    progress: Progress = NO_PROGRESS,
+) -> TunedConfig:
+    session = open_session(model, changes=changes)
+    from autotune.plan.profiled import planned_partition
+    from autotune.probe.shared import shared_profile
+    from autotune.tune.budget import Deadline
+    from autotune.tune.study import candidate_partitions, check_profile, default_for_ranks, models_in_memory
+    from autotune.tune.study import tune as tune_in_lockstep
+
+    cores = session.cores
+    with session.joined() as network:
+        machine = shared_profile(cores.whole, progress=progress) if profile is None else profile
+        check_profile(machine, cores.whole)
+        partition = planned_partition(session, machine)
+        default = default_for_ranks(session.model, partition, cores.topology, session.communication)
+        keep = models_in_memory(session.model, cores.ranks, cores.whole)
+        deadline = Deadline(budget_s)
+        progress.phase("building the model", None)
+
+        def search(lockstep: Lockstep) -> TunedConfig:
+            partitions: tuple[Partition, ...] = ()
+            if partition is not None:
+                planned = candidate_partitions(session.model, partition, machine, cores.ranks.local_world, default.threads)
+                partitions = planned if keep > 1 else planned[:1]
+            return tune_in_lockstep(
+                lockstep,
+                cores=cores,
+                profile=machine,
+                partitions=partitions,
+                wire=wire,
+                deadline=deadline,
+                output=output,
+                seed=seed,
+                name=session.name,
+                progress=progress,
+            )
+
+        return session.build(default, network, keep_models=keep).drive(search)
 
 
+@on_every_rank
 def verify(
-    config: TunedConfig | str | Path, *, budget_s: float = 30.0, force: bool = False, progress: Progress = NO_PROGRESS
+    config: TunedConfig | str | Path,
+    *,
+    sockets: int | None = None,
+    budget_s: float = 30.0,
+    force: bool = False,
+    progress: Progress = NO_PROGRESS,
 ) -> Verification:
     """Measure the default against the config again, side by side; `holds` tells whether the gain is still there."""
-    tuned = _tuned(config)
-    if tuned.sockets != 1:
-        with as_file(config) as file:
-            return call(["verify", file, "--budget", f"{budget_s:g}s", *(["--force"] if force else [])], Verification)
-    return _verify(tuned, load_model(tuned.model), budget_s=budget_s, progress=progress, force=force)
+    from autotune.tune.budget import Deadline
+
+    deadline, tuned = Deadline(budget_s), _tuned(config)
+    # The default may want more threads than the config: the process is started for both.
+    session = open_session(tuned.model, config=tuned, force=force, all_cores=True)
+    from autotune.bench.noise import NoiseMonitor
+    from autotune.plan.profiled import planned_partition
+    from autotune.tune.study import default_for_ranks, models_in_memory
+    from autotune.tune.verify import verify as verify_in_lockstep
+
+    _say_config(session, config, progress)
+    with session.joined() as network:
+        default = default_for_ranks(session.model, planned_partition(session), session.topology, CommunicationKnobs())
+        progress.phase("building the model", None)
+
+        def hold(lockstep: Lockstep) -> Verification:
+            left_s = max(deadline.left_s, 0.1 * budget_s)
+            monitor = NoiseMonitor(session.topology.allowed_cpus)
+            assert session.tuned is not None
+            return verify_in_lockstep(
+                session.tuned, lockstep, lockstep, default, budget_s=left_s, progress=progress, monitor=monitor, notes=session.notes
+            )
+
+        keep = models_in_memory(session.model, session.ranks, session.cores.whole)
+        return session.build(default, network, keep_models=keep).drive(hold)
+
+
+def plan(
+    model: ModelName,
+    sockets: int,
+    *,
+    profile: Profile | None = None,
+    memory_per_socket_bytes: float | None = None,
+    constraints: Constraints | None = None,
+    data: DataSpec | None = None,
+    changes: Changes = UNCHANGED,
+) -> Plan:
+    """Embedding tables placed on sockets: per rank its tables, memory and predicted time. Runs nothing. See `plan.planner.plan`."""
+    from autotune.plan.profiled import plan_for
+
+    workload = _model(model).changed(changes)
+    workload = workload if data is None else workload.model_copy(update={"data": data})
+    topology = profile.fingerprint.topology if profile else None
+    return plan_for(
+        workload,
+        sockets,
+        profile,
+        topology.sockets if topology else 1,
+        max(1, topology.physical_cores // topology.sockets) if topology else 1,
+        memory_per_rank_bytes=memory_per_socket_bytes,
+        constraints=constraints,
+    )
+
+
+def scale(
+    model: ModelName,
+    profile: Profile | str | Path,
+    sockets: Sequence[int] = (1, 2, 4, 8, 16, 32, 64),
+    *,
+    minibatch_per_socket: int | None = None,
+    global_minibatch: int | None = None,
+    placing: Placing = "planned",
+    communication: CommunicationKnobs | None = None,
+    overhead_s: float = 0.0,
+    input_s: float = 0.0,
+    memory_per_socket_bytes: int | None = None,
+    changes: Changes = UNCHANGED,
+    progress: Progress = NO_PROGRESS,
+) -> Scaling:
+    """A model on N sockets of a machine, simulated from its profile alone. Runs nothing. See `plan.scaling.scale`."""
+    from autotune.plan import scaling
+
+    return scaling.scale(
+        _model(model).changed(changes),
+        profile if isinstance(profile, Profile) else catalog.load_profile_by_name(str(profile)),
+        sockets,
+        minibatch_per_socket=minibatch_per_socket,
+        global_minibatch=global_minibatch,
+        placing=placing,
+        communication=communication or CommunicationKnobs(),
+        overhead_s=overhead_s,
+        input_s=input_s,
+        memory_per_socket_bytes=memory_per_socket_bytes,
+        progress=progress,
+    )
+
+
+def validate(
+    models: Sequence[ModelName] = (),
+    *,
+    seed: int = 0,
+    budget_s: float = 120.0,
+    refresh: bool = False,
+    progress: Progress = NO_PROGRESS,
+) -> Validation:
+    """Predictions held against measurements: on `models`, then on random ones until the budget ends. See `perf.validate.validate`."""
+    named = [_model(model) for model in models]
+    cores = own_cores()
+    cores.start()
+    from autotune.perf import validate as validation
+    from autotune.probe.store import load_or_probe
+
+    topology = cores.topology
+    machine = load_or_probe(refresh=refresh, progress=progress)
+    available = available_memory_bytes(topology)
+    return validation.validate(machine, topology, named, seed=seed, budget_s=budget_s, available_bytes=available, progress=progress)
+
+
+def compare(
+    model: ModelName,
+    *,
+    config: TunedConfig | str | Path | None = None,
+    peers: tuple[Peer, ...] | None = None,
+    budget_s: float = 120.0,
+    cached_profile: bool = False,
+    changes: Changes = UNCHANGED,
+    seed: int = 0,
+    force: bool = False,
+    progress: Progress = NO_PROGRESS,
+) -> Comparison:
+    """One training iteration of ours and of every peer, side by side. See `compare.compare.compare`.
+
+    Args:
+        peers: None takes all.
+        cached_profile: Take the stored ceilings for the bound instead of probing anew.
+    """
+    workload = _model(model).changed(changes)
+    if (workload.dtype, workload.optimizer) != ("fp32", "sgd"):
+        rule = "peers train in fp32 with SGD, and so must the model"
+        raise InputError(f"{rule}, got {workload.dtype} with {workload.optimizer} ({model}); compare the model without that change")
+    cores = own_cores()
+    tuned = None if config is None else _tuned(config)
+    if tuned is not None:
+        check_tuned(tuned, workload, cores, force)
+    cores.start()
+    from autotune.compare import compare as comparison
+    from autotune.compare.peers import PEERS
+    from autotune.dlrm.defaults import in_full
+    from autotune.probe.store import load_or_probe
+
+    tuned = None if tuned is None else in_full(tuned, workload)[0]
+    machine = load_or_probe(refresh=not cached_profile, progress=progress)
+    return comparison.compare(
+        workload,
+        profile=machine,
+        topology=cores.topology,
+        tuned=tuned,
+        peers=PEERS if peers is None else peers,
+        budget_s=budget_s,
+        seed=seed,
+        progress=progress,
+    )
+
+
+def explain(
+    config: TunedConfig | str | Path, *, changes: Sequence[str] = (), common: bool = False, timeline: bool = False
+) -> Explanation:
+    """What was chosen, what each choice gained, what bounds every operator pass, and what is left.
+
+    Args:
+        changes: What-ifs to predict beside it, as `what_if` takes them.
+        common: Predict the usual what-ifs too.
+        timeline: Predict the timelines.
+    """
+    from autotune.explain.forecast import forecast
+
+    return forecast(_recorded(config), changes, common=common, timeline=timeline)
+
+
+def what_if(config: TunedConfig | str | Path, changes: str) -> WhatIf:
+    """What ``bandwidth=2x,cores=56,dtype=bf16`` would change, predicted. See `explain.whatif.what_if`."""
+    from autotune.explain import whatif
+
+    return whatif.what_if(_recorded(config), changes)
 
 
 def export(config: TunedConfig | str | Path, to: str) -> str:
     """The config as text for another launcher: env, torchrun, slurm, mpirun or json."""
-    return _export(_tuned(config), to, None if isinstance(config, TunedConfig) else config)
+    from autotune.export.targets import check_target
+    from autotune.export.targets import export as export_text
+
+    check_target(to)
+    return export_text(_tuned(config), to, None if isinstance(config, TunedConfig) else config)
 
 
 def frame(result: OperatorTable | Profile | TunedConfig | Explanation) -> pd.DataFrame:
@@ -154,59 +483,42 @@ def frame(result: OperatorTable | Profile | TunedConfig | Explanation) -> pd.Dat
 
     Intervals and mappings become columns of their own (see `bench.frames.frame_of`); a ceiling's line names it in `ceiling`.
     """
+    import pandas as pd
+
+    from autotune.bench.frames import frame_of
+    from autotune.perf.table import OperatorTable
+
     if isinstance(result, OperatorTable):
         return result.frame()
     if isinstance(result, TunedConfig):
         return frame_of(result.gains)
-    if isinstance(result, Explanation):
+    if not isinstance(result, Profile):
         return frame_of(result.findings)
     parts = {name: frame_of(getattr(result.ceilings, name)) for name in type(result.ceilings).model_fields}
     return pd.concat([part.assign(ceiling=name) for name, part in parts.items() if len(part)], ignore_index=True)
 
 
-def _model(model: Model | str | Path) -> Model:
-    return model if isinstance(model, Model) else load_model(str(model))
+def _model(model: ModelName) -> Model:
+    return model if isinstance(model, Model) else load_model(model)
 
 
 def _tuned(config: TunedConfig | str | Path) -> TunedConfig:
     return config if isinstance(config, TunedConfig) else _load_config(config)
 
 
-def _ranks(sockets: int | None, config: TunedConfig | RunConfig | str | Path | None) -> int:
-    """Those that are asked for; a config of another number is refused by the command, or in `_build`."""
-    if sockets is not None:
-        return sockets
-    return 1 if config is None or isinstance(config, RunConfig) else _tuned(config).sockets
+def _recorded(config: TunedConfig | str | Path) -> TunedConfig:
+    return config if isinstance(config, TunedConfig) else load_tuned(config)
 
 
-def _on_ranks(
-    words: list[str],
-    model: Model | str | Path,
-    sockets: int | None,
-    config: TunedConfig | RunConfig | str | Path | None,
-    data: DataSpec | None,
-    force: bool,
-    options: list[str],
-    result: type[T],
-) -> T:
-    """A command on several sockets."""
-    if isinstance(config, RunConfig):
-        raise InputError("a RunConfig is of one process, got one for several sockets; give a tuned config or a file")
-    with as_file(model) as file, ExitStack() as stack:
-        words = [*words, file, *options, *data_words(data, _model(model)), *(["--force"] if force else [])]
-        words += [] if sockets is None else ["--sockets", str(sockets)]
-        words += [] if config is None else ["--config", stack.enter_context(as_file(config))]
-        return call(words, result)
+def _cache_bytes(machine: Topology, threads: int) -> int:
+    """All that a team can fill."""
+    return machine.l2_bytes * threads + machine.l3_bytes * machine.l3_instances
 
 
-def _build(
-    model: Model | str | Path, config: TunedConfig | RunConfig | str | Path | None, data: DataSpec | None, force: bool
-) -> tuple[DLRM, BatchSource, tuple[str, ...]]:
-    chosen, topology = _model(model), detect()
-    catalog.check_fits(chosen, available_memory_bytes(topology))
-    notes: tuple[str, ...] = ()
-    if config is not None and not isinstance(config, RunConfig):
-        tuned = _tuned(config)
-        notes = (*check(tuned, chosen, fingerprint(topology, kernels.target()), force=force), *changed_defaults(tuned, chosen))
-        config = tuned.config
-    return DLRM(chosen, config, machine=topology), make_source(chosen, data), notes
+def _say_config(session: Session, config: Config, progress: Progress) -> None:
+    """What a run on one socket uses, in one line."""
+    from autotune.report.text import run_config
+
+    if session.tuned is not None and session.ranks.world == 1 and not isinstance(config, TunedConfig):
+        cpus = " ".join(map(str, session.launch.cpus[: session.config.threads]))
+        progress.note(f"using {config}: {run_config(session.config)}, bound to CPU {cpus}")

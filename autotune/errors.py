@@ -33,3 +33,13 @@ class VerificationError(AutotuneError):
     """A check ran to its end and said no."""
 
     exit_code = 1
+
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C."""
+
+
+def error_class(exit_code: int) -> type[AutotuneError]:
+    """The class that stands for an exit code; `MachineError` for a code that no class has."""
+    classes: tuple[type[AutotuneError], ...] = (VerificationError, InputError, MachineError)
+    return next((kind for kind in classes if kind.exit_code == exit_code), MachineError)

@@ -40,7 +40,6 @@ TeamClock::TeamClock(int threads) : slots_(nullptr) {
   if (!watching) return;
   slots.assign(std::max<size_t>(slots.size(), static_cast<size_t>(threads)), TeamSlot{});
   slots_ = slots.data();
-  began_ns_ = now_ns(CLOCK_MONOTONIC);
 }
 
 TeamClock::~TeamClock() {
@@ -56,7 +55,6 @@ TeamClock::~TeamClock() {
     if (slots_[i].busy_ns > slots_[busiest].busy_ns) busiest = i;
   }
   sums.regions += 1;
-  sums.wall += 1e-9 * static_cast<double>(now_ns(CLOCK_MONOTONIC) - began_ns_);
   sums.longest += 1e-9 * static_cast<double>(slots_[busiest].busy_ns);
   sums.longest_core += 1e-9 * static_cast<double>(slots_[busiest].core_ns);
   sums.mean_core += 1e-9 * static_cast<double>(core) / team;

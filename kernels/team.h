@@ -9,7 +9,6 @@ namespace autotune {
 // Sums over the regions that one thread forked since it last took them, seconds.
 struct TeamTimes {
   int64_t regions;
-  double wall;     // from before the fork to after the join
   double longest;       // at work, of each region's busiest thread: the others wait for it
   double longest_core;  // that it held a core meanwhile; the rest something else took from it
   double mean_core;     // that a thread of the team held a core while at work, in the mean
@@ -46,7 +45,6 @@ class TeamClock {
 
  private:
   TeamSlot* slots_;
-  int64_t began_ns_ = 0;
 };
 
 }  // namespace autotune

@@ -7,12 +7,15 @@ import os
 import pytest
 from configs import recorded_with
 
-from autotune.config.knobs import EmbeddingForwardKnobs, EmbeddingUpdateKnobs, FixedKnobs, InteractionKnobs, LayerKnobs, RunConfig
+from autotune.config.knobs import FixedKnobs, RunConfig
 from autotune.config.measured import RankRow, TableUse, TimedSpan
 from autotune.config.model import Model, Table
 from autotune.config.partition import CommunicationKnobs, Partition, Placement
 from autotune.config.profile import Ceilings, ComputePoint, Fingerprint, Profile, RowPoint, StreamPoint, TimePoint, Topology
 from autotune.config.tuned import Gain, Interval, Launch, MeasuredPass, Prediction, Provenance, Record, TunedConfig
+from autotune.ops.embedding_tables import EmbeddingForwardKnobs, EmbeddingUpdateKnobs
+from autotune.ops.interaction import InteractionKnobs
+from autotune.ops.layer import LayerKnobs
 
 # Processes that a test starts take the installed package, not the sources in the working directory, which hold no compiled kernels.
 os.environ["PYTHONSAFEPATH"] = "1"

@@ -48,14 +48,15 @@ def test_an_unknown_model_is_an_input_error() -> None:
         autotune.run("tinny")
 
 
-def test_tune_names_the_model_as_verify_will_find_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tune_names_the_model_as_verify_will_find_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hardware_profile: Profile) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text((catalog.find_model("tiny")).read_text())
     named = []
-    monkeypatch.setattr("autotune.api._tune", lambda model, **options: named.append(options["name"]))
+    monkeypatch.setattr("autotune.tune.study.tune", lambda lockstep, **options: named.append(options["name"]))
+    monkeypatch.setattr("autotune.tune.study.check_profile", lambda *_: None)
     for model in ("tiny", file, autotune.load_model("tiny")):
-        autotune.tune(model, output=tmp_path / "out.yaml")
-    assert named == ["tiny", str(file), None]
+        autotune.tune(model, output=tmp_path / "out.yaml", profile=hardware_profile)
+    assert named == ["tiny", str(file), "tiny"]
 
 
 def test_export_and_explain_take_a_file_or_fail_clearly(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("units",),
     ("config",),
     ("catalog",),
+    ("machine",),
     ("_kernels",),
     ("ops",),
     ("data",),

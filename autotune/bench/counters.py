@@ -17,6 +17,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
 
+from autotune.bench.rounds import Observer
+
 _SYSCALL = 298
 _ATTRIBUTES = struct.Struct("=IIQQQQQIIQ")  # the first 64 bytes, which every kernel knows
 _FORMAT_TIMES = 0b11  # total time enabled, total time running
@@ -43,8 +45,8 @@ SOFTWARE: Mapping[str, Event] = {
 """Which the kernel counts by itself."""
 
 
-class Counters:
-    """Counts events of all threads that the process has when it is made; a context manager.
+class Counters(Observer):
+    """Counts events of all threads that the process has when it is made; a context manager, and an observer that sums them over rounds.
 
     Args:
         events: By name. Those that cannot be counted are left out; `missing` says why.
@@ -53,6 +55,8 @@ class Counters:
     def __init__(self, events: Mapping[str, Event]) -> None:
         self._open: dict[str, list[int]] = {}
         self.missing: dict[str, str] = {}
+        self.counted: dict[str, float] = {}
+        """Counts inside the rounds observed."""
         for name, event in events.items():
             found, failure = _open_for_all_threads(event)
             if failure:
@@ -67,6 +71,14 @@ class Counters:
     def read(self) -> dict[str, float]:
         """Counts so far, summed over the threads; one that the hardware counted for part of the time only is extended to all of it."""
         return {name: sum(map(_value, files)) for name, files in self._open.items()}
+
+    def before(self) -> None:
+        self._begin = self.read()
+
+    def after(self) -> str:
+        end = self.read()
+        self.counted = {name: self.counted.get(name, 0.0) + end[name] - self._begin[name] for name in end}
+        return ""
 
     def close(self) -> None:
         for files in self._open.values():

@@ -18,7 +18,9 @@ from pathlib import Path
 
 import psutil
 
+from autotune.bench.rounds import Observer
 from autotune.errors import InputError
+from autotune.machine.sysfs import parse_cpu_list, read_text
 
 # One CPU's counter ticks in 10 ms; over 250 ms the error of two CPUs (14 ms) is 0.06 CPUs, below the threshold of 0.16.
 SPAN_S = 0.25
@@ -51,24 +53,8 @@ class Reading:
     """Mean CPU frequency; None where it is not known or was read a moment ago."""
 
 
-@dataclass(frozen=True)
-class Noise:
-    """What else happened during one window."""
-
-    foreign_load: float
-    """CPUs' worth of time that other programs took from the watched CPUs."""
-    steal: float
-    """Share of the watched CPUs' time withheld by the hypervisor."""
-    frequency_ratio: float | None
-    """CPU frequency over the median of the readings before; None where it is not known or was not read."""
-    disturbed: bool
-    """Whether the window should be measured again."""
-    reason: str
-    """Why it is disturbed; empty when it is not."""
-
-
-class NoiseMonitor:
-    """Watches windows: `start()`, the work, `stop()`.
+class NoiseMonitor(Observer):
+    """Observer of foreign load, stolen time and the frequency. A window is what lies between `before` and `after`.
 
     Args:
         cpus: The CPUs the work runs on; default the affinity of the calling thread, which OpenMP may have bound to one CPU: give the
@@ -90,47 +76,35 @@ class NoiseMonitor:
         if not watched:
             raise InputError("cpus must name at least one CPU to watch, got none; leave it out to watch all allowed ones")
         self._cpus = len(watched)
-        self._read: Callable[[], Reading]
-        if read is None:
-            self._system: _System | None = _System(watched, tuple(processes))
-            self._read = self._system.read
-        else:
-            self._system, self._read = None, read
+        self._read = read or _System(watched, tuple(processes)).read
         self._open: Reading | None = None
         self._past: deque[Reading] = deque(maxlen=256)
         self._frequencies: deque[float] = deque(maxlen=_FREQUENCY_HISTORY)
 
-    def refresh(self) -> None:
-        """Look for children again, outside any window; takes about a millisecond."""
-        if self._system is not None:
-            self._system.refresh()
-            self._past.clear()
-
-    def start(self) -> None:
+    def before(self) -> None:
         self._open = self._read()
 
-    def stop(self) -> Noise:
+    def after(self) -> str:
         """Close the window and judge it.
 
         Raises:
             InputError: no window is open.
         """
         if self._open is None:
-            raise InputError("stop() needs a window, got none open; call start() first")
+            raise InputError("after() needs a window, got none open; call before() first")
         begin, end, self._open = self._open, self._read(), None
         since = self._reference(begin, end)
         frequency_ratio = self._frequency_ratio(end.frequency_hz or begin.frequency_hz)
         span_s = end.time_s - since.time_s
         if span_s <= 0:
-            return Noise(0.0, 0.0, frequency_ratio, disturbed=False, reason="")
-        foreign_s = max(0.0, (end.busy_s - since.busy_s) - (end.own_s - since.own_s))
-        steal_s = max(0.0, end.steal_s - since.steal_s)
-        reason = self._reason(foreign_s, steal_s, span_s, frequency_ratio)
+            return ""
+        foreign_s = (end.busy_s - since.busy_s) - (end.own_s - since.own_s)
+        reason = self._reason(foreign_s, end.steal_s - since.steal_s, span_s, frequency_ratio)
         if reason:
             self._past.clear()  # what was judged once must not disturb the repetition too
         else:
             self._past.append(begin)
-        return Noise(foreign_s / span_s, steal_s / (span_s * self._cpus), frequency_ratio, disturbed=bool(reason), reason=reason)
+        return reason
 
     def _reference(self, begin: Reading, end: Reading) -> Reading:
         """The latest window start that lies `SPAN_S` back; where the last one is stale, this window's own."""
@@ -166,22 +140,18 @@ class _System:
     """Readings of this machine."""
 
     def __init__(self, cpus: frozenset[int], processes: tuple[int, ...]) -> None:
-        online = _online()
+        # In the order in which psutil lists them.
+        online = parse_cpu_list(read_text(Path("/sys/devices/system/cpu/online"))) or tuple(range(psutil.cpu_count() or 1))
         self._positions = [position for position, cpu in enumerate(online) if cpu in cpus]
         self._all = len(self._positions) in (0, len(online))
-        self._processes = processes
-        self._others: list[psutil.Process] = []
-        self._frequency_at_s = -math.inf
-        self._last_s: dict[int, float] = {}
-        self.refresh()
-
-    def refresh(self) -> None:
         try:
             children = psutil.Process().children(recursive=True)
-            named = [psutil.Process(pid) for pid in self._processes if pid != os.getpid() and psutil.pid_exists(pid)]
+            named = [psutil.Process(pid) for pid in processes if pid != os.getpid() and psutil.pid_exists(pid)]
         except psutil.Error:
             children, named = [], []
         self._others = list({process.pid: process for process in (*children, *named)}.values())
+        self._frequency_at_s = -math.inf
+        self._last_s: dict[int, float] = {}
 
     def read(self) -> Reading:
         now_s = time.perf_counter()
@@ -213,17 +183,3 @@ class _System:
             frequency = None
         self._frequency_at_s = now_s if frequency else math.inf
         return frequency.current * 1e6 if frequency and frequency.current else None
-
-
-def _online() -> list[int]:
-    """Online CPUs in the order in which psutil lists them."""
-    try:
-        text = Path("/sys/devices/system/cpu/online").read_text()
-    except OSError:
-        return list(range(psutil.cpu_count() or 1))
-    cpus: list[int] = []
-    for part in text.strip().split(","):
-        first, _, last = part.partition("-")
-        if first:
-            cpus.extend(range(int(first), int(last or first) + 1))
-    return cpus

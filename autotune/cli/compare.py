@@ -7,15 +7,13 @@ from typing import Annotated
 
 import typer
 
+from autotune import api
 from autotune.cli.options import ForceOption, JsonOption, MaxRowsOption, MinibatchOption, ModelArgument, OutputOption, SearchSeedOption
 from autotune.cli.output import check_outputs, show
 from autotune.cli.progress import reporting
-from autotune.cli.session import check_tuned, select_model, start_default
 from autotune.compare.peers import PEERS, Peer
-from autotune.config.files import load_tuned
 from autotune.config.model import Changes
 from autotune.errors import InputError
-from autotune.probe.topology import detect
 from autotune.report.compare import comparison
 from autotune.units import parse_duration
 
@@ -45,24 +43,17 @@ def command(
     Example: autotune compare small --config small.tuned.yaml --budget 120s
     """
     check_outputs(output)
-    budget_s = parse_duration(budget)
-    chosen = _chosen(peers)
-    workload = select_model(model, Changes(max_rows, minibatch))
-    if (workload.dtype, workload.optimizer) != ("fp32", "sgd"):
-        rule = "peers train in fp32 with SGD, and so must the model"
-        raise InputError(f"{rule}, got {workload.dtype} with {workload.optimizer} ({model}); compare the model without that change")
-    topology = detect()
-    tuned = None if config is None else load_tuned(config)
-    if tuned is not None:
-        check_tuned(tuned, workload, topology, force)
-    start_default(topology)
-    from autotune.compare.compare import compare
-    from autotune.probe.store import load_or_probe
-
     with reporting() as progress:
-        profile = load_or_probe(refresh=not cached_profile, progress=progress)
-        result = compare(
-            workload, profile=profile, topology=topology, tuned=tuned, peers=chosen, budget_s=budget_s, seed=seed, progress=progress
+        result = api.compare(
+            model,
+            config=config,
+            peers=_chosen(peers),
+            budget_s=parse_duration(budget),
+            cached_profile=cached_profile,
+            changes=Changes(max_rows, minibatch),
+            seed=seed,
+            force=force,
+            progress=progress,
         )
     show(result, comparison, as_json, output)
 

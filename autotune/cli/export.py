@@ -8,9 +8,10 @@ from typing import Annotated
 
 import typer
 
+from autotune import api
 from autotune.cli.options import ConfigArgument
-from autotune.config.files import load_tuned, write_text_atomic
-from autotune.export.targets import TARGETS, check_target, export
+from autotune.config.files import write_text_atomic
+from autotune.export.targets import TARGETS
 
 To = Annotated[str, typer.Option("--to", metavar="|".join(TARGETS), help="Shell lines, JSON, or a script for one or several hosts.")]
 Output = Annotated[Path | None, typer.Option("-o", "--output", metavar="FILE", help="Write to FILE instead of standard output.")]
@@ -23,8 +24,7 @@ def command(config: ConfigArgument, to: To, output: Output = None) -> None:
 
     Example: eval "$(autotune export small.tuned.yaml --to env)"
     """
-    check_target(to)
-    text = export(load_tuned(config), to, config)
+    text = api.export(config, to)
     if output is None:
         sys.stdout.write(text)
     else:

@@ -10,11 +10,11 @@ import typer
 from typer.core import TyperGroup
 
 from autotune import __version__
-from autotune.cli import compare, explain, export, interrupt, launch, models, plan, probe, profile, run, scale, tune, validate, verify
-from autotune.dlrm.ranks import report_error
-from autotune.errors import AutotuneError, MachineError
+from autotune.cli import compare, explain, export, models, plan, probe, profile, run, scale, tune, validate, verify
+from autotune.errors import INTERRUPTED, AutotuneError, MachineError
+from autotune.ranks import interrupt
+from autotune.ranks.launch import allow_restart
 
-INTERRUPTED = 130
 CLOSED_PIPE = 141
 """128 + SIGPIPE, as other programs end when their reader has gone."""
 
@@ -27,10 +27,6 @@ class _Commands(TyperGroup):
             result = super().invoke(ctx)
             sys.stdout.flush()
         except AutotuneError as error:
-            if report_error(error):
-                sys.stdout.flush()
-                # Not through torch's destructors: with a collective under way they may wait, or abort.
-                os._exit(error.exit_code)
             _line(f"error: {error}")
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt:
@@ -121,7 +117,7 @@ def _open_closed_streams() -> None:
 def main() -> None:
     """Entry point of the `autotune` script."""
     _open_closed_streams()
-    launch.allow_restart()
+    allow_restart()
     interrupt.install()
     try:
         app(prog_name="autotune")

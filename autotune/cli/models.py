@@ -10,7 +10,7 @@ from autotune import catalog
 from autotune.cli.options import JsonOption
 from autotune.cli.output import show
 from autotune.config.model import Model, required_memory_bytes
-from autotune.probe.topology import available_memory_bytes, detect
+from autotune.machine.topology import available_memory_bytes, detect
 from autotune.report.layout import Column, table
 from autotune.units import format_bytes
 

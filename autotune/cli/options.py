@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from autotune.catalog import load_model_by_name
 from autotune.config.base import MAX_SEARCH_SEED, MAX_SEED
 from autotune.config.model import DataSpec
 from autotune.errors import InputError
@@ -44,6 +45,11 @@ DataOption = Annotated[
 TunedOption = Annotated[Path | None, typer.Option("--config", metavar="FILE", help="Use exactly what this tuned config says.")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Use a config of other hardware all the same.")]
 BudgetOption = Annotated[str, typer.Option("--budget", metavar="TIME", help="Time to spend: 120s, 2m, 1h30m.")]
+
+
+def data_of(text: str | None, model: str) -> DataSpec | None:
+    """What ``--data`` asks for, for the model of that name or file; None without the option."""
+    return None if text is None else parse_data(text, load_model_by_name(model).data)
 
 
 def parse_data(text: str, base: DataSpec) -> DataSpec:

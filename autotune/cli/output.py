@@ -10,6 +10,7 @@ from typing import TypeVar
 from rich.console import Console, RenderableType
 
 from autotune.config.files import check_writable, write_text_atomic
+from autotune.ranks.environment import from_environment
 from autotune.report.json import to_json
 
 T = TypeVar("T")
@@ -29,8 +30,19 @@ def check_outputs(*files: Path | None) -> None:
             check_writable(file)
 
 
+def speaks() -> bool:
+    """Whether this process tells the result: of the ranks that a launcher started, the first alone does."""
+    ranks = from_environment()
+    return ranks is None or ranks.first
+
+
 def show(result: T, render: Callable[[T, int], RenderableType], as_json: bool, output: Path | None = None) -> None:
-    """Print a result, and write it as JSON to `output` where one is given: the file first, so that a closed pipe loses nothing."""
+    """Print a result, and write it as JSON to `output` where one is given: the file first, so that a closed pipe loses nothing.
+
+    Of several ranks the first alone does.
+    """
+    if not speaks():
+        return
     if output is not None:
         write_text_atomic(output, to_json(result))
     if as_json:

@@ -9,6 +9,7 @@ from typing import Annotated, cast
 
 import typer
 
+from autotune import api
 from autotune.cli.options import (
     DataOption,
     DtypeOption,
@@ -18,16 +19,14 @@ from autotune.cli.options import (
     ModelArgument,
     OptimizerOption,
     OutputOption,
-    parse_data,
+    data_of,
 )
 from autotune.cli.output import check_outputs, show
-from autotune.cli.session import select_model
 from autotune.config.files import load_profile
 from autotune.config.model import Changes
 from autotune.config.partition import KINDS, Kind
 from autotune.errors import InputError
 from autotune.plan.constraints import Constraints
-from autotune.plan.profiled import plan_for
 from autotune.report.plan import plan as render
 from autotune.units import parse_bytes
 
@@ -69,22 +68,18 @@ def command(
     """
     check_outputs(output)
     constraints = _constraints(pin or (), forbid or (), together or (), kinds, split_above)
-    workload = select_model(model, Changes(max_rows, minibatch, dtype, optimizer))
-    if data is not None:
-        workload = workload.model_copy(update={"data": parse_data(data, workload.data)})
     limit = None if memory_per_socket is None else parse_bytes(memory_per_socket)
     if limit == 0:
         raise InputError(f"memory per socket must be positive, got {memory_per_socket} (--memory-per-socket); write for example 64GB")
     machine = None if profile is None else load_profile(profile)
-    topology = machine.fingerprint.topology if machine else None
-    result = plan_for(
-        workload,
+    result = api.plan(
+        model,
         sockets,
-        machine,
-        topology.sockets if topology else 1,
-        max(1, topology.physical_cores // topology.sockets) if topology else 1,
-        memory_per_rank_bytes=limit,
+        profile=machine,
+        memory_per_socket_bytes=limit,
         constraints=constraints,
+        data=data_of(data, model),
+        changes=Changes(max_rows, minibatch, dtype, optimizer),
     )
     show(result, render, as_json, output)
 

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from autotune.bench.progress import NO_PROGRESS
 from autotune.bench.progress import Progress as ProgressProtocol
+from autotune.cli.output import speaks
 
 
 class _Bar:
@@ -52,9 +53,9 @@ class _Lines:
 
 
 @contextmanager
-def reporting(show: bool = True) -> Iterator[ProgressProtocol]:
-    """Progress of a long computation, on standard error, or nowhere. The bar is taken down whatever ends the computation."""
-    if not show:
+def reporting() -> Iterator[ProgressProtocol]:
+    """Progress of a long computation, on standard error; of several ranks the first alone reports. The bar is always taken down."""
+    if not speaks():
         yield NO_PROGRESS
         return
     if not sys.stderr.isatty():

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, cast
+from typing import Annotated, Literal, cast
 
 import typer
 
-from autotune import catalog
+from autotune import api
 from autotune.cli.options import JsonOption, MaxRowsOption, ModelArgument, OutputOption
 from autotune.cli.output import check_outputs, show
 from autotune.cli.progress import reporting
-from autotune.cli.session import select_model
 from autotune.config.model import DTYPES, Changes
 from autotune.config.partition import ALL_TO_ALL_FORMS, MAX_RANKS, AllToAllForm, CommunicationKnobs
 from autotune.errors import InputError
@@ -59,19 +58,14 @@ def command(
     for name, value, known in chosen:
         if value not in known:
             raise InputError(f"{name} must be one of {', '.join(known)}, got {value!r}; correct it")
-    workload = select_model(model, Changes(max_rows, dtype=dtype))
-    machine = catalog.load_profile_by_name(profile)
-    from autotune.plan.scaling import Placing as Kind
-    from autotune.plan.scaling import scale
-
     with reporting() as progress:
-        result = scale(
-            workload,
-            machine,
+        result = api.scale(
+            model,
+            profile,
             counts,
             minibatch_per_socket=minibatch_per_socket,
             global_minibatch=global_minibatch,
-            placing=cast(Kind, placing),
+            placing=cast(Literal["planned", "columns"], placing),
             communication=CommunicationKnobs(
                 wire_dtype="bf16" if wire == "bf16" else "fp32",
                 all_to_all=cast(AllToAllForm, all_to_all),
@@ -80,6 +74,7 @@ def command(
             overhead_s=0.0 if overhead is None else parse_duration(overhead),
             input_s=0.0 if input_time is None else parse_duration(input_time) / 1000,
             memory_per_socket_bytes=None if memory_per_socket is None else parse_bytes(memory_per_socket) or None,
+            changes=Changes(max_rows, dtype=dtype),
             progress=progress,
         )
     show(result, scaling, as_json, output)

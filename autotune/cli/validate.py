@@ -6,13 +6,11 @@ from typing import Annotated
 
 import typer
 
-from autotune import catalog
+from autotune import api
 from autotune.cli.options import BudgetOption, JsonOption, OutputOption
 from autotune.cli.output import check_outputs, show
 from autotune.cli.progress import reporting
-from autotune.cli.session import start_default
 from autotune.config.base import MAX_SEARCH_SEED
-from autotune.probe.topology import available_memory_bytes, detect
 from autotune.report.predict import validation
 from autotune.units import parse_duration
 
@@ -35,21 +33,6 @@ def command(
     """
     check_outputs(output)
     budget_s = parse_duration(budget)
-    named = [catalog.load_model_by_name(name) for name in models or ()]
-    topology = detect()
-    start_default(topology)
-    from autotune.perf.validate import validate
-    from autotune.probe.store import load_or_probe
-
     with reporting() as progress:
-        profile = load_or_probe(refresh=refresh, progress=progress)
-        result = validate(
-            profile,
-            topology,
-            named,
-            seed=seed,
-            budget_s=budget_s,
-            available_bytes=available_memory_bytes(topology),
-            progress=progress,
-        )
+        result = api.validate(models or (), seed=seed, budget_s=budget_s, refresh=refresh, progress=progress)
     show(result, validation, as_json, output)

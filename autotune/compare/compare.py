@@ -12,16 +12,16 @@ from __future__ import annotations
 
 import itertools
 import os
-import random
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from autotune.bench.noise import NoiseMonitor
 from autotune.bench.progress import NO_PROGRESS, Progress
-from autotune.bench.samples import Samples, ratio
+from autotune.bench.rounds import EachRound, Measurement, Turn, run_rounds
+from autotune.bench.samples import ratio
 from autotune.compare.peers import BASELINE, OURS, PEERS, TUNED, Peer, environment_of
 from autotune.compare.process import Contestant, ContestantError
 from autotune.config.files import write_yaml
@@ -30,8 +30,8 @@ from autotune.config.model import Model
 from autotune.config.profile import Profile, Topology
 from autotune.config.tuned import Interval, TunedConfig
 from autotune.errors import MachineError, VerificationError
-from autotune.probe.topology import available_memory_bytes
-from autotune.tune.launch import launch_of
+from autotune.machine.topology import available_memory_bytes
+from autotune.ranks.launch import launch_of
 from autotune.units import format_bytes
 
 LOSS_STEPS = 3
@@ -121,7 +121,7 @@ def compare(
     absent = {peer.name: peer.missing for peer in peers if peer.missing}
     present = [peer for peer in peers if peer.name not in absent]
     configs = {} if tuned is None else {TUNED: tuned.config}
-    fields: list[dict[str, _Track]] = []
+    fields: list[tuple[dict[str, _Track], Measurement]] = []
     bounds: dict[str, float] = {}
     parted = groups(present, _at_once(model, topology, len(present)))
 
@@ -145,8 +145,9 @@ def compare(
             bounds = bounds or _bounds(ours, profile)
             _check_losses(tracks, absent)
             progress.phase("comparing", budget_s / len(parted))
-            _time(tracks, budget_s / len(parted), random.Random(seed + number), progress)
-            fields.append(tracks)
+            # Made here, so that it counts the contestants' processes as its own.
+            monitor = NoiseMonitor(topology.allowed_cpus)
+            fields.append((tracks, _measure(tracks, budget_s / len(parted), seed + number, monitor, progress)))
     return _result(model, profile, threads, bounds, fields, absent)
 
 
@@ -156,7 +157,6 @@ class _Track:
 
     contestant: Contestant
     config: str
-    times_s: list[float] | None = None
     loss_error: float = 0.0
 
     def step(self, batch: int) -> tuple[float, float]:
@@ -226,27 +226,26 @@ def _check_tuned(tracks: Mapping[str, _Track]) -> None:
     tracks[TUNED].loss_error = error
 
 
-def _time(tracks: Mapping[str, _Track], budget_s: float, order: random.Random, progress: Progress) -> None:
-    names, batches = list(tracks), itertools.count(LOSS_STEPS + 1)
-    for name in names * _WARM_UP_STEPS:
-        tracks[name].step(next(batches))
-    begin_s = time.monotonic()
-    longest_s = 0.0
-    for track in tracks.values():
-        track.times_s = []
-    for rounds in itertools.count():
-        round_begin_s = time.monotonic()
-        if rounds >= _LEAST_ROUNDS and round_begin_s - begin_s + longest_s > budget_s:
-            return
+def _measure(tracks: Mapping[str, _Track], budget_s: float, seed: int, monitor: NoiseMonitor, progress: Progress) -> Measurement:
+    batches = itertools.count(LOSS_STEPS + 1)
+    batch = 0
+
+    def next_batch() -> None:
+        nonlocal batch
         batch = next(batches)
-        order.shuffle(names)
-        for name in names:
-            taken, _ = tracks[name].step(batch)
-            times = tracks[name].times_s
-            assert times is not None
-            times.append(taken)
-        longest_s = max(longest_s, time.monotonic() - round_begin_s)
-        progress.advance(time.monotonic() - round_begin_s, f"round {rounds + 1}")
+
+    def turn_of(track: _Track) -> Turn:
+        return lambda: (track.step(batch)[0],)
+
+    return run_rounds(
+        {name: turn_of(track) for name, track in tracks.items()},
+        budget_s=budget_s,
+        min_rounds=_LEAST_ROUNDS,
+        warmup=_WARM_UP_STEPS,
+        observers=(EachRound(lambda finished: progress.advance(finished.length_s, f"round {finished.number}")), monitor),
+        prepare=next_batch,
+        seed=seed,
+    )
 
 
 def _result(
@@ -254,23 +253,23 @@ def _result(
     profile: Profile,
     threads: int,
     bounds: dict[str, float],
-    fields: Sequence[Mapping[str, _Track]],
+    fields: Sequence[tuple[Mapping[str, _Track], Measurement]],
     absent: dict[str, str],
 ) -> Comparison:
     bound_s = sum(bounds.values())
     lines: dict[str, Line] = {}
-    for number, tracks in enumerate(fields):
-        times: dict[str, list[float]] = {name: track.times_s or [] for name, track in tracks.items()}
-        for name, own in times.items():
+    for number, (tracks, measured) in enumerate(fields):
+        samples = measured.samples
+        for name, own in samples.items():
             if name in lines:
                 continue  # ours and the baseline run in every group; the first counts, and each ratio is of one group
-            interval = Samples(tuple(own)).to_interval()
+            interval = own.to_interval()
             lines[name] = Line(
                 name=name,
                 iteration_s=interval,
                 over_bound=interval.median / bound_s,
-                default_gain=ratio(own, times[OURS]),
-                tuned_gain=ratio(own, times[TUNED]) if TUNED in times else None,
+                default_gain=ratio(own, samples[OURS]),
+                tuned_gain=ratio(own, samples[TUNED]) if TUNED in samples else None,
                 loss_error=tracks[name].loss_error,
                 group=number,
             )
@@ -284,14 +283,15 @@ def _result(
         bounds_s=bounds,
         lines=tuple(sorted(lines.values(), key=lambda line: line.iteration_s.median)),
         absent={name: why for name, why in absent.items() if why},
-        notes=_notes(lines, fields, profile),
+        notes=_notes(lines, [measured for _, measured in fields], profile),
     )
 
 
-def _notes(lines: Mapping[str, Line], fields: Sequence[Mapping[str, _Track]], profile: Profile) -> tuple[str, ...]:
-    notes = list(profile.notes)
-    if len(fields) > 1:
-        notes.append(f"memory does not hold all models: {len(fields)} groups, each beside ours and the baseline; ratios are within a group")
+def _notes(lines: Mapping[str, Line], measurements: Sequence[Measurement], profile: Profile) -> tuple[str, ...]:
+    notes = [*profile.warnings, *profile.notes, *(note for measured in measurements for note in measured.notes)]
+    if len(measurements) > 1:
+        count = len(measurements)
+        notes.append(f"memory does not hold all models: {count} groups, each beside ours and the baseline; ratios are within a group")
     if BASELINE not in lines:
         notes.append("without the baseline: ratios are against our default alone")
     return tuple(notes)

@@ -34,7 +34,7 @@ class _Contestant:
 
         from autotune.data.batches import make_source
         from autotune.dlrm.model import DLRM, default_config
-        from autotune.probe.topology import detect
+        from autotune.machine.topology import detect
 
         self._model = Model.model_validate(order["model"])
         topology = detect()
@@ -72,11 +72,13 @@ class _Contestant:
     def _bounds(self, file: Path) -> dict[str, Any]:
         """The least seconds of every pass of ours, by the ceilings of a profile."""
         from autotune.config.files import load_profile
-        from autotune.perf.roofline import limits
+        from autotune.perf.roofline import Hardware, limits
 
-        ceilings, threads = load_profile(file).ceilings, self._configs["default"].threads
+        profile, threads = load_profile(file), self._configs["default"].threads
+        hardware = Hardware.of(profile, threads, self._dlrm.model.dtype)
         operators = self._dlrm.operators(self._source)
-        return {"bounds_s": {operator.key: limits(operator.work(), ceilings, threads, warm=True).bound_s for operator in operators}}
+        bounds = {one.key: limits(one.work(), profile.ceilings, threads, warm=True, hardware=hardware).bound_s for one in operators}
+        return {"bounds_s": bounds}
 
 
 def main() -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, field_serializer
 
 from autotune.config.base import Frozen
+from autotune.config.knobs import AnyKnobs, Knobs
 from autotune.config.model import Model
 
 
@@ -22,3 +23,10 @@ class CalibrationRun(Frozen):
     """Median of the steps."""
     passes_s: dict[str, float]
     """Median by pass; what is left of the iteration is `other`."""
+    knobs: dict[str, AnyKnobs] = Field(default_factory=dict)
+    """Knobs of every pass. Older files omit them: then the defaults, with `strategy`."""
+
+    @field_serializer("knobs")
+    def _compact(self, knobs: dict[str, Knobs]) -> dict[str, dict[str, object]]:
+        """Without the values that a class of knobs has by default."""
+        return {key: {"kind": chosen.kind, **chosen.model_dump(exclude_defaults=True)} for key, chosen in knobs.items()}

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from autotune.config.knobs import Knobs
 from autotune.config.model import MODEL_SCHEMA, Model
 from autotune.config.profile import PROFILE_SCHEMA, Profile
 from autotune.config.tuned import RECORD_SCHEMA, TUNED_SCHEMA, Record, TunedConfig
@@ -33,7 +34,6 @@ __all__ = [
     "make_folder",
     "record_path",
     "replacing",
-    "write_bytes_atomic",
     "write_text_atomic",
     "write_tuned",
     "write_yaml",
@@ -96,11 +96,11 @@ def _explain(error: ValidationError, cls: type[BaseModel], values: Any, lines: L
     """The first few problems, one a line: unknown keys first, since a misspelt key also shows up as a missing one."""
     found: dict[str, str] = {}
     missing_explained: set[tuple[str | int, ...]] = set()
-    details = sorted(error.errors(include_url=False), key=lambda one: one["type"] != "extra_forbidden")
+    details = sorted(_details(error), key=lambda one: one["type"] != "extra_forbidden")
     for detail in details:
         kind, context = detail["type"], detail.get("ctx", {})
         path = _path_in_file(detail["loc"], values)
-        missing = detail["loc"][-1:] if kind == "missing" else ()
+        missing: tuple[str | int, ...] = detail["loc"][-1:] if kind == "missing" else ()
         path += tuple(context.get("at", ()))
         place = lines.place(*path, *missing)
         if kind == "extra_forbidden":
@@ -128,6 +128,16 @@ def _explain(error: ValidationError, cls: type[BaseModel], values: Any, lines: L
     return "\n".join(messages[:_SHOWN_ERRORS] + ([f"and {more} more"] if more > 0 else []))
 
 
+def _details(error: ValidationError) -> Iterator[Any]:
+    """Problems with their places; those of knobs, which their own class validates, with the places below the knobs'."""
+    for detail in error.errors(include_url=False):
+        if detail["type"] == "autotune_nested":
+            context = detail["ctx"]
+            yield from ({**inner, "loc": (*detail["loc"], context["kind"], *inner["loc"])} for inner in _details(context["nested"]))
+        else:
+            yield detail
+
+
 def _path_in_file(loc: tuple[str | int, ...], values: Any) -> tuple[str | int, ...]:
     """The part of a pydantic location that the file holds: without the tags of unions, and without a key that is missing."""
     path: list[str | int] = []
@@ -153,7 +163,7 @@ def _keys_at(cls: type[BaseModel], loc: tuple[str | int, ...]) -> list[str]:
     classes = [cls]
     for key in loc:
         fields = [field for one in classes for name, field in one.model_fields.items() if key in (name, field.alias)]
-        tagged = [one for one in classes if "kind" in one.model_fields and one.model_fields["kind"].default == key]
+        tagged: list[type[BaseModel]] = [Knobs.registry[str(key)]] if Knobs in classes and key in Knobs.registry else []
         if fields:
             classes = [found for field in fields for found in _models_in(field.annotation)]
         elif tagged:
@@ -276,14 +286,9 @@ def make_folder(path: str | Path) -> None:
 
 
 def write_text_atomic(path: str | Path, text: str) -> None:
-    """As `write_bytes_atomic`, in UTF-8."""
-    write_bytes_atomic(path, text.encode())
-
-
-def write_bytes_atomic(path: str | Path, content: bytes) -> None:
-    """Replace a file by `content`. Raises: InputError, see `replacing`."""
+    """Replace a file by `text` in UTF-8. Raises: InputError, see `replacing`."""
     with replacing(path) as file:
-        file.write(content)
+        file.write(text.encode())
 
 
 @contextmanager

@@ -1,15 +1,16 @@
-"""Knobs of every operator pass, and the run configuration that holds one choice of all of them.
+"""What an operator lets a user or a tuner choose, and the run configuration that holds one choice for every pass.
 
-A run configuration is keyed by operator pass: ``embedding_bag.forward``, ``embedding_bag.update``, ``bottom_mlp.<i>.forward``,
-``bottom_mlp.<i>.backward_data``, ``bottom_mlp.<i>.backward_weights`` (likewise ``top_mlp``), ``interaction.forward``,
-``interaction.backward``.
+The knob classes themselves belong to their operators in `ops/`: each registers its class under its `kind`, so a file may hold the knobs of
+every operator there is. A run configuration is keyed by operator pass: ``embedding_bag.forward``, ``top_mlp.0.backward_data`` ...
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import importlib
+from typing import Annotated, Any, ClassVar
 
-from pydantic import Field
+from pydantic import Field, SerializeAsAny, ValidationError, WrapValidator
+from pydantic_core import PydanticCustomError
 
 from autotune.config.base import Frozen
 from autotune.config.partition import CommunicationKnobs, Partition
@@ -20,65 +21,68 @@ MAX_THREADS = 4096
 """What the kernels take."""
 
 
-class EmbeddingForwardKnobs(Frozen):
-    """How pooled look-ups are gathered."""
+class Knobs(Frozen):
+    """The choices of one operator pass. A subclass sets the default of `kind` and registers itself under it."""
 
-    kind: Literal["embedding_forward"] = "embedding_forward"
-    prefetch_distance: int = Field(8, ge=0, le=128)
-    """Rows ahead of the one being summed; 0 leaves it to the hardware."""
-    prefetch_hint: Literal["t0", "t1"] = "t0"
-    """Cache level the row is brought to: t0 is L1, t1 is L2."""
-    bags_per_task: int = Field(256, ge=1, le=MAX_SIZE)
-    """Bags of one table that one task pools."""
-    streaming_stores: bool = False
-    """Write pooled rows past the caches."""
+    kind: str
+    registry: ClassVar[dict[str, type[Knobs]]] = {}
 
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        Knobs.registry[cls.model_fields["kind"].default] = cls
 
-class EmbeddingUpdateKnobs(Frozen):
-    """How gradients reach the tables."""
+    def valid_for(self, threads: int) -> bool:
+        """Whether a team of `threads` can run with these knobs."""
+        return True
 
-    kind: Literal["embedding_update"] = "embedding_update"
-    strategy: Literal["race_free_range", "race_free_modulo", "bucketed", "atomic", "unfused"] = "bucketed"
-    """Who writes a row: its owner by range, by modulo, by bucket; anybody, atomically; or a second pass over written-out gradients."""
-    prefetch_distance: int = Field(8, ge=0, le=128)
-    """Rows ahead of the one being updated."""
+    def with_threads(self, threads: int) -> Knobs:
+        """These knobs, changed as little as a team of `threads` asks for."""
+        return self
 
+    def changes(self, chosen: Knobs) -> str:
+        """The fields in which `chosen` differs, in words: ``bk 32 -> 16, bn 64 -> 32``; empty when none does."""
+        pairs = ((name, getattr(self, name, None), getattr(chosen, name)) for name in type(chosen).model_fields)
+        return ", ".join(f"{name} {word(before)} -> {word(after)}" for name, before, after in pairs if before != after)
 
-class LayerKnobs(Frozen):
-    """How one pass of one fully connected layer is computed (N samples, C inputs, K outputs)."""
-
-    kind: Literal["layer"] = "layer"
-    implementation: Literal["blocked", "torch", "libxsmm"] = "blocked"
-    """The blocked batch-reduce GEMM of this package; torch's own (oneDNN or MKL); or our loops around libxsmm's kernels."""
-    bn: int = Field(64, ge=1, le=65536)
-    """Rows of the output computed by one task."""
-    bc: int = Field(512, ge=1, le=MAX_SIZE)
-    """Length of the reduction held in cache at a time."""
-    bk: Literal[16, 32, 48, 64] = 64
-    """Columns of the output in one packed panel."""
-    loop_order: Literal["rows_outer", "columns_outer"] = "rows_outer"
-    """Which output dimension a thread walks last."""
-    thread_columns: int = Field(1, ge=1, le=MAX_THREADS)
-    """Columns of the rows x columns thread grid; it divides the thread count."""
+    def distance(self, other: Knobs) -> int:
+        """Fields in which two candidates differ."""
+        return sum(getattr(self, name) != getattr(other, name, None) for name in type(self).model_fields)
 
 
-class InteractionKnobs(Frozen):
-    """How the pairwise dot products are computed."""
-
-    kind: Literal["interaction"] = "interaction"
-    implementation: Literal["fused", "bmm"] = "fused"
-    samples_per_task: int = Field(32, ge=1, le=MAX_SIZE)
-
-
-class FixedKnobs(Frozen):
+class FixedKnobs(Knobs):
     """A pass with nothing to choose."""
 
-    kind: Literal["fixed"] = "fixed"
+    kind: str = "fixed"
 
 
-Knobs = Annotated[
-    EmbeddingForwardKnobs | EmbeddingUpdateKnobs | LayerKnobs | InteractionKnobs | FixedKnobs, Field(discriminator="kind")
-]
+def word(value: object) -> str:
+    """A knob's value as it is printed: switches as on and off."""
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
+
+
+def registered_knobs() -> dict[str, type[Knobs]]:
+    """Knob classes by kind. Imports the operators, which register theirs."""
+    importlib.import_module("autotune.ops")
+    return Knobs.registry
+
+
+def _by_kind(value: Any, handler: Any) -> Knobs:
+    if isinstance(value, Knobs):
+        return value
+    kind = value.get("kind") if isinstance(value, dict) else None
+    known = registered_knobs()
+    if kind not in known:
+        rule, step = f"kind must be one of {', '.join(sorted(known))}", "correct it"
+        at = ("kind",) if isinstance(value, dict) else ()
+        raise PydanticCustomError("autotune", "{rule}, got {got}; {step}", {"rule": rule, "got": repr(kind), "step": step, "at": at})
+    try:
+        return known[kind].model_validate(value)
+    except ValidationError as error:
+        raise PydanticCustomError("autotune_nested", str(error).replace("{", "("), {"nested": error, "kind": kind}) from None
+
+
+AnyKnobs = Annotated[SerializeAsAny[Knobs], WrapValidator(_by_kind)]
+"""Knobs of any registered operator, told apart by `kind`."""
 
 
 class RunConfig(Frozen):
@@ -88,7 +92,7 @@ class RunConfig(Frozen):
     """Threads of the one OpenMP team that runs every operator."""
     huge_pages: bool = True
     """Ask the kernel for 2 MiB pages under the embedding tables."""
-    operators: dict[str, Knobs] = Field(default_factory=dict)
+    operators: dict[str, AnyKnobs] = Field(default_factory=dict)
     """Knobs by operator pass; a pass that is not named takes its default."""
     partition: Partition | None = None
     """Where the tables lie, a rank a socket; None on one socket."""

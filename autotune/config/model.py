@@ -36,6 +36,9 @@ Optimizer = Literal["sgd", "adagrad"]
 DTYPES: tuple[Dtype, ...] = ("fp32", "bf16")
 OPTIMIZERS: tuple[Optimizer, ...] = ("sgd", "adagrad")
 
+INTERACTIONS: dict[str, None] = {"dot": None}
+"""Interactions that a schedule is registered for (`dlrm.schedule.register`), in that order."""
+
 MAX_COUNT = 100_000
 """Tables one entry may stand for: far above any published model, low enough that a slip of the keyboard fills no memory."""
 
@@ -192,7 +195,8 @@ class Model(Frozen):
     seed: int = Field(0, ge=0, le=MAX_SEED)
     """Of the initial weights and of the generated data."""
     data: DataSpec = DataSpec()
-    interaction: Literal["dot"] = "dot"
+    interaction: str = "dot"
+    """How the feature vectors of a sample are combined; it names the schedule."""
     bottom_mlp: Sizes
     """Layer sizes, input included: ``[13, 512, 256, 128]``; the last is the embedding dim. ReLU after every layer."""
     top_mlp: Sizes
@@ -205,6 +209,13 @@ class Model(Frozen):
     def _printable(cls, value: str) -> str:
         if not value.isprintable():
             raise _error((), "a model's name must be printable, on one line", repr(value), "take out control characters and line breaks")
+        return value
+
+    @field_validator("interaction")
+    @classmethod
+    def _interaction(cls, value: str) -> str:
+        if value not in INTERACTIONS:
+            raise _error((), f"interaction must be one of {', '.join(INTERACTIONS)}", repr(value), "set interaction: dot, or leave it out")
         return value
 
     @field_validator("minibatch")

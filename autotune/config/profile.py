@@ -10,9 +10,15 @@ from autotune.config.base import Frozen
 from autotune.config.calibration import CalibrationRun
 from autotune.config.network import Network
 
+# 3: the share of disturbed ceilings (`disturbed`); of older files it is not known, and taken as 0.
 # 2: the passes of reference models (`calibration`), the gain of bf16, and sources of single numbers; version 1 has none of them.
 # 1: first version.
-PROFILE_SCHEMA = 2
+PROFILE_SCHEMA = 3
+
+DISTURBED_SHARE = 0.5
+"""Share of disturbed ceilings above which a profile is not to be relied on."""
+_HIDDEN_CACHE_BYTES = 32 << 20
+"""Last-level cache assumed where a virtual machine shows none."""
 
 
 class Topology(Frozen):
@@ -52,6 +58,11 @@ class Topology(Frozen):
     """The cgroup's limit; None when unlimited."""
     huge_pages: Literal["always", "madvise", "never", "unknown"]
     """Transparent huge pages setting of the kernel."""
+
+    @property
+    def last_level_bytes(self) -> int:
+        """All last-level caches together; what a virtual machine may hide where it shows none."""
+        return self.l3_bytes * max(1, self.l3_instances) or _HIDDEN_CACHE_BYTES
 
 
 class Fingerprint(Frozen):
@@ -130,6 +141,21 @@ class Profile(Frozen):
     """For models, where the topology's memory is not to be had whole; None takes the topology's over its sockets."""
     sources: dict[str, str] = Field(default_factory=dict)
     """Of numbers by name: ``measured``, ``datasheet: ...`` or ``assumed: ...``; empty where all are measured."""
+    disturbed: float = Field(0.0, ge=0, le=1)
+    """Share of the ceilings that were disturbed while they were measured: their times varied by more than 20 % between quartiles, or most
+    rounds ran beside other programs."""
     notes: tuple[str, ...] = ()
     """What disturbed the measurement, if anything did."""
     model_config = Frozen.model_config | {"populate_by_name": True, "serialize_by_alias": True}
+
+    @property
+    def is_disturbed(self) -> bool:
+        return self.disturbed > DISTURBED_SHARE
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """First note of every result that rests on this profile; empty unless it is disturbed."""
+        if not self.is_disturbed:
+            return ()
+        what = f"the profile was measured on a disturbed machine ({self.created}: {self.disturbed:.0%} of its ceilings varied)"
+        return (f"{what}, so bounds and predictions are not to be relied on; run autotune probe --refresh when it is quiet",)

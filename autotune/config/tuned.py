@@ -13,7 +13,7 @@ from pydantic import Field, computed_field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from autotune.config.base import Frozen
-from autotune.config.knobs import Knobs, RunConfig
+from autotune.config.knobs import AnyKnobs, Knobs, RunConfig
 from autotune.config.measured import MachineState, RankRow, TableUse, TimedSpan, TimeParts
 from autotune.config.model import Model
 from autotune.config.profile import Fingerprint, Profile
@@ -173,7 +173,7 @@ class MeasuredPass(Frozen):
 class Finalist(Frozen):
     """A candidate that beat the default in the final of its race."""
 
-    knobs: Knobs
+    knobs: AnyKnobs
     time_s: Interval
     speedup: Interval
     """default / candidate per round."""
@@ -184,7 +184,7 @@ class RaceResult(Frozen):
 
     keys: tuple[str, ...]
     threads: int
-    default: Knobs
+    default: AnyKnobs
     default_s: Interval
     finalists: tuple[Finalist, ...]
     """Best first; empty when nothing beat the default clearly."""
@@ -239,9 +239,9 @@ class Record(Frozen):
     created: str
     knobs_hash: str = ""
     """See `TunedConfig`; empty beside configs of versions 1 and 2."""
-    default: RunConfig | None = None
-    """The configuration without tuning, at the tuned number of threads: the knobs of every pass that the config does not name. None
-    beside configs of versions 1 and 2, which name all of them."""
+    defaults: dict[str, AnyKnobs] = Field(default_factory=dict)
+    """Knobs by operator pass without tuning, at the tuned number of threads, as far as all ranks share them: a pass that the config does
+    not name has these. Empty beside configs of versions 1 and 2, which name every pass."""
     workload: Model | None = None
     """The model as it was tuned; None beside configs of version 1."""
     profile: Profile | None = None
@@ -368,11 +368,11 @@ class TunedConfig(Frozen):
 
     def with_record(self, record: Record) -> TunedConfig:
         """The config with its own record, and with the knobs of every pass."""
-        operators = {**(record.default.operators if record.default else {}), **self.config.operators}
+        operators = {**record.defaults, **self.config.operators}
         return self.model_copy(update={"record": record, "config": self.config.model_copy(update={"operators": operators})})
 
     def file_form(self) -> dict[str, Any]:
         """What the YAML file holds: of the knobs those that differ from the default, as far as the record tells it."""
-        default = self.record.default.operators if self.record and self.record.default else {}
-        differing = {key: knobs for key, knobs in self.config.operators.items() if knobs != default.get(key)}
+        defaults = self.record.defaults if self.record else {}
+        differing = {key: knobs for key, knobs in self.config.operators.items() if knobs != defaults.get(key)}
         return self.model_copy(update={"config": self.config.model_copy(update={"operators": differing})}).model_dump(by_alias=True)

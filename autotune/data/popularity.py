@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
+
+from autotune.config.model import DataSpec, Model
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -105,3 +108,31 @@ def counted(counts: npt.NDArray[np.int64], rows: int) -> Popularity:
     times, count = np.unique(counts, return_counts=True)
     total = float(counts.sum())
     return Popularity(times[::-1] / total, count[::-1].astype(np.float64)) if total else uniform(rows)
+
+
+def popularity(model: Model, t: int) -> Popularity:
+    """Popularity of the rows of table `t`: closed forms for uniform and Zipf; of histograms and files one batch is sampled."""
+    data, rows = model.data, model.tables[t].rows
+    if data.distribution == "zipf" and data.alpha is not None:
+        return zipf(rows, data.alpha)
+    if data.distribution in ("histogram", "criteo"):
+        return _sampled(model.hash(), model, data)[t]
+    return uniform(rows)
+
+
+_SAMPLES: dict[str, tuple[Popularity, ...]] = {}
+
+
+def _sampled(key: str, model: Model, data: DataSpec) -> tuple[Popularity, ...]:
+    """From one batch of the model's own source, kept by the model's hash."""
+    if key not in _SAMPLES:
+        from autotune.data.batches import make_source  # brings torch, which closed forms do without
+
+        batch, samples = make_source(model, data).batch(0), model.minibatch
+        ends = batch.offsets[::samples].tolist()
+        popularities = []
+        for table, (low, high) in zip(model.tables, pairwise(ends), strict=True):
+            counts = np.unique(batch.indices[low:high].numpy(), return_counts=True)[1].astype(np.int64)
+            popularities.append(counted(counts, table.rows))
+        _SAMPLES[key] = tuple(popularities)
+    return _SAMPLES[key]

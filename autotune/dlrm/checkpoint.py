@@ -16,6 +16,7 @@ import torch
 
 from autotune.config.files import replacing
 from autotune.config.model import Model
+from autotune.dlrm.model import DLRM
 from autotune.errors import InputError
 
 _LISTED = 5
@@ -141,6 +142,26 @@ def check_optimizer_state(model: Model, state: Mapping[str, torch.Tensor], place
     """The same of Adagrad's sums: fp32 [rows] for a table, the weight's shape for a layer."""
     shapes = {name: shape[:1] if name.startswith("emb_l.") else shape for name, shape in state_shapes(model).items()}
     _check(model, state, shapes, "the optimizer's state in a checkpoint", place)
+
+
+def read_checkpoint_of(model: Model, path: str | Path) -> Checkpoint:
+    """A checkpoint that is known to be of `model`. Raises: InputError: it cannot be read, or is of another model."""
+    checkpoint = read_checkpoint(path)
+    check_state(model, checkpoint.state, str(path))
+    if model.optimizer == "adagrad" and checkpoint.optimizer_state:
+        check_optimizer_state(model, checkpoint.optimizer_state, str(path))
+    return checkpoint
+
+
+def load_into(dlrm: DLRM, checkpoint: Checkpoint) -> tuple[str, ...]:
+    """Put a checkpoint into a model of its shapes; what is worth a note."""
+    dlrm.load_state_dict(checkpoint.state)
+    if dlrm.model.optimizer == "sgd":
+        return ()
+    if not checkpoint.optimizer_state:
+        return ("the checkpoint holds no state of Adagrad: its sums begin at zero",)
+    dlrm.load_optimizer_state(checkpoint.optimizer_state)
+    return ()
 
 
 def _check(model: Model, state: Mapping[str, torch.Tensor], shapes: Mapping[str, tuple[int, ...]], what: str, place: str) -> None:

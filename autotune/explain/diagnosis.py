@@ -1,4 +1,4 @@
-"""What a tuned config tells: what was chosen and what each choice gained, what binds each operator, and what is left to gain."""
+"""The account of a tuned config: what was chosen and what each choice gained, what binds each operator, and what is left to gain."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from autotune.config.measured import TableUse
 from autotune.config.profile import Fingerprint
 from autotune.config.tuned import Gain, Interval, MeasuredPass, Prediction, Provenance, TunedConfig
 from autotune.explain import wording
-from autotune.explain.findings import Finding, find
+from autotune.explain.findings import Finding, Note, find, notes
 from autotune.explain.loads import Load, loads
 from autotune.explain.roofline import Roofline, roofline
 from autotune.explain.tables import tables_in_step
@@ -27,7 +27,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Choice:
-    """What was decided about one operator pass."""
+    """Outcome of the race of one operator pass."""
 
     operator: str
     chosen: str
@@ -77,14 +77,16 @@ class Explanation:
     """Largest first; passes that no ceiling describes are left out."""
     findings: tuple[Finding, ...]
     """Largest saving first."""
+    notes: tuple[Note, ...]
+    """Remarks of the tuning run; no findings."""
     roofline: Roofline | None
     """None without a record, and where it holds no work."""
     timelines: tuple[Timeline, ...]
     """Measured, then predicted, as far as they are known."""
     loads: tuple[Load, ...]
-    """Of every rank."""
+    """Memory and time of every rank."""
     tables: tuple[TableUse, ...]
-    """By number; their times add up to the passes."""
+    """Tables by number; their times add up to the passes."""
     what_ifs: tuple[WhatIf, ...]
     """In the order they were asked for."""
     unpredicted: str
@@ -124,8 +126,9 @@ def explain(
         operators=tuple(v.model_copy(update={"share": v.time_s.median / total_s if total_s else 0.0}) for v in config.verdicts),
         remaining=_remaining(config),
         findings=findings,
+        notes=notes(config),
         roofline=roofline(config),
-        timelines=tuple(one for one in timelines if one is not None),
+        timelines=tuple(timeline for timeline in timelines if timeline is not None),
         loads=loads(config),
         tables=tables_in_step(config),
         what_ifs=tuple(what_ifs),

@@ -1,4 +1,4 @@
-"""What is worth knowing about a tuned config: typed, each with its evidence and one remedy, all of it from what the config holds."""
+"""Findings about a tuned config: typed values, each with its evidence and one remedy, derived from the config alone."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from autotune.config.knobs import EmbeddingForwardKnobs, EmbeddingUpdateKnobs
 from autotune.config.measured import TableUse, differs
 from autotune.config.tuned import Interval, TunedConfig
 from autotune.explain import wording
 from autotune.explain.layers import layer_findings
+from autotune.explain.remedies import Remedy
 from autotune.explain.tables import tables_in_step
-from autotune.explain.terms import ITERATION, OTHER, WORTH_NAMING, above_ceiling_s, below, is_transfer, iteration_s, ranks_on_host
+from autotune.explain.terms import ITERATION, OTHER, WORTH_NAMING, above_ceiling_s, below, family, is_transfer, iteration_s, ranks_on_host
 from autotune.explain.wording import FindingKind
+from autotune.ops.embedding_tables import EmbeddingForwardKnobs, EmbeddingUpdateKnobs
 from autotune.perf.roofline import BOUND_FRACTION, fork_join_s
 
 _BOUND: dict[str, FindingKind] = {"memory": "memory_bound", "compute": "compute_bound", "network": "network_bound"}
@@ -46,21 +47,36 @@ class Finding:
     saving_s: float
     """Seconds per iteration that would go at most; 0 where it is not a matter of time."""
     evidence: str
-    remedy: str
+    """One sentence."""
+    remedy: Remedy
+
+
+@dataclass(frozen=True)
+class Note:
+    """A remark of the tuning run, shown below the findings."""
+
+    text: str
+    remedy: Remedy | None
+    """None where nothing needs to be done."""
+
+
+def notes(config: TunedConfig) -> tuple[Note, ...]:
+    """The remarks of the tuning run, in its order."""
+    return tuple(Note(text, wording.note_remedy(config, text)) for text in config.provenance.notes)
 
 
 def find(config: TunedConfig) -> tuple[Finding, ...]:
     """All findings, the largest saving first."""
-    found = [*_of_iteration(config), *_of_operators(config), *_of_tables(config), *_of_transfers(config), *_of_ranks(config)]
-    found += [Finding(*one) for one in layer_findings(config)]
-    known = {finding.operator for finding in found if finding.kind in _SPECIFIC}
-    found = [finding for finding in found if finding.kind not in _GENERAL or finding.operator not in known]
-    return tuple(sorted(found, key=lambda finding: (-finding.saving_s, finding.kind == "note")))
+    findings = [*_of_iteration(config), *_of_operators(config), *_of_tables(config), *_of_transfers(config), *_of_ranks(config)]
+    findings += [Finding(*fields) for fields in layer_findings(config)]
+    known = {finding.operator for finding in findings if finding.kind in _SPECIFIC}
+    findings = [finding for finding in findings if finding.kind not in _GENERAL or finding.operator not in known]
+    return tuple(sorted(findings, key=lambda finding: -finding.saving_s))
 
 
 def grouped(findings: Sequence[Finding]) -> list[tuple[Finding, ...]]:
     """Findings with the same kind and remedy together; the group with the largest saving first."""
-    groups: dict[tuple[str, str], list[Finding]] = {}
+    groups: dict[tuple[str, Remedy], list[Finding]] = {}
     for finding in findings:
         groups.setdefault((finding.kind, finding.remedy), []).append(finding)
     return [tuple(group) for group in groups.values()]
@@ -74,40 +90,47 @@ def _of_operators(config: TunedConfig) -> Iterator[Finding]:
         if time_s.median < WORTH_NAMING * total_s:
             continue
         if verdict.operator == OTHER:
-            yield _finding("outside_operators", OTHER, time_s.median, wording.outside_evidence(time_s.median, total_s))
+            yield _finding(config, "outside_operators", OTHER, time_s.median, wording.outside_evidence(time_s.median, total_s))
         elif not is_transfer(verdict):
             kind, above_s = _BOUND.get(verdict.binder, "below_every_ceiling"), above_ceiling_s(verdict)
             if above_s >= WORTH_NAMING * total_s:
                 evidence = wording.ceiling_evidence(verdict.fractions, verdict.detail, candidates)
                 can_race = verdict.operator in config.config.operators
-                remedy = wording.remedy(kind, verdict.operator, raced=candidates > 1 or not can_race, below=below(verdict) or "")
+                remedy = wording.remedy(config, kind, verdict.operator, raced=candidates > 1 or not can_race, below=below(verdict) or "")
                 yield Finding(kind, verdict.operator, above_s, evidence, remedy)
         predicted = verdict.predicted if verdict.operator != OTHER else None
-        if predicted is not None and not predicted.extrapolated and time_s.low > predicted.high_s and not is_transfer(verdict):
+        # A prediction below the bound is wrong by itself: it says nothing about the pass.
+        bound_s = time_s.median * max(verdict.fractions.values(), default=0.0)
+        if (
+            predicted is not None
+            and not predicted.extrapolated
+            and time_s.low > predicted.high_s
+            and predicted.time_s >= bound_s
+            and not is_transfer(verdict)
+        ):
             evidence = wording.slower_evidence(time_s.median, predicted.low_s, predicted.high_s)
-            yield _finding("slower_than_predicted", verdict.operator, time_s.median - predicted.time_s, evidence)
+            yield _finding(config, "slower_than_predicted", verdict.operator, time_s.median - predicted.time_s, evidence)
         if _is_wide(time_s):
-            yield _finding("wide_interval", verdict.operator, 0.0, wording.wide_interval_evidence(time_s.low, time_s.high, time_s.samples))
+            evidence = wording.wide_interval_evidence(time_s.low, time_s.high, time_s.samples)
+            yield _finding(config, "wide_interval", verdict.operator, 0.0, evidence)
 
 
 def _of_iteration(config: TunedConfig) -> Iterator[Finding]:
     tuned, pages = config.tuned_iteration_s, config.fingerprint.topology.huge_pages
     if not config.significant:
-        yield _finding("no_gain", ITERATION, 0.0, wording.no_gain_evidence(config.speedup.low, config.speedup.high))
+        yield _finding(config, "no_gain", ITERATION, 0.0, wording.no_gain_evidence(config.speedup.low, config.speedup.high))
     if _is_wide(tuned):
-        yield _finding("wide_interval", ITERATION, 0.0, wording.wide_interval_evidence(tuned.low, tuned.high, tuned.samples))
+        yield _finding(config, "wide_interval", ITERATION, 0.0, wording.wide_interval_evidence(tuned.low, tuned.high, tuned.samples))
     if pages == "never":
-        yield _finding("small_pages", "embedding_bag", 0.0, wording.small_pages_evidence(pages))
+        yield _finding(config, "small_pages", "embedding_bag", 0.0, wording.small_pages_evidence(pages))
     yield from _small_minibatch(config)
     yield from _oversubscribed(config)
     yield from _waiting(config)
     yield from _of_state(config)
-    for note in config.provenance.notes:
-        yield Finding("note", ITERATION, 0.0, note, wording.note_remedy(note))
 
 
 def _small_minibatch(config: TunedConfig) -> Iterator[Finding]:
-    """What is launched takes a noticeable share: as it was measured, else by the probe's cost of a fork and a join."""
+    """A noticeable share of launches: as measured, else by the probe's cost of a fork and a join."""
     total_s = iteration_s(config)
     if not total_s:
         return
@@ -135,12 +158,12 @@ def _oversubscribed(config: TunedConfig) -> Iterator[Finding]:
 
 def _waiting(config: TunedConfig) -> Iterator[Finding]:
     """Threads that were at work but held no core: something else ran there."""
-    waiting_s = {one.operator: one.parts.off_core * one.time_s.median for one in config.verdicts if one.parts is not None}
+    waiting_s = {row.operator: row.parts.off_core * row.time_s.median for row in config.verdicts if row.parts is not None}
     total_s = sum(waiting_s.values())
     if total_s >= _WAITING_SHARE * iteration_s(config) > 0:
         most = max(waiting_s, key=lambda key: waiting_s[key])
         evidence = wording.waiting_evidence(total_s, iteration_s(config), most, config.launch.cpus)
-        yield _finding("waiting_for_cores", ITERATION, total_s, evidence)
+        yield _finding(config, "waiting_for_cores", ITERATION, total_s, evidence)
 
 
 def _of_state(config: TunedConfig) -> Iterator[Finding]:
@@ -148,17 +171,17 @@ def _of_state(config: TunedConfig) -> Iterator[Finding]:
     if config.state is None:
         return
     state, bound_s = config.state, {"memory": 0.0, "rows": 0.0, "compute": 0.0}
-    for one in config.verdicts:
-        what = "rows" if one.binder == "memory" and one.access in ("gather", "scatter") else one.binder
-        if what in bound_s:
-            bound_s[what] += one.time_s.median
+    for verdict in config.verdicts:
+        resource = "rows" if verdict.binder == "memory" and verdict.access in ("gather", "scatter") else verdict.binder
+        if resource in bound_s:
+            bound_s[resource] += verdict.time_s.median
     lost = {name: bound_s[name] * (1 - ratio) for name, ratio in state if ratio < 1 and differs(ratio) and bound_s[name]}
     bandwidth_s = sum(lost.get(name, 0.0) for name in ("memory", "rows"))
     if bandwidth_s:
         evidence = wording.bandwidth_evidence(state.memory, state.rows, bound_s["memory"] + bound_s["rows"])
-        yield _finding("less_bandwidth", ITERATION, bandwidth_s, evidence)
+        yield _finding(config, "less_bandwidth", ITERATION, bandwidth_s, evidence)
     if "compute" in lost:
-        yield _finding("slower_cores", ITERATION, lost["compute"], wording.arithmetic_evidence(state.compute, bound_s["compute"]))
+        yield _finding(config, "slower_cores", ITERATION, lost["compute"], wording.arithmetic_evidence(state.compute, bound_s["compute"]))
 
 
 def _of_tables(config: TunedConfig) -> Iterator[Finding]:
@@ -180,7 +203,7 @@ def _of_tables(config: TunedConfig) -> Iterator[Finding]:
     yield from _skewed(config)
 
 
-def _far_remedy(config: TunedConfig, which: str, worst: TableUse, hot: bool) -> str:
+def _far_remedy(config: TunedConfig, which: str, worst: TableUse, hot: bool) -> Remedy:
     key = f"embedding_bag.{which}"
     knobs = config.config.operators.get(key)
     raced = any(gain.operator == key and gain.candidates > 1 for gain in config.gains)
@@ -189,9 +212,9 @@ def _far_remedy(config: TunedConfig, which: str, worst: TableUse, hot: bool) -> 
         if better is not None and config.config.threads > 1:
             return wording.strategy_remedy(knobs.strategy, _load(worst, knobs.strategy), better, _load(worst, better))
         if hot:
-            return wording.hot_table_remedy(knobs.strategy)
+            return wording.hot_table_remedy(config, knobs.strategy)
     distance = knobs.prefetch_distance if isinstance(knobs, EmbeddingForwardKnobs | EmbeddingUpdateKnobs) else 0
-    return wording.far_table_remedy(which, raced, distance)
+    return wording.far_table_remedy(config, which, raced, distance)
 
 
 def _skewed(config: TunedConfig) -> Iterator[Finding]:
@@ -245,7 +268,7 @@ def _of_transfers(config: TunedConfig) -> Iterator[Finding]:
             if not verdict.bytes_sent:
                 evidence = wording.ceiling_evidence(verdict.fractions, verdict.detail, 0)
             remedy = wording.exposed_remedy(
-                verdict.operator, knobs.overlap, knobs.wire_dtype, knobs.bucket_bytes, knobs.communication_cores
+                config, verdict.operator, knobs.overlap, knobs.wire_dtype, knobs.bucket_bytes, knobs.communication_cores
             )
             yield Finding("exposed_transfer", verdict.operator, exposed_s, evidence, remedy)
 
@@ -265,12 +288,12 @@ def _of_ranks(config: TunedConfig) -> Iterator[Finding]:
         return
     most = max(means, key=lambda key: slowest.passes_s[key] - means[key])
     looked = statistics.fmean(row.lookups for row in ranks)
-    of_tables = most.startswith("embedding")
+    of_tables = family(most).startswith("embedding")
     cause = wording.lookups_cause(slowest.lookups / looked, slowest.tables) if of_tables and looked else ""
     evidence = wording.uneven_ranks_evidence(
         slowest.rank, slowest.compute_s / mean_s - 1.0, most, slowest.passes_s[most] - means[most], cause
     )
-    remedy = wording.uneven_ranks_remedy(slowest.rank, config.sockets, of_tables)
+    remedy = wording.uneven_ranks_remedy(config, slowest.rank, of_tables)
     yield Finding("uneven_ranks", most, slowest.compute_s - mean_s, evidence, remedy)
 
 
@@ -278,5 +301,5 @@ def _is_wide(interval: Interval) -> bool:
     return interval.high - interval.low > _WIDE * interval.median
 
 
-def _finding(kind: FindingKind, operator: str, saving_s: float, evidence: str) -> Finding:
-    return Finding(kind, operator, saving_s, evidence, wording.remedy(kind, operator))
+def _finding(config: TunedConfig, kind: FindingKind, operator: str, saving_s: float, evidence: str) -> Finding:
+    return Finding(kind, operator, saving_s, evidence, wording.remedy(config, kind, operator))

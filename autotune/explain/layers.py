@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import NamedTuple, get_args
+from typing import NamedTuple, cast, get_args
 
-from autotune.config.knobs import LayerKnobs
 from autotune.config.model import Model
 from autotune.config.tuned import MeasuredPass, TunedConfig
 from autotune.explain import wording
+from autotune.explain.remedies import Remedy
 from autotune.explain.terms import WORTH_NAMING, above_ceiling_s, iteration_s, ranks_on_host
 from autotune.explain.wording import FindingKind
-from autotune.ops.layer_shapes import Pass, busiest, padded, shape_of
-from autotune.perf.roofline import compute_ceiling, stream_ceiling
+from autotune.ops.layer import LayerKnobs
+from autotune.ops.layer_shapes import Direction, busiest, padded, shape_of
+from autotune.perf.roofline import peak_ceiling, stream_ceiling
 from autotune.perf.share import per_rank
 
 # Of the arithmetic spent on zero columns, or of the threads' time spent waiting for the busiest.
@@ -27,11 +28,11 @@ class LayerFinding(NamedTuple):
     operator: str
     saving_s: float
     evidence: str
-    remedy: str
+    remedy: Remedy
 
 
 class _LayerPass(NamedTuple):
-    which: Pass
+    which: Direction
     samples: int
     inputs: int
     outputs: int
@@ -57,11 +58,11 @@ def _pass_of(model: Model, operator: str, sockets: int) -> _LayerPass | None:
     side, _, rest = operator.partition(".")
     number, _, which = rest.partition(".")
     sizes = {"bottom_mlp": model.bottom_mlp, "top_mlp": model.top_sizes}.get(side)
-    if sizes is None or which not in get_args(Pass) or not number.isdigit() or int(number) >= len(sizes) - 1:
+    if sizes is None or which not in get_args(Direction) or not number.isdigit() or int(number) >= len(sizes) - 1:
         return None
     inputs, outputs = list(pairwise(sizes))[int(number)]
     samples = -(-model.minibatch // sockets)
-    return _LayerPass(which, samples, inputs, outputs)  # type: ignore[arg-type]
+    return _LayerPass(cast(Direction, which), samples, inputs, outputs)
 
 
 def _lanes(config: TunedConfig) -> int:
@@ -92,7 +93,7 @@ def _memory(config: TunedConfig, verdict: MeasuredPass, of_layer: _LayerPass) ->
         return
     ceilings = per_rank(config.profile.ceilings, ranks_on_host(config))
     threads = config.config.threads
-    balance = compute_ceiling(ceilings, threads) / stream_ceiling(ceilings, "read", threads)
+    balance = peak_ceiling(ceilings, threads) / stream_ceiling(ceilings, "read", threads)
     _, samples, inputs, outputs = of_layer
     weights = inputs * outputs
     activations = samples * (inputs + outputs)

@@ -9,7 +9,7 @@ from itertools import pairwise
 from autotune.config.model import Model
 from autotune.config.partition import Placement
 from autotune.config.tuned import TunedConfig
-from autotune.explain.terms import is_transfer_key
+from autotune.explain.terms import family
 
 # More parts than these are not told apart by eye: then the tables of one kind are one part.
 _SHOWN_TABLES = 64
@@ -71,17 +71,6 @@ def loads(config: TunedConfig) -> tuple[Load, ...]:
         )
         for row in config.ranks
     )
-
-
-def family(operator: str) -> str:
-    """The group of an operator pass."""
-    if is_transfer_key(operator):
-        return "waiting"
-    side, _, which = operator.partition(".")
-    named = {"bottom_mlp": "bottom MLP", "top_mlp": "top MLP", "interaction": "interaction"}
-    if side == "embedding_bag":
-        return "embedding update" if which == "update" else "embedding forward"
-    return named.get(side, "other")
 
 
 def _by_family(times_s: Mapping[str, float]) -> tuple[Part, ...]:

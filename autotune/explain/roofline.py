@@ -9,7 +9,7 @@ from typing import Literal
 from autotune.config.profile import Ceilings
 from autotune.config.tuned import MeasuredPass, TunedConfig
 from autotune.explain.terms import OTHER, ranks_on_host
-from autotune.perf.roofline import compute_ceiling, peak_ceiling, row_ceiling, stream_ceiling
+from autotune.perf.roofline import gemm_ceiling, peak_ceiling, row_ceiling, stream_ceiling
 from autotune.perf.share import per_rank
 from autotune.units import format_bytes
 
@@ -85,7 +85,7 @@ def _lines(config: TunedConfig) -> Iterator[Ceiling]:
     if ceilings.fma:
         yield Ceiling("multiply-add peak", "compute", peak_ceiling(ceilings, threads))
     if ceilings.gemm:
-        yield Ceiling("best GEMM", "compute", compute_ceiling(ceilings, threads))
+        yield Ceiling("best GEMM seen", "compute", gemm_ceiling(ceilings, threads))
     for kind in dict.fromkeys(point.kind for point in ceilings.stream):
         if kind in ("read", "copy"):
             yield Ceiling(f"stream {kind}", "memory", stream_ceiling(ceilings, kind, threads))

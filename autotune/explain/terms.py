@@ -45,3 +45,14 @@ def below(verdict: MeasuredPass) -> Reason | None:
 def ranks_on_host(config: TunedConfig) -> int:
     """Ranks that shared the machine that tuned."""
     return max(1, len(config.launch.rank_cpus))
+
+
+def family(operator: str) -> str:
+    """The group of an operator pass."""
+    if is_transfer_key(operator):
+        return "waiting"
+    side, _, which = operator.partition(".")
+    named = {"bottom_mlp": "bottom MLP", "top_mlp": "top MLP", "interaction": "interaction"}
+    if side == "embedding_bag":
+        return "embedding update" if which == "update" else "embedding forward"
+    return named.get(side, "other")

@@ -18,7 +18,7 @@ from autotune.errors import InputError
 from autotune.explain.terms import ranks_on_host
 from autotune.perf.estimate import Estimate, OperatorEstimate, estimate
 from autotune.perf.predictor import Predictor
-from autotune.perf.roofline import compute_ceiling, fork_join_s
+from autotune.perf.roofline import fork_join_s, peak_ceiling
 from autotune.units import format_rate
 
 _FACTOR = re.compile(r"(\d+(?:\.\d+)?|\.\d+)x")
@@ -207,7 +207,7 @@ def _cores(case: _Case, value: str) -> _Case:
             ),
         }
     )
-    rate = format_rate(compute_ceiling(ceilings, whole) / case.on_host, "flops")
+    rate = format_rate(peak_ceiling(ceilings, whole) / case.on_host, "flops")
     words = f"cores {now} -> {count}: {rate} of arithmetic; memory and last-level cache stay as they are; default knobs for the team"
     return replace(case, profile=profile, config=_retuned(case, count), words=(*case.words, words))
 

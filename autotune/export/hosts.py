@@ -9,7 +9,8 @@ import shlex
 from pathlib import Path
 
 from autotune.config.tuned import TunedConfig
-from autotune.export.env import environment, export_lines
+from autotune.export.env import export_lines
+from autotune.ranks.launch import environment
 
 # A launcher bound by these would hand its one core on to the ranks, which each compute their own binding and start again with it.
 BINDING = ("OMP_PLACES", "OMP_PROC_BIND", "GOMP_CPU_AFFINITY")

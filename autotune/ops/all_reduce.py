@@ -1,97 +1,95 @@
-"""All-reduce of dense gradients, in buckets that go out as soon as their last gradient is there."""
+"""All-reduce of dense gradients, in buckets that go out as soon as their last gradient is written."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
-import torch
-import torch.distributed as dist
-
+from autotune.config.knobs import RunConfig
+from autotune.config.model import FLOAT_BYTES
 from autotune.ops.base import Work
-from autotune.ops.native import zeros
+from autotune.ops.collective import Collective
+from autotune.ops.memory import Memory
+from autotune.ops.native import dist, torch, zeros
 
 KEY = "all_reduce"
 _ALIGN = 16
 """Floats a gradient's place is rounded up to: a cache line."""
 
-
-@dataclass
-class _Bucket:
-    flat: torch.Tensor
-    waiting: set[str] = field(default_factory=set)
-    names: frozenset[str] = frozenset()
+Gradient = tuple[str, tuple[int, ...]]
+"""Name of the buffer and its fp32 shape."""
 
 
-class Buckets:
-    """Gradients of several tensors in few arrays, summed over the ranks.
+def padded_elements(shape: Sequence[int]) -> int:
+    """Elements that a gradient of this shape takes in a bucket."""
+    return -(-math.prod(shape) // _ALIGN) * _ALIGN
+
+
+def buckets(gradients: Sequence[Gradient], bucket_bytes: int) -> Iterator[tuple[Gradient, ...]]:
+    """Gradients in their order, a bucket closed as soon as it holds `bucket_bytes`."""
+    group: list[Gradient] = []
+    for i, gradient in enumerate(gradients):
+        group.append(gradient)
+        filled = sum(padded_elements(shape) for _, shape in group)
+        if FLOAT_BYTES * filled >= bucket_bytes or i == len(gradients) - 1:
+            yield tuple(group)
+            group = []
+
+
+@dataclass(eq=False)
+class AllReduce(Collective):
+    """The sum over all ranks of the gradients in one bucket.
 
     Args:
-        shapes: name and shape of every gradient, in the order in which they become ready.
-        bucket_bytes: a bucket is closed once it holds as much.
-        overlap: reduce beside the computation; False waits for each bucket at once.
+        number: of the bucket.
+        gradients: in the order of their places; each is a buffer of its name.
+        ranks: that add up.
     """
 
-    def __init__(self, shapes: Sequence[tuple[str, tuple[int, ...]]], bucket_bytes: int, *, overlap: bool) -> None:
-        self._overlap = overlap
-        self._buckets: list[_Bucket] = []
-        self._bucket_of: dict[str, _Bucket] = {}
-        self.gradients: dict[str, torch.Tensor] = {}
-        """fp32 views into the buckets, to be written before `ready`."""
-        self._works: list[Any] = []
-        group: list[tuple[str, tuple[int, ...], int]] = []
-        filled = 0
-        for i, (name, shape) in enumerate(shapes):
-            size = -(-torch.Size(shape).numel() // _ALIGN) * _ALIGN
-            group.append((name, shape, filled))
-            filled += size
-            if 4 * filled >= bucket_bytes or i == len(shapes) - 1:
-                bucket = _Bucket(zeros(filled), names=frozenset(one for one, _, _ in group))
-                self._buckets.append(bucket)
-                for one, of_one, begin in group:
-                    self.gradients[one] = bucket.flat[begin : begin + torch.Size(of_one).numel()].view(of_one)
-                    self._bucket_of[one] = bucket
-                group, filled = [], 0
+    number: int
+    gradients: tuple[Gradient, ...]
+    ranks: int
 
-    def begin(self) -> None:
-        """A new step: nothing is ready."""
-        for bucket in self._buckets:
-            bucket.waiting = set(bucket.names)
+    kind: ClassVar[str] = KEY
 
-    def ready(self, *names: str) -> None:
-        """These gradients are written; a bucket that has all of its own goes out."""
-        for name in names:
-            bucket = self._bucket_of[name]
-            bucket.waiting.discard(name)
-            if not bucket.waiting:
-                work = dist.all_reduce(bucket.flat, async_op=True)
-                if self._overlap:
-                    self._works.append(work)
-                else:
-                    work.wait()
+    @property
+    def short_name(self) -> str:
+        return "all-reduce"
 
-    def wait(self) -> None:
-        """Until every gradient is the sum over the ranks."""
-        for work in self._works:
-            work.wait()
-        self._works = []
+    @property
+    def size_bytes(self) -> int:
+        return FLOAT_BYTES * sum(padded_elements(shape) for _, shape in self.gradients)
 
-    def reduce(self, share: float = 1.0) -> None:
-        """Reduce the first `share` of every bucket, with nothing beside it."""
-        works = [dist.all_reduce(bucket.flat[: max(1, round(share * bucket.flat.numel()))], async_op=True) for bucket in self._buckets]
-        for work in works:
-            work.wait()
-
-    def work(self, ranks: int) -> Work:
-        """A reduction moves 2 (W-1)/W of the bytes through every rank, in at least 2 (W-1) messages a bucket (ring)."""
-        size = 4 * sum(bucket.flat.numel() for bucket in self._buckets)
+    def work(self) -> Work:
+        """A reduction moves 2 (W-1)/W of the bytes through every rank, in at least 2 (W-1) messages (ring)."""
+        size = self.size_bytes
         return Work(
-            flops=size // 4,
+            flops=size // FLOAT_BYTES,
             bytes_read=size,
             bytes_written=size,
             operation="all_reduce",
-            messages=2 * (ranks - 1) * len(self._buckets),
-            message_bytes=2 * (ranks - 1) * size // ranks,
+            messages=2 * (self.ranks - 1),
+            message_bytes=2 * (self.ranks - 1) * size // self.ranks,
             parallel_regions=0,
         )
+
+    def prepare(self, memory: Memory, knobs: Any, config: RunConfig) -> None:
+        """One flat array a bucket, and the gradients as views into it."""
+        flat = memory.variant(f"bucket.{self.number}", self.gradients, lambda: zeros(self.size_bytes // FLOAT_BYTES))
+        begin = 0
+        for name, shape in self.gradients:
+            memory.buffers[name] = flat[begin : begin + math.prod(shape)].view(shape)
+            begin += padded_elements(shape)
+
+    def start(self, memory: Memory) -> None:
+        flat: torch.Tensor = memory.modules[f"bucket.{self.number}"]
+        memory.modules[f"bucket.{self.number} (pending)"] = dist.all_reduce(flat, async_op=True)
+
+    def wait(self, memory: Memory) -> None:
+        memory.modules.pop(f"bucket.{self.number} (pending)").wait()
+
+    def alone(self, memory: Memory, share: float) -> None:
+        flat: torch.Tensor = memory.modules[f"bucket.{self.number}"]
+        dist.all_reduce(flat[: max(1, round(share * flat.numel()))])

@@ -10,14 +10,16 @@ Forms, after arXiv 2005.04680, section IV: one scatter for every table part, one
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-import torch
-import torch.distributed as dist
-
+from autotune.config.knobs import RunConfig
 from autotune.config.partition import CommunicationKnobs
 from autotune.ops.base import Work
+from autotune.ops.collective import Collective, wire_bytes
+from autotune.ops.memory import Memory
+from autotune.ops.native import dist, torch
 
 FORWARD = "all_to_all.forward"
 BACKWARD = "all_to_all.backward"
@@ -87,30 +89,6 @@ class Exchange:
             to.copy_(source)
         self._works, self._after = [], []
 
-    def work(self) -> Work:
-        """Bytes that this rank sends to others, and messages of the native form or of the scatters."""
-        size = 2 if self._knobs.wire_dtype == "bf16" else 4
-        others = [r for r in range(len(self._slots)) if r != self._rank]
-        mine = self._counts[self._rank]
-        messages = [len(slots) if self._knobs.all_to_all == "scatter_list" else 1 for slots in self._slots]
-        if self._direction == "forward":
-            sent = (self._bounds[-1] - mine) * self._widths[self._rank] * size
-            count = messages[self._rank] * len(others) if self._widths[self._rank] else 0
-        else:
-            sent = mine * sum(self._widths[r] for r in others) * size
-            count = sum(messages[r] for r in others if self._widths[r])
-        read, written = (self.owned, self._flat) if self._direction == "forward" else (self._flat, self.owned)
-        return Work(
-            flops=0,
-            bytes_read=4 * read.numel(),
-            bytes_written=4 * written.numel(),
-            operation="all_to_all",
-            form=self._knobs.all_to_all,
-            messages=count,
-            message_bytes=sent,
-            parallel_regions=0,
-        )
-
     def _blocks_of(self, flat: torch.Tensor) -> list[torch.Tensor]:
         mine = self._counts[self._rank]
         ends = [0, *accumulate(mine * width for width in self._widths)]
@@ -165,6 +143,85 @@ class Exchange:
                 rows.copy_(narrow)
             else:
                 self._after.append((narrow, rows))
+
+
+@dataclass(eq=False)
+class AllToAll(Collective):
+    """The exchange of one direction as a pass.
+
+    Args:
+        direction: forward sends pooled rows to the samples' ranks, backward their gradients to the owners.
+        bounds: see `sample_bounds`.
+        slots: for every rank, the columns of each part it owns.
+        rank: this one.
+        knobs: form and wire dtype.
+    """
+
+    direction: Direction
+    bounds: tuple[int, ...]
+    slots: tuple[tuple[int, ...], ...]
+    rank: int
+    knobs: CommunicationKnobs
+
+    kind: ClassVar[str] = "all_to_all"
+
+    @property
+    def short_name(self) -> str:
+        return "all-to-all fwd" if self.direction == "forward" else "all-to-all bwd"
+
+    def work(self) -> Work:
+        """Bytes that this rank sends to others, and messages of the native form or of the scatters."""
+        size, widths = wire_bytes(self.knobs), [sum(slots) for slots in self.slots]
+        mine = self.bounds[self.rank + 1] - self.bounds[self.rank]
+        others = [r for r in range(len(self.slots)) if r != self.rank]
+        messages = [len(slots) if self.knobs.all_to_all == "scatter_list" else 1 for slots in self.slots]
+        if self.direction == "forward":
+            sent = (self.bounds[-1] - mine) * widths[self.rank] * size
+            count = messages[self.rank] * len(others) if widths[self.rank] else 0
+        else:
+            sent = mine * sum(widths[r] for r in others) * size
+            count = sum(messages[r] for r in others if widths[r])
+        owned, blocks = 4 * self.bounds[-1] * widths[self.rank], 4 * mine * sum(widths)
+        read, written = (owned, blocks) if self.direction == "forward" else (blocks, owned)
+        return Work(
+            flops=0,
+            bytes_read=read,
+            bytes_written=written,
+            operation="all_to_all",
+            form=self.knobs.all_to_all,
+            messages=count,
+            message_bytes=sent,
+            parallel_regions=0,
+        )
+
+    def prepare(self, memory: Memory, knobs: Any, config: RunConfig) -> None:
+        """Buffers under the communication knobs in force: ``exchange.forward.owned`` and, of every rank, ``exchange.forward.from.0`` ..."""
+        name = f"exchange.{self.direction}"
+        exchange = memory.variant(
+            name, (self.knobs.all_to_all, self.knobs.wire_dtype),
+            lambda: Exchange(self.direction, self.bounds, self.slots, self.rank, self.knobs),
+        )  # fmt: skip
+        memory.buffers[f"{name}.owned"] = exchange.owned
+        memory.buffers |= {f"{name}.from.{rank}": block for rank, block in enumerate(exchange.blocks)}
+
+    def start(self, memory: Memory) -> None:
+        memory.modules[f"exchange.{self.direction}"].start()
+
+    def wait(self, memory: Memory) -> None:
+        memory.modules[f"exchange.{self.direction}"].wait()
+
+    def alone(self, memory: Memory, share: float) -> None:
+        exchange: Exchange = memory.modules[f"exchange.{self.direction}"]
+        if share != 1.0:
+            exchange = memory.variant(
+                f"exchange.{self.direction}.part", (self.knobs.all_to_all, self.knobs.wire_dtype, share), lambda: self._narrow(share)
+            )
+        exchange.start()
+        exchange.wait()
+
+    def _narrow(self, share: float) -> Exchange:
+        slots = [[max(1, round(share * width)) for width in of_rank] for of_rank in self.slots]
+        return Exchange(self.direction, self.bounds, slots, self.rank, self.knobs)
 
 
 def _bytes(tensor: torch.Tensor) -> torch.Tensor:

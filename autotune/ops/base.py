@@ -1,16 +1,39 @@
-"""What an operator tells about itself. The profiler, the roofline, the tuner and the explainer are loops over `Operator`."""
+"""What an operator tells about itself. Executor, profiler, predictor, tuner, explainer and report are loops over `Operator`.
+
+An operator is a value: the shape of one pass, with no memory behind it. `prepare` and `run` are given the memory they work on; `case` times
+the pass alone. Everything that depends on which operator it is (knobs, work, features and their prior weights, candidates, look, findings)
+is a member of its class.
+"""
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
 
-from autotune.config.knobs import Knobs
+from autotune.config.knobs import FixedKnobs, Knobs, RunConfig
+from autotune.config.model import Dtype
 from autotune.config.profile import Topology
+from autotune.errors import InputError
+
+if TYPE_CHECKING:
+    from autotune.ops.memory import Memory
 
 Access = Literal["stream", "gather", "scatter"]
+Features = dict[str, float]
+"""Terms of the linear performance model by name: a count divided by a profile rate, in seconds."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """How operators of one kind are shown together."""
+
+    name: str
+    """``embedding``: in legends and in JSON."""
+    colour: str
+    """Hexadecimal, of charts."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +73,8 @@ class Work:
     """Bytes sent by one rank."""
     parallel_regions: int = 1
     """Forks and joins of the team that the pass cannot do without."""
+    dtype: Dtype = "fp32"
+    """Of the arithmetic."""
 
     @property
     def bytes(self) -> int:
@@ -64,6 +89,73 @@ class Work:
     def intensity(self) -> float:
         """Arithmetic intensity, flops per byte of compulsory traffic."""
         return self.flops / self.bytes if self.bytes else float("inf")
+
+    def __add__(self, other: Work) -> Work:
+        """The work of two passes that share a name: counts add up, what describes the pattern is the first one's."""
+        return Work(
+            flops=self.flops + other.flops,
+            bytes_read=self.bytes_read + other.bytes_read,
+            bytes_written=self.bytes_written + other.bytes_written,
+            access=self.access,
+            rows=self.rows + other.rows,
+            operation=self.operation,
+            form=self.form,
+            messages=self.messages + other.messages,
+            message_bytes=self.message_bytes + other.message_bytes,
+            parallel_regions=self.parallel_regions + other.parallel_regions,
+            dtype=self.dtype,
+        )
+
+
+@dataclass(frozen=True)
+class Residence:
+    """Where the bytes of a pass are found when it begins."""
+
+    memory_bytes: float
+    shared_bytes: float
+    """In the last-level cache, outside the cores' own."""
+    rows_kept: float
+    """Share of the table rows that it touches first which the last-level cache still holds."""
+
+
+class Rates(Protocol):
+    """A machine's rates at one number of threads, as `features` uses them."""
+
+    @property
+    def threads(self) -> int: ...
+    @property
+    def lanes(self) -> int:
+        """Floats in a vector."""
+    @property
+    def cycle_s(self) -> float:
+        """A core's cycle."""
+    @property
+    def flops_per_s(self) -> float:
+        """Of all threads."""
+    @property
+    def stream_bytes_per_s(self) -> float: ...
+    @property
+    def shared_bytes_per_s(self) -> float:
+        """From the last-level cache."""
+    @property
+    def own_bytes(self) -> float:
+        """Capacity of the cores' own caches together."""
+    @property
+    def shared_bytes(self) -> float:
+        """Capacity of the last-level cache."""
+    @property
+    def l2_bytes(self) -> float:
+        """Capacity of one core's own cache, nominal."""
+    @property
+    def l3_bytes(self) -> float:
+        """Capacity of one last-level cache, nominal."""
+    @property
+    def dtype(self) -> Dtype: ...
+    @property
+    def huge_pages(self) -> bool:
+        """Whether tables lie on 2 MiB pages."""
+    def rows_per_s(self, access: Literal["gather", "scatter"], row_bytes: int, working_set_bytes: float) -> float:
+        """Row bytes per second of random rows."""
 
 
 @dataclass(frozen=True)
@@ -97,27 +189,153 @@ class Case(ABC):
         """Compare this candidate's result with the reference; nothing is timed before it passes."""
 
 
-class Operator(ABC):
-    """One pass of one operator at one shape."""
+@dataclass(frozen=True)
+class Measured:
+    """One measured pass with what it was measured under, as an operator's `findings` read it."""
 
     key: str
-    """Its name in a `RunConfig`: ``bottom_mlp.0.forward``."""
+    time_s: float
+    fractions: Mapping[str, float]
+    """Share of each ceiling reached."""
+    bound_by: str
+    knobs: Knobs | None
+    threads: int
+    lanes: int
+    """Floats in a vector of the kernels that ran."""
+    balance: float | None = None
+    """The machine's multiply-add peak over its read bandwidth, flops per byte; None without a profile."""
 
-    runs_alone: bool = True
+    @property
+    def above_ceiling_s(self) -> float:
+        """Time that reaching the nearest ceiling would save."""
+        return self.time_s * max(0.0, 1.0 - max(self.fractions.values(), default=1.0))
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What an operator finds remarkable about its own measured pass."""
+
+    kind: str
+    """``padded_layer``: findings of one kind are grouped."""
+    title: str
+    """The kind in words."""
+    saving_s: float
+    """Seconds per iteration that would go at most."""
+    evidence: str
+    remedy: str
+
+
+@dataclass(eq=False)
+class Operator(ABC):
+    """One pass of one operator at one shape. A subclass sets `kind` and `family` and is found in `registry` by its kind."""
+
+    key: str
+    """Name of the pass in a `RunConfig` and in every table: ``bottom_mlp.0.forward``."""
+
+    kind: ClassVar[str] = ""
+    """Passes of one kind share a regression: ``mlp.forward``."""
+    family: ClassVar[Family]
+    prior: ClassVar[Mapping[str, float]] = {}
+    """Weights of the features on the machine this code was developed on (2-core Zen 4, AVX-512), 0.1 for none: where a machine's own fit is
+    drawn to, and what a profile without calibration gets."""
+    knobs_type: ClassVar[type[Knobs]] = FixedKnobs
+    runs_alone: ClassVar[bool] = True
     """Whether `case` can time it outside a step."""
+    waits_for_others: ClassVar[bool] = False
+    """Whether it is a collective: its time is what the step waits for it."""
+    selects: ClassVar[bool] = False
+    """Whether it only chooses look-ups for the passes behind it."""
+    interleaved: ClassVar[bool] = False
+    """Whether it touches its arrays in turns, element by element, rather than one array after another."""
+    registry: ClassVar[dict[str, type[Operator]]] = {}
+
+    live: Live | None = field(default=None, init=False, repr=False)
+    """What `case` runs on, where a pass needs the model's own tables; see `bound`."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if cls.kind:
+            Operator.registry[cls.kind] = cls
+
+    @property
+    def short_name(self) -> str:
+        """The key as charts with little room print it."""
+        return self.key
+
+    @property
+    def shape(self) -> Hashable:
+        """Passes of equal kind and shape are raced once; None races each alone."""
+        return None
 
     @abstractmethod
     def work(self) -> Work:
         """Flops and bytes of one call. Source and formula stand in the implementation."""
 
-    @abstractmethod
-    def default(self, machine: Topology) -> Knobs:
-        """The choice without tuning."""
+    def size(self) -> Mapping[str, float]:
+        """The shape by name: how near two passes are, and whether one lies outside what was calibrated."""
+        return {}
 
-    @abstractmethod
+    def features(self, knobs: Knobs | None, residence: Residence, rates: Rates) -> Features:
+        """What the pass itself asks of the machine, seconds by feature; calls, forks and cache misses of its arrays are added to these."""
+        return {}
+
+    def default(self, threads: int) -> Knobs:
+        """The choice without tuning, for a team of `threads`."""
+        return FixedKnobs()
+
     def candidates(self, machine: Topology, threads: int) -> Sequence[Knobs]:
         """Values worth racing, derived from caches, registers, divisors and cores; the default is among them."""
+        return [self.default(threads)]
+
+    def calibrated_over(self, machine: Topology, threads: int) -> Sequence[Knobs]:
+        """Candidates from which the probe draws, so that the fit knows what knobs do; empty where it runs defaults alone."""
+        return ()
+
+    def check_knobs(self, knobs: Knobs, threads: int) -> None:
+        """Refuse knobs that this pass cannot run with.
+
+        Raises:
+            InputError: another operator's knobs, or a value that the shape, dtype or number of threads rules out.
+        """
+        if not isinstance(knobs, self.knobs_type):
+            wanted, place = self.knobs_type.model_fields["kind"].default, f"config: operators.{self.key}.kind"
+            raise InputError(f"knobs of {self.key} must be of kind {wanted}, got {knobs.kind} ({place}); tune this model anew")
+
+    def prepare(self, memory: Memory, knobs: Any, config: RunConfig) -> None:  # noqa: B027 - most operators keep nothing
+        """Make what the pass keeps from step to step (weights, packed copies, tables), and fit it to the knobs. Idempotent."""
 
     @abstractmethod
+    def run(self, memory: Memory, knobs: Any, threads: int) -> None:
+        """One call on the step's buffers."""
+
+    def bound(self, live: Live) -> Self:
+        """The same pass with the model and batches that its case runs on."""
+        same = copy.copy(self)
+        same.live = live
+        return same
+
     def case(self, seed: int, warm: bool = False) -> Case:
-        """Inputs to time this pass alone. Allocates; drop it when done."""
+        """Inputs to time this pass alone. Allocates; drop it when done.
+
+        Raises:
+            InputError: the pass only makes sense within a step.
+        """
+        raise InputError(f"{self.key} runs only within a step; profile the whole step to see its time")
+
+    def findings(self, measured: Measured) -> Iterator[Observation]:
+        """What is remarkable about this pass as it was measured."""
+        yield from ()
+
+
+@dataclass(frozen=True, eq=False)
+class Live:
+    """A model in memory and a few batches, for cases that need real tables."""
+
+    memory: Memory
+    batches: tuple[Mapping[str, Any], ...]
+    """Look-ups by name of the shard, one mapping a batch."""
+
+
+def heaviest(operators: Sequence[Operator]) -> Operator:
+    """Of passes that share a key, and so their knobs, the one that moves most bytes: it decides on them."""
+    return max(operators, key=lambda operator: operator.work().bytes)

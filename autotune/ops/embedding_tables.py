@@ -10,18 +10,46 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
+from pydantic import Field
 
-from autotune.config.knobs import EmbeddingForwardKnobs, EmbeddingUpdateKnobs
+from autotune.config.knobs import MAX_SIZE, Knobs
 from autotune.config.model import DTYPES, OPTIMIZERS, Dtype, Optimizer
 from autotune.errors import InputError
-from autotune.ops.native import ADAGRAD_EPSILON, kernels, zeros
+from autotune.ops.native import ADAGRAD_EPSILON, kernels, torch, zeros
 
 Strategy = Literal["race_free_range", "race_free_modulo", "bucketed", "atomic", "unfused"]
 OWNED: tuple[Strategy, ...] = ("race_free_range", "bucketed", "race_free_modulo")
 """Every row has one owner, which sees its look-ups in their order."""
 
 _HINTS = {"t0": 0, "t1": 1}
+
+
+class EmbeddingForwardKnobs(Knobs):
+    """How pooled look-ups are gathered."""
+
+    kind: Literal["embedding_forward"] = "embedding_forward"
+    prefetch_distance: int = Field(8, ge=0, le=128)
+    """Rows ahead of the one being summed; 0 leaves it to the hardware."""
+    prefetch_hint: Literal["t0", "t1"] = "t0"
+    """Cache level the row is brought to: t0 is L1, t1 is L2."""
+    bags_per_task: int = Field(256, ge=1, le=MAX_SIZE)
+    """Bags of one table that one task pools."""
+    streaming_stores: bool = False
+    """Write pooled rows past the caches."""
+
+
+class EmbeddingUpdateKnobs(Knobs):
+    """How gradients reach the tables."""
+
+    kind: Literal["embedding_update"] = "embedding_update"
+    strategy: Strategy = "bucketed"
+    """Who writes a row: its owner by range, by modulo, by bucket; anybody, atomically; or a second pass over written-out gradients."""
+    prefetch_distance: int = Field(8, ge=0, le=128)
+    """Rows ahead of the one being updated."""
+
+    def repeatable(self) -> EmbeddingUpdateKnobs:
+        """The same with additions in a fixed order: copies of a table on several ranks stay equal only so."""
+        return self.model_copy(update={"strategy": "bucketed"}) if self.strategy == "atomic" else self
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,12 +12,12 @@ from typing import Any, cast
 
 import torch
 
-from autotune.config.knobs import InteractionKnobs, LayerKnobs
 from autotune.config.model import Dtype, Optimizer
 from autotune.ops import interaction as _interaction
 from autotune.ops.embedding_bag import EmbeddingBags, Lookups, default_forward, default_update
-from autotune.ops.layer import Activation
-from autotune.ops.layer_shapes import Pass
+from autotune.ops.interaction import InteractionKnobs
+from autotune.ops.layer import Activation, LayerKnobs
+from autotune.ops.layer_shapes import Direction
 from autotune.ops.mlp import default_knobs
 from autotune.ops.native import kernels
 
@@ -111,7 +111,7 @@ def _embedding_gradients(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
 embedding_bag.register_autograd(_embedding_gradients, setup_context=_save_embedding)
 
 
-def _knobs(which: Pass, samples: int, weight: Tensor) -> LayerKnobs:
+def _knobs(which: Direction, samples: int, weight: Tensor) -> LayerKnobs:
     outputs, inputs = weight.shape
     return default_knobs(which, samples, inputs, outputs, torch.get_num_threads())
 

@@ -5,19 +5,31 @@ out[n] = [features[n, 0], <features[n, i], features[n, j]> for i in 0..F-1 for j
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
-import torch
+from pydantic import Field
 
-from autotune.config.knobs import InteractionKnobs
+from autotune.config.knobs import MAX_SIZE, Knobs
 from autotune.config.profile import Topology
-from autotune.ops.base import Case, Check, Operator, Work
-from autotune.ops.native import cold_sets, empty_rows, kernels, target, zeros
+from autotune.ops.base import Case, Check, Family, Features, Operator, Rates, Residence, Work
+from autotune.ops.memory import Memory
+from autotune.ops.native import cold_sets, empty_rows, kernels, target, torch, zeros
 
 FORWARD = "interaction.forward"
 BACKWARD = "interaction.backward"
+INTERACTION = Family("interaction", "#ff7f0e")
 _EPSILON = 2.0**-23
+
+
+class InteractionKnobs(Knobs):
+    """How the pairwise dot products are computed."""
+
+    kind: Literal["interaction"] = "interaction"
+    implementation: Literal["fused", "bmm"] = "fused"
+    samples_per_task: int = Field(32, ge=1, le=MAX_SIZE)
 
 
 def pairs(features: int) -> int:
@@ -49,29 +61,99 @@ def backward(features: torch.Tensor, d_out: torch.Tensor, d_features: torch.Tens
     d_features[:, 0] += d_out[:, :dim]
 
 
+@dataclass(eq=False)
 class Interaction(Operator):
-    """One direction of the interaction of N samples, F features, dim E."""
+    """One direction of the interaction.
 
-    def __init__(self, direction: Literal["forward", "backward"], samples: int, features: int, dim: int) -> None:
-        self.key = f"interaction.{direction}"
-        self.shape = (direction, samples, features, dim)
+    Args:
+        samples, features_count, dim: N, F, E.
+        vectors: name of the buffer [N, F, E]; gradients are ``d_`` and the name.
+        result: name of the buffer [N, E + F(F-1)/2].
+    """
+
+    samples: int
+    features_count: int
+    dim: int
+    vectors: str = "vectors"
+    result: str = "top.0"
+
+    family: ClassVar[Family] = INTERACTION
+    knobs_type: ClassVar[type[Knobs]] = InteractionKnobs
+    direction: ClassVar[Literal["forward", "backward"]]
+
+    @property
+    def shape(self) -> Hashable:
+        return (self.direction, self.samples, self.features_count, self.dim)
+
+    @property
+    def short_name(self) -> str:
+        return "interact fwd" if self.direction == "forward" else "interact bwd"
 
     def work(self) -> Work:
         """Forward: a multiply-add per pair and column, 2*N*P*E flops; backward twice that. Vectors are read, results written, once."""
-        direction, n, f, e = self.shape
+        n, f, e = self.samples, self.features_count, self.dim
         vectors, results = 4 * n * f * e, 4 * n * (e + pairs(f))
-        if direction == "forward":
+        if self.direction == "forward":
             return Work(flops=2 * n * pairs(f) * e, bytes_read=vectors, bytes_written=results)
         return Work(flops=4 * n * pairs(f) * e, bytes_read=vectors + results, bytes_written=vectors)
 
-    def default(self, machine: Topology) -> InteractionKnobs:
+    def size(self) -> Mapping[str, float]:
+        return {"samples": float(self.samples), "features": float(self.features_count), "dim": float(self.dim)}
+
+    def default(self, threads: int) -> InteractionKnobs:
         return InteractionKnobs()
 
     def candidates(self, machine: Topology, threads: int) -> Sequence[InteractionKnobs]:
         return [InteractionKnobs(), *(InteractionKnobs(samples_per_task=s) for s in (8, 128, 512)), InteractionKnobs(implementation="bmm")]
 
     def case(self, seed: int, warm: bool = False) -> Case:
-        return _InteractionCase(self.shape, seed, warm)
+        return _InteractionCase((self.direction, self.samples, self.features_count, self.dim), seed, warm)
+
+
+@dataclass(eq=False)
+class InteractionForward(Interaction):
+    """The dense vector and all pairwise dots of a sample."""
+
+    kind: ClassVar[str] = FORWARD
+    direction: ClassVar[Literal["forward", "backward"]] = "forward"
+    prior: ClassVar[Mapping[str, float]] = {
+        "dots": 0.39, "sums": 0.39, "copy": 5.6, "samples": 0.1, "call": 18.0, "fork": 2.0, "memory": 1.1, "shared": 1.0,
+    }  # fmt: skip
+
+    def features(self, knobs: Knobs | None, residence: Residence, rates: Rates) -> Features:
+        high = 4 if rates.lanes == 16 else 2
+        wide, count = rates.lanes // high, self.features_count
+        tiles = sum(-(-(min(count, i + high) - 1) // wide) for i in range(1, count, high))
+        each = self.samples / rates.threads * rates.cycle_s
+        return {
+            "dots": each * tiles * rates.lanes * -(-self.dim // rates.lanes),
+            "sums": each * tiles * rates.lanes,
+            "copy": each * self.dim / rates.lanes,
+            "samples": each,
+        }
+
+    def run(self, memory: Memory, knobs: InteractionKnobs, threads: int) -> None:
+        forward(memory.buffers[self.vectors], memory.buffers[self.result], knobs, threads)
+
+
+@dataclass(eq=False)
+class InteractionBackward(Interaction):
+    """The gradient of every vector from those of the dots."""
+
+    kind: ClassVar[str] = BACKWARD
+    direction: ClassVar[Literal["forward", "backward"]] = "backward"
+    prior: ClassVar[Mapping[str, float]] = {
+        "dots": 0.39, "square": 0.1, "store": 8.7, "samples": 0.1, "call": 13.0, "fork": 2.0, "memory": 0.1, "shared": 0.4,
+    }  # fmt: skip
+
+    def features(self, knobs: Knobs | None, residence: Residence, rates: Rates) -> Features:
+        count, vectors = self.features_count, math.ceil(self.dim / rates.lanes)
+        each = self.samples / rates.threads * rates.cycle_s
+        return {"dots": each * count**2 * vectors, "square": each * count**2, "store": each * count * vectors, "samples": each}
+
+    def run(self, memory: Memory, knobs: InteractionKnobs, threads: int) -> None:
+        vectors, d_result = memory.buffers[self.vectors], memory.buffers[f"d_{self.result}"]
+        backward(vectors, d_result, memory.buffers[f"d_{self.vectors}"], knobs, threads)
 
 
 class _InteractionCase(Case):

@@ -11,13 +11,48 @@ import math
 from collections.abc import Mapping
 from typing import Literal
 
-import torch
+from pydantic import Field
 
-from autotune.config.knobs import LayerKnobs
+from autotune.config.knobs import MAX_SIZE, MAX_THREADS, Knobs
 from autotune.config.model import Dtype, Optimizer
-from autotune.ops.native import ADAGRAD_EPSILON, kernels, zeros
+from autotune.ops.native import ADAGRAD_EPSILON, kernels, torch, zeros
 
 Activation = Literal["none", "relu", "sigmoid"]
+
+
+class LayerKnobs(Knobs):
+    """How one pass of one fully connected layer is computed (N samples, C inputs, K outputs)."""
+
+    kind: Literal["layer"] = "layer"
+    implementation: Literal["blocked", "torch", "libxsmm"] = "blocked"
+    """The blocked batch-reduce GEMM of this package; torch's own (oneDNN or MKL); or our loops around libxsmm's kernels."""
+    bn: int = Field(64, ge=1, le=65536)
+    """Rows of the output computed by one task."""
+    bc: int = Field(512, ge=1, le=MAX_SIZE)
+    """Length of the reduction held in cache at a time."""
+    bk: Literal[16, 32, 48, 64] = 64
+    """Columns of the output in one packed panel."""
+    loop_order: Literal["rows_outer", "columns_outer"] = "rows_outer"
+    """Which output dimension a thread walks last."""
+    thread_columns: int = Field(1, ge=1, le=MAX_THREADS)
+    """Columns of the rows x columns thread grid; it divides the thread count."""
+
+    def valid_for(self, threads: int) -> bool:
+        return threads % self.thread_columns == 0
+
+    def with_threads(self, threads: int) -> LayerKnobs:
+        return self if self.valid_for(threads) else self.model_copy(update={"thread_columns": 1})
+
+    def changes(self, chosen: Knobs) -> str:
+        """As for all knobs, but torch's GEMM, which takes no blockings, is named alone."""
+        if isinstance(chosen, LayerKnobs) and chosen.implementation == "torch" != self.implementation:
+            return f"implementation {self.implementation} -> torch"
+        return super().changes(chosen)
+
+    def distance(self, other: Knobs) -> int:
+        """As for all knobs, but another implementation counts one, since its blockings mean nothing."""
+        same = isinstance(other, LayerKnobs) and other.implementation == self.implementation
+        return super().distance(other) if same else 1
 
 
 def split_weights(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -62,8 +97,8 @@ class Layer:
         activation: Activation,
         *,
         generator: torch.Generator,
-        forward: LayerKnobs,
-        backward_data: LayerKnobs,
+        forward: LayerKnobs | None = None,
+        backward_data: LayerKnobs | None = None,
         dtype: Dtype = "fp32",
         optimizer: Optimizer = "sgd",
     ) -> None:
@@ -83,7 +118,10 @@ class Layer:
         self.d_weight, self.d_bias = zeros(outputs, inputs), zeros(outputs)
         self._state = (zeros(outputs, inputs), zeros(outputs)) if optimizer == "adagrad" else (None, None)
         self._packed: dict[str, tuple[int, torch.Tensor]] = {}
-        self.configure(forward, backward_data)
+        self._packed_for: frozenset[str] = frozenset()
+        """Copies that a pass reads: torch's GEMM reads none."""
+        default = LayerKnobs()
+        self.configure(forward or default, backward_data or forward or default)
 
     def weights(self) -> tuple[torch.Tensor, torch.Tensor]:
         """weight [K, C] and bias [K], fp32: the live ones, but for a weight in halves, which is joined into a new tensor."""
@@ -111,19 +149,26 @@ class Layer:
         for part, value in zip(self._parts, (weight,) if self.dtype == "fp32" else split_weights(weight), strict=True):
             part.copy_(value)
 
-    def configure(self, forward: LayerKnobs, backward_data: LayerKnobs) -> None:
-        """Make the packed copies fit the panel widths, and fill them."""
+    def configure(self, forward: LayerKnobs | None = None, backward_data: LayerKnobs | None = None) -> None:
+        """Make the packed copies fit the panel widths, and fill them. None leaves a copy as it is."""
         outputs, inputs = self._shape
-        for key, width, columns, reduction in (("forward", forward.bk, outputs, inputs), ("backward", backward_data.bk, inputs, outputs)):
-            if key not in self._packed or self._packed[key][0] != width:
-                count = packed_values(columns, reduction, width, self.dtype)
-                self._packed[key] = (width, zeros(count) if self.dtype == "fp32" else _int16_zeros(count))
-        self._repack = {forward.implementation, backward_data.implementation} != {"torch"}
-        self.pack(1)
+        stale = False
+        for key, knobs, columns, reduction in (("forward", forward, outputs, inputs), ("backward", backward_data, inputs, outputs)):
+            if knobs is None:
+                continue
+            used = knobs.implementation != "torch"
+            stale = stale or (used and key not in self._packed_for)
+            self._packed_for = self._packed_for | {key} if used else self._packed_for - {key}
+            if self._packed.get(key, (0,))[0] != knobs.bk:
+                count = packed_values(columns, reduction, knobs.bk, self.dtype)
+                self._packed[key] = (knobs.bk, zeros(count) if self.dtype == "fp32" else _int16_zeros(count))
+                stale = True
+        if stale:
+            self.pack(1)
 
     def pack(self, threads: int) -> None:
         """Bring the packed copies up to date with the weights."""
-        if self._repack:
+        if self._packed_for:
             (forward_width, forward), (backward_width, backward) = self._packed["forward"], self._packed["backward"]
             pack = kernels.pack_weights if self.dtype == "fp32" else kernels.pack_weights_bf16
             pack(self._parts[0], forward, forward_width, backward, backward_width, threads)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Literal
 
-Pass = Literal["forward", "backward_data", "backward_weights"]
+Direction = Literal["forward", "backward_data", "backward_weights"]
 
 
-def shape_of(which: Pass, samples: int, inputs: int, outputs: int) -> tuple[int, int, int]:
+def shape_of(which: Direction, samples: int, inputs: int, outputs: int) -> tuple[int, int, int]:
     """Rows, columns and reduction of a pass's output: forward N x K over C, backward-data N x C over K, backward-weights K x C over N."""
     return {
         "forward": (samples, outputs, inputs),

@@ -15,8 +15,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from autotune.config.files import cache_folder
-from autotune.config.knobs import Knobs, LayerKnobs, RunConfig
+from autotune.config.knobs import Knobs, RunConfig
 from autotune.errors import InputError, MachineError
+from autotune.ops.layer import LayerKnobs
 from autotune.ops.native import kernels
 
 VARIABLE = "AUTOTUNE_LIBXSMM"
@@ -53,8 +54,9 @@ def require(operators: Iterable[tuple[str, Knobs]], place: str) -> None:
     """
     wanted = [key for key, knobs in operators if isinstance(knobs, LayerKnobs) and knobs.implementation == "libxsmm"]
     if wanted and not available():
+        more = f" and {len(wanted) - 1} more passes" if len(wanted) > 1 else ""
         raise MachineError(
-            f"libxsmm must be installed for what {place} chooses ({wanted[0]} and {len(wanted) - 1} more passes), got none that serves: "
+            f"libxsmm must be installed for what {place} chooses ({wanted[0]}{more}), got none that serves: "
             f"{missing()}; apt-get install libxsmm-dev, or name the shared library in {VARIABLE}, or tune again here"
         )
 

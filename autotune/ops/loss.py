@@ -1,17 +1,18 @@
-"""Binary cross entropy behind the last sigmoid: the loss, and its gradient before the sigmoid."""
+"""Binary cross entropy of click probabilities, with its gradient."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
-import torch
-
-from autotune.config.knobs import FixedKnobs
-from autotune.config.profile import Topology
-from autotune.ops.base import Case, Check, Operator, Work
-from autotune.ops.native import zeros
+from autotune.config.knobs import FixedKnobs, Knobs
+from autotune.ops.base import Case, Check, Family, Features, Operator, Rates, Residence, Work
+from autotune.ops.memory import Memory
+from autotune.ops.native import torch, zeros
 
 KEY = "loss"
+LOSS = Family("loss", "#7f7f7f")
 
 
 def binary_cross_entropy(probabilities: torch.Tensor, labels: torch.Tensor, d_logits: torch.Tensor) -> float:
@@ -30,26 +31,48 @@ def binary_cross_entropy(probabilities: torch.Tensor, labels: torch.Tensor, d_lo
     return -float(torch.lerp(miss, hit, column).mean())
 
 
+@dataclass(eq=False)
 class Loss(Operator):
-    """Loss and gradient of N samples."""
+    """Loss and gradient of N samples.
 
-    key = KEY
+    Args:
+        samples: N, of this rank.
+        of_samples: the global minibatch, over which the loss is a mean.
+        output: name of the buffer of the probabilities [N, 1].
+    """
 
-    def __init__(self, samples: int) -> None:
-        self._samples = samples
+    samples: int
+    of_samples: int = 0
+    output: str = ""
+
+    kind: ClassVar[str] = KEY
+    family: ClassVar[Family] = LOSS
+    prior: ClassVar[Mapping[str, float]] = {"samples": 31.0, "call": 177.0}
 
     def work(self) -> Work:
         """Two logarithms and about eight operations a sample; probability and label are read, the gradient written."""
-        return Work(flops=10 * self._samples, bytes_read=8 * self._samples, bytes_written=4 * self._samples)
+        return Work(flops=10 * self.samples, bytes_read=8 * self.samples, bytes_written=4 * self.samples)
 
-    def default(self, machine: Topology) -> FixedKnobs:
-        return FixedKnobs()
+    def size(self) -> Mapping[str, float]:
+        return {"samples": float(self.samples)}
 
-    def candidates(self, machine: Topology, threads: int) -> Sequence[FixedKnobs]:
-        return [FixedKnobs()]
+    def features(self, knobs: Knobs | None, residence: Residence, rates: Rates) -> Features:
+        return {"samples": self.samples * rates.cycle_s}
+
+    def prepare(self, memory: Memory, knobs: Any, config: Any) -> None:
+        if "loss" not in memory.buffers:
+            memory.buffers["loss"] = zeros(1)
+
+    def run(self, memory: Memory, knobs: FixedKnobs, threads: int) -> None:
+        d_logits = memory.buffers[f"d_{self.output}"]
+        value = binary_cross_entropy(memory.buffers[self.output], memory.buffers["labels"], d_logits)
+        if self.of_samples not in (0, self.samples):  # this rank's part of the mean over all
+            d_logits.mul_(self.samples / self.of_samples)
+            value *= self.samples / self.of_samples
+        memory.buffers["loss"].fill_(value)
 
     def case(self, seed: int, warm: bool = False) -> Case:
-        return _LossCase(self._samples, seed)
+        return _LossCase(self.samples, seed)
 
 
 class _LossCase(Case):

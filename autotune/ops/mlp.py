@@ -1,4 +1,4 @@
-"""Fully connected layers: forward, backward-data and backward-weights with the fused step of the optimizer.
+"""Fully connected layers as operators: forward, backward-data and backward-weights with the fused step of the optimizer.
 
 N samples, C inputs, K outputs. Activations are row-major with a padded leading dimension, so that layers hand them on without repacking.
 The blocked batch-reduce GEMM follows arXiv 2005.04680, section III.B, with activations left flat: its microkernel broadcasts them, and a
@@ -9,24 +9,23 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
-import torch
-
-from autotune.config.knobs import LayerKnobs
-from autotune.config.model import Dtype, Optimizer
+from autotune.config.knobs import Knobs, RunConfig
+from autotune.config.model import FLOAT_BYTES, Dtype, Optimizer
 from autotune.config.profile import Topology
+from autotune.errors import InputError
 from autotune.ops import libxsmm
-from autotune.ops.base import Case, Check, Operator, Work
-from autotune.ops.layer import Activation, Layer
-from autotune.ops.layer_shapes import Pass as Pass
-from autotune.ops.layer_shapes import padded
-from autotune.ops.layer_shapes import shape_of as shape_of
-from autotune.ops.native import cold_sets, empty_rows, kernels
+from autotune.ops.base import Case, Check, Family, Features, Operator, Rates, Residence, Work
+from autotune.ops.layer import Activation, Layer, LayerKnobs
+from autotune.ops.layer_features import GEMM_PRIOR, blocked_features, weight_features
+from autotune.ops.layer_shapes import Direction, padded, shape_of
+from autotune.ops.memory import Memory
+from autotune.ops.native import cold_sets, empty_rows, kernels, torch
 
-PASSES: tuple[Pass, ...] = ("forward", "backward_data", "backward_weights")
+MLP = Family("mlp", "#2ca02c")
 
 WIDTHS: tuple[Literal[16, 32, 48, 64], ...] = (64, 48, 32, 16)
 _ROW_BLOCKS = (64, 128, 32, 48, 96, 24)
@@ -40,58 +39,84 @@ _CHECK_REDUCTION = max(_REDUCTIONS) + 3
 _CHECK_RATE = 0.1
 
 
+@dataclass(eq=False)
 class LayerPass(Operator):
     """One pass of one layer.
 
     Args:
-        key: ``bottom_mlp.0.forward``.
-        which: the pass.
+        layer: ``bottom_mlp.0``.
         samples, inputs, outputs: N, C, K.
         activation: of the layer.
         masked: backward-data only: the layer below ends in ReLU.
         dtype, optimizer: of the layer.
+        below, above: names of the buffers x [N, C] and y [N, K]; their gradients are ``d_`` and the name.
+        reduced: whether other ranks have gradients of the layer too, so that its step is taken later.
     """
 
-    def __init__(
-        self,
-        key: str,
-        which: Pass,
-        samples: int,
-        inputs: int,
-        outputs: int,
-        activation: Activation,
-        masked: bool,
-        dtype: Dtype = "fp32",
-        optimizer: Optimizer = "sgd",
-    ) -> None:
-        self.key = key
-        self.shape = (which, samples, inputs, outputs, activation, masked)
-        self.dtype: Dtype = dtype
-        self.optimizer: Optimizer = optimizer
+    layer: str
+    samples: int
+    inputs: int
+    outputs: int
+    activation: Activation = "relu"
+    masked: bool = False
+    dtype: Dtype = "fp32"
+    optimizer: Optimizer = "sgd"
+    below: str = ""
+    above: str = ""
+    reduced: bool = False
+
+    family: ClassVar[Family] = MLP
+    direction: ClassVar[Direction]
+    knobs_type: ClassVar[type[Knobs]] = LayerKnobs
+
+    @property
+    def shape(self) -> Hashable:
+        return (self.direction, self.samples, self.inputs, self.outputs, self.activation, self.masked)
+
+    @property
+    def short_name(self) -> str:
+        side, _, number = self.layer.partition("_mlp.")
+        words = {"forward": "fwd", "backward_data": "bwd", "backward_weights": "upd"}
+        return f"{side} {number} {words[self.direction]}"
 
     def work(self) -> Work:
         """2*N*C*K flops. Every matrix of the pass is read or written once: x [N, C], y or dy [N, K], weight [K, C], the mask [N, C], and
         in the update Adagrad's state [K, C]. Two bytes of a weight are read in bf16, but for the update, which takes both halves."""
-        which, n, c, k, _, masked = self.shape
+        n, c, k = self.samples, self.inputs, self.outputs
         x, y, weights = 4 * n * c, 4 * n * k, c * k
         w = _bytes_of(self.dtype) * weights
         updated = 4 * weights * (2 if self.optimizer == "adagrad" else 1)
         read, written = {
             "forward": (x + w, y),
-            "backward_data": (y + w + x * masked, x),
+            "backward_data": (y + w + x * self.masked, x),
             "backward_weights": (x + y + updated, updated),
-        }[which]
+        }[self.direction]
         # Updated weights are packed anew, in a region of its own.
-        return Work(flops=2 * n * c * k, bytes_read=read, bytes_written=written, parallel_regions=1 + (which == "backward_weights"))
+        regions = 1 + (self.direction == "backward_weights" and not self.reduced)
+        return Work(flops=2 * n * c * k, bytes_read=read, bytes_written=written, parallel_regions=regions, dtype=self.dtype)
 
-    def default(self, machine: Topology) -> LayerKnobs:
-        return default_knobs(self.shape[0], *self.shape[1:4], machine.physical_cores, self.dtype)
+    def size(self) -> Mapping[str, float]:
+        return {
+            "samples": float(self.samples), "inputs": float(self.inputs), "outputs": float(self.outputs), "masked": float(self.masked),
+        }  # fmt: skip
+
+    def features(self, knobs: Knobs | None, residence: Residence, rates: Rates) -> Features:
+        if not isinstance(knobs, LayerKnobs) or knobs.implementation != "blocked":
+            knobs = self.default(rates.threads)
+        shape = (self.samples, self.inputs, self.outputs)
+        features = blocked_features(self.direction, shape, knobs, self.masked, rates)
+        if self.direction == "backward_weights":
+            features |= weight_features(shape, knobs, not self.reduced, rates)
+        return features
+
+    def default(self, threads: int) -> LayerKnobs:
+        return default_knobs(self.direction, self.samples, self.inputs, self.outputs, threads, self.dtype)
 
     def candidates(self, machine: Topology, threads: int) -> Sequence[LayerKnobs]:
         """Panel widths by padding; row blocks by divisors of the rows; reductions such that a task's operands stay in half of L2, even in
         bf16; both orders; thread grids whose columns find a panel each; torch's own GEMM; and in fp32 libxsmm's kernels where they are."""
-        rows, columns, reduction = shape_of(self.shape[0], *self.shape[1:4])
-        default, size = self.default(machine), _bytes_of(self.dtype)
+        rows, columns, reduction = shape_of(self.direction, self.samples, self.inputs, self.outputs)
+        default, size = self.default(threads), _bytes_of(self.dtype)
         chosen = [default, LayerKnobs(implementation="torch")]
         grids = [g for g in (1, 2, 4, 8, 16) if threads % g == 0 and (g == 1 or columns >= 16 * g)]
         longest = reduction if self.dtype == "fp32" else reduction + reduction % 2
@@ -106,15 +131,151 @@ class LayerPass(Operator):
             chosen += _libxsmm_candidates(default)
         return list(dict.fromkeys(chosen))
 
+    def calibrated_over(self, machine: Topology, threads: int) -> Sequence[LayerKnobs]:
+        """The blocked GEMM alone: its features describe no other."""
+        return [knobs for knobs in self.candidates(machine, threads) if knobs.implementation == "blocked"]
+
+    def check_knobs(self, knobs: Knobs, threads: int) -> None:
+        super().check_knobs(knobs, threads)
+        assert isinstance(knobs, LayerKnobs)
+        place = f"config: operators.{self.key}"
+        if knobs.implementation == "libxsmm" and self.dtype != "fp32":
+            rule = f"the implementation of a layer in {self.dtype} must be blocked or torch, since libxsmm serves fp32 alone"
+            raise InputError(f"{rule}, got libxsmm ({place}.implementation); choose one of them, or tune this model anew")
+        if not knobs.valid_for(threads):
+            raise InputError(f"thread_columns must divide threads ({threads}), got {knobs.thread_columns} ({place}); set it to 1")
+
+    def prepare(self, memory: Memory, knobs: LayerKnobs, config: RunConfig) -> None:
+        """The layer with its packed copies; only the passes that read one decide on its width."""
+        layer = memory.module(self.layer, functools.partial(self._make_layer, memory.generator))
+        if self.direction == "forward":
+            layer.configure(forward=knobs)
+        elif self.direction == "backward_data":
+            layer.configure(backward_data=knobs)
+
+    def _make_layer(self, generator: torch.Generator) -> Layer:
+        return Layer(self.inputs, self.outputs, self.activation, generator=generator, dtype=self.dtype, optimizer=self.optimizer)
+
     def case(self, seed: int, warm: bool = False) -> Case:
         return _LayerCase(self, seed, warm)
+
+
+@dataclass(eq=False)
+class LayerForward(LayerPass):
+    """y = act(x weight^T + bias)."""
+
+    kind: ClassVar[str] = "mlp.forward"
+    direction: ClassVar[Direction] = "forward"
+    prior: ClassVar[Mapping[str, float]] = {**GEMM_PRIOR, "call": 15.0, "memory": 1.9, "shared": 0.8}
+
+    def run(self, memory: Memory, knobs: LayerKnobs, threads: int) -> None:
+        memory.modules[self.layer].forward(memory.buffers[self.below], memory.buffers[self.above], knobs, threads)
+
+
+@dataclass(eq=False)
+class LayerBackwardData(LayerPass):
+    """dx = (dy weight) * (x > 0)."""
+
+    kind: ClassVar[str] = "mlp.backward_data"
+    direction: ClassVar[Direction] = "backward_data"
+    prior: ClassVar[Mapping[str, float]] = {**GEMM_PRIOR, "call": 20.0, "memory": 3.6, "shared": 1.0}
+
+    def run(self, memory: Memory, knobs: LayerKnobs, threads: int) -> None:
+        buffers = memory.buffers
+        mask = buffers[self.below] if self.masked else None
+        memory.modules[self.layer].backward_data(buffers[f"d_{self.above}"], mask, buffers[f"d_{self.below}"], knobs, threads)
+
+
+@dataclass(eq=False)
+class LayerBackwardWeights(LayerPass):
+    """A step along dy^T x; or, with several ranks, that gradient alone."""
+
+    kind: ClassVar[str] = "mlp.backward_weights"
+    direction: ClassVar[Direction] = "backward_weights"
+    prior: ClassVar[Mapping[str, float]] = {
+        **GEMM_PRIOR, "bias": 0.5, "pack": 2.0, "repack": 1.1, "reload": 2.0, "call": 49.0, "memory": 1.3, "shared": 0.1,
+    }  # fmt: skip
+
+    def run(self, memory: Memory, knobs: LayerKnobs, threads: int) -> None:
+        layer: Layer = memory.modules[self.layer]
+        dy, x = memory.buffers[f"d_{self.above}"], memory.buffers[self.below]
+        if self.reduced:
+            layer.d_weight, layer.d_bias = memory.buffers[f"{self.layer}.w"], memory.buffers[f"{self.layer}.b"]
+            layer.gradients(dy, x, knobs, threads)
+        else:
+            layer.backward_weights(dy, x, memory.model.learning_rate, knobs, threads)
+
+
+LAYER_PASSES: Mapping[Direction, type[LayerPass]] = {
+    "forward": LayerForward,
+    "backward_data": LayerBackwardData,
+    "backward_weights": LayerBackwardWeights,
+}
+
+
+@dataclass(eq=False)
+class ReluMask(Operator):
+    """d = d * (y > 0), in place: the gradient that reaches a layer's output from an operator that knows nothing of its ReLU.
+
+    Args:
+        buffer: name of y [N, K]; the gradient is ``d_`` and the name.
+        samples, columns: N, K.
+    """
+
+    buffer: str
+    samples: int
+    columns: int
+
+    kind: ClassVar[str] = "mlp.mask"
+    family: ClassVar[Family] = MLP
+    prior: ClassVar[Mapping[str, float]] = {"moved": 3.6, "call": 7.0}
+
+    def work(self) -> Work:
+        """y and the gradient are read, the gradient written."""
+        size = FLOAT_BYTES * self.samples * self.columns
+        return Work(flops=self.samples * self.columns, bytes_read=2 * size, bytes_written=size)
+
+    def size(self) -> Mapping[str, float]:
+        return {"elements": float(self.samples * self.columns)}
+
+    def features(self, knobs: Knobs | None, residence: Residence, rates: Rates) -> Features:
+        return {"moved": self.work().bytes / rates.stream_bytes_per_s}
+
+    def run(self, memory: Memory, knobs: Any, threads: int) -> None:
+        _mask(memory.buffers[f"d_{self.buffer}"], memory.buffers[self.buffer])
+
+    def case(self, seed: int, warm: bool = False) -> Case:
+        return _MaskCase(self.samples, self.columns, seed, warm)
+
+
+def _mask(gradient: torch.Tensor, output: torch.Tensor) -> None:
+    torch.ops.aten.threshold_backward.grad_input(gradient, output, 0.0, grad_input=gradient)
+
+
+class _MaskCase(Case):
+    """Both arrays [N, K] rotate through more than the caches."""
+
+    def __init__(self, samples: int, columns: int, seed: int, warm: bool) -> None:
+        generator, sets = torch.Generator().manual_seed(seed), 1 if warm else cold_sets(8 * samples * columns)
+        self._sets = [[empty_rows(samples, columns).normal_(generator=generator) for _ in range(2)] for _ in range(sets)]
+        self._next = 0
+
+    def run(self, knobs: Any, threads: int) -> None:
+        _mask(*self._sets[self._next % len(self._sets)])
+        self._next += 1
+
+    def check(self, knobs: Any, threads: int) -> Check:
+        gradient, output = (tensor.clone() for tensor in self._sets[0])
+        wanted = gradient * (output > 0)
+        _mask(gradient, output)
+        return Check(float((gradient - wanted).abs().max()), 0.0)
 
 
 def _bytes_of(dtype: Dtype) -> int:
     return 4 if dtype == "fp32" else 2
 
 
-def default_knobs(which: Pass, samples: int, inputs: int, outputs: int, cores: int, dtype: Dtype = "fp32") -> LayerKnobs:
+def default_knobs(which: Direction, samples: int, inputs: int, outputs: int, cores: int, dtype: Dtype = "fp32") -> LayerKnobs:
     """Panels of 64, or as wide as all columns; 64 rows. Columns of the thread grid where the rows are too few for the cores; in
     backward-weights, where each thread reads its share of dy and x, the grid whose busiest thread computes and reads least.
 
@@ -172,8 +333,9 @@ class _LayerCase(Case):
     """Activations rotate through more than the caches; weights stay, as they do in training."""
 
     def __init__(self, of: LayerPass, seed: int, warm: bool) -> None:
-        self._shape, self._dtype, self._optimizer = of.shape, of.dtype, of.optimizer
-        which, n, c, k, _, self._masked = of.shape
+        self._shape = (of.direction, of.samples, of.inputs, of.outputs, of.activation)
+        self._dtype, self._optimizer, self._masked = of.dtype, of.optimizer, of.masked
+        which, n, c, k, _ = self._shape
         self._seed, self._next = seed, 0
         self._layers: dict[int, Layer] = {}
         sets = 1 if warm else cold_sets(4 * n * (c + k))
@@ -181,7 +343,7 @@ class _LayerCase(Case):
         self._out = empty_rows(n, k if which == "forward" else c) if which != "backward_weights" else None
 
     def _inputs(self, n: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-        _, _, c, k, _, _ = self._shape
+        _, _, c, k, _ = self._shape
         x, dy = empty_rows(n, c), empty_rows(n, k)
         for tensor, low in ((x, -0.5), (dy, -1.0)):
             whole = tensor.as_strided((tensor.shape[0] * tensor.stride(0),), (1,))
@@ -193,7 +355,7 @@ class _LayerCase(Case):
 
         Backward-weights reads no packed copy but refreshes both: as wide as the other passes' defaults want them, whatever its own panels.
         """
-        which, n, c, k, activation, _ = self._shape
+        which, n, c, k, activation = self._shape
         forward = backward = LayerKnobs(bk=knobs.bk)
         if which == "backward_weights":
             forward, backward = (default_knobs(of, n, c, k, 1, self._dtype) for of in ("forward", "backward_data"))
@@ -250,7 +412,7 @@ class _LayerCase(Case):
         The bound is the standard one of a dot product: its length x epsilon x the sum of absolute products, from inputs that in bf16 were
         rounded before. One more than the length stands for rounding the double-precision result to fp32.
         """
-        which, n, c, k, activation, masked = self._shape
+        (which, n, c, k, activation), masked = self._shape, self._masked
         inputs = self._inputs(min(n, _CHECK_REDUCTION if which == "backward_weights" else _CHECK_ROWS), self._seed)
         layer = self._packed_for(LayerKnobs())
         x, dy = (tensor.double() if self._dtype == "fp32" else tensor.bfloat16().double() for tensor in inputs)

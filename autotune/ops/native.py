@@ -1,40 +1,70 @@
-"""The compiled kernels, behind the one import order that works, and memory for them."""
+"""The compiled kernels and torch, loaded at their first use in the one order that works, and memory for them.
+
+Operators describe themselves (knobs, work, features) to commands that compute nothing, and those must not wait for torch. Modules of `ops/`
+therefore take `torch`, `dist` and `kernels` from here.
+"""
 
 from __future__ import annotations
 
 import functools
+import importlib
 import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-import torch  # before the kernels: both must share the OpenMP library that torch carries
+from typing import TYPE_CHECKING, Any
 
 from autotune.errors import MachineError
 
-try:
-    import autotune._kernels as kernels
-except ImportError as error:
-    _folder = Path(__file__).parents[1]
-    raise MachineError(
-        f"the compiled kernels must lie in the package, got none that loads in {_folder} ({error}); "
-        "run pip install . and start from outside the source folder, or pip install -e ."
-    ) from error
+if TYPE_CHECKING:
+    import torch
+    import torch.distributed as dist
 
-__all__ = ["cold_sets", "empty_rows", "kernels", "leading_dimension", "target", "zeros"]
+    import autotune._kernels as kernels
+else:
+
+    class _Deferred:
+        """A module that is imported when one of its attributes is first asked for."""
+
+        def __init__(self, load: Any) -> None:
+            self._load = load
+
+        def __getattr__(self, name: str) -> Any:
+            value = getattr(self._load(), name)
+            if not name.startswith("__"):
+                setattr(self, name, value)  # the next look-up finds it without this function
+            return value
+
+    def _load_kernels() -> Any:
+        importlib.import_module("torch")  # first: the kernels must share the OpenMP library that torch carries
+        try:
+            return importlib.import_module("autotune._kernels")
+        except ImportError as error:
+            folder = Path(__file__).parents[1]
+            raise MachineError(
+                f"the compiled kernels must lie in the package, got none that loads in {folder} ({error}); "
+                "run pip install . and start from outside the source folder, or pip install -e ."
+            ) from error
+
+    torch = _Deferred(lambda: importlib.import_module("torch"))
+    dist = _Deferred(lambda: importlib.import_module("torch.distributed"))
+    kernels = _Deferred(_load_kernels)
+
+__all__ = ["cold_sets", "dist", "empty_rows", "kernels", "leading_dimension", "target", "torch", "zeros"]
 
 _FLOATS_PER_LINE = 16
 ADAGRAD_EPSILON = 1e-10
 """Of tables and layers alike, as in torch.optim.Adagrad."""
 
 
-def zeros(*shape: int, huge_pages: bool = True, threads: int = 1, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+def zeros(*shape: int, huge_pages: bool = True, threads: int = 1, dtype: torch.dtype | None = None) -> torch.Tensor:
     """Zeros, fp32 unless said otherwise, on pages of their own, aligned to 2 MiB, placed by first touch of `threads` threads.
 
     Raises:
         MachineError: the memory cannot be had.
     """
+    dtype = dtype or torch.float32
     elements = math.prod(shape)
     count = -(-elements * dtype.itemsize // 4)
     try:

@@ -23,8 +23,6 @@ class TeamTimes:
     """The parallel regions of a pass, seconds; torch's own are not among them."""
 
     regions: int = 0
-    wall_s: float = 0.0
-    """From before each fork to after its join."""
     longest_s: float = 0.0
     """At work, of each region's busiest thread: the others wait for it."""
     longest_core_s: float = 0.0
@@ -35,7 +33,6 @@ class TeamTimes:
     def __add__(self, other: TeamTimes) -> TeamTimes:
         return TeamTimes(
             self.regions + other.regions,
-            self.wall_s + other.wall_s,
             self.longest_s + other.longest_s,
             self.longest_core_s + other.longest_core_s,
             self.mean_core_s + other.mean_core_s,

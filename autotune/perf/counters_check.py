@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from autotune.bench.counters import HARDWARE, Counters
+from autotune.bench.rounds import run_rounds, timed
 
 _LINE_BYTES = 64
 _CALLS = 3
@@ -45,11 +46,9 @@ class Witness:
         if self.absent:
             return None
         with self._events() as counters:  # anew: a team of threads may have come into being
-            before = counters.read()
-            for _ in range(_CALLS):
-                call()
-            after = counters.read()
-        return judge({name: (after[name] - before[name]) / _CALLS for name in after}, binder, compulsory_bytes)
+            run_rounds({"pass": timed(call)}, max_rounds=_CALLS, warmup=0, observers=(counters,))
+            counts = {name: count / _CALLS for name, count in counters.counted.items()}
+        return judge(counts, binder, compulsory_bytes)
 
 
 def judge(counts: Mapping[str, float], binder: str, compulsory_bytes: int) -> Testimony:

@@ -5,20 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 
-from autotune.config.knobs import LayerKnobs, RunConfig
+from autotune.config.knobs import RunConfig
 from autotune.config.model import Model
-from autotune.config.partition import CommunicationKnobs, Partition
 from autotune.config.profile import Profile
 from autotune.config.tuned import Prediction
-from autotune.dlrm.model import complete, default_config
+from autotune.dlrm.model import complete
+from autotune.dlrm.schedule import schedule
+from autotune.dlrm.sharding import load_signatures, parts_of, rank_memory_bytes, replicated, samples_of, whole_tables
 from autotune.errors import InputError
 from autotune.ops.base import Work
-from autotune.perf.links import Links
+from autotune.ops.schedule import Lane, Schedule
+from autotune.ops.shards import Part
+from autotune.perf.collectives import Collectives
 from autotune.perf.predictor import PassTime, Predictor
-from autotune.perf.rank_steps import Crowd, Layout, RankShape, layouts, rank_memory_bytes, rank_shape, samples_of
-from autotune.perf.steps import step_passes, whole_tables
-from autotune.perf.timeline import Lane, Simulation, Span, in_a_row
+from autotune.perf.simulator import Simulation, Span
 
 __all__ = ["Estimate", "Lane", "OperatorEstimate", "Prediction", "RankEstimate", "Span", "estimate"]
 
@@ -28,7 +30,7 @@ class OperatorEstimate:
     """One operator pass on the slowest rank."""
 
     key: str
-    """As in a `RunConfig` and in `OperatorRow`: ``top_mlp.0.forward``; the last one, `other`, is what lies outside every pass."""
+    """As in a `RunConfig` and in `MeasuredPass`: ``top_mlp.0.forward``; the last one, `other`, is what lies outside every pass."""
     lane: Lane
     prediction: Prediction
     """Of the pass by itself, whether or not it hides behind others."""
@@ -104,12 +106,12 @@ def estimate(
     """Predict one iteration.
 
     Args:
-        model: With the global minibatch.
-        profile: Of one machine; with several sockets it needs the network, or assumes one and says so.
-        config: Threads, knobs, partition, communication; None takes every default. Several sockets need a partition (`plan.planner`).
-        sockets: Ranks, one a socket.
-        ranks_on_host: Among which the profile's machine is shared; None takes its sockets, as far as there are ranks.
-        predictor: To use again for the same profile and ranks on a host.
+        model: with the global minibatch.
+        profile: of one machine; with several sockets it needs the network, or assumes one and says so.
+        config: threads, knobs, partition, communication; None takes every default. Several sockets need a partition (`plan.planner`).
+        sockets: ranks, one a socket.
+        ranks_on_host: among which the profile's machine is shared; None takes its sockets, as far as there are ranks.
+        predictor: to use again for the same profile and ranks on a host.
 
     Raises:
         InputError: the profile lacks what the model needs; several sockets without a partition for as many.
@@ -118,108 +120,142 @@ def estimate(
     on_host = min(sockets, topology.sockets if ranks_on_host is None else ranks_on_host)
     predictor = predictor or Predictor(profile, on_host)
     if config is None:
-        config = default_config(model, threads=max(1, topology.physical_cores // max(1, on_host)))
-    if sockets == 1:
-        return _one_socket(model, profile, config, predictor)
-    partition = config.partition
-    if partition is None or partition.ranks != sockets:
+        config = RunConfig(threads=max(1, topology.physical_cores // max(1, on_host)), huge_pages=topology.huge_pages != "never")
+    partition = config.partition if sockets > 1 else None
+    if sockets > 1 and (partition is None or partition.ranks != sockets):
         got = "none" if partition is None else f"one for {partition.ranks}"
         raise InputError(f"{sockets} sockets need a partition for as many, got {got}; plan for this number of sockets")
-    return _several(model, profile, config, partition, predictor)
-
-
-def _one_socket(model: Model, profile: Profile, config: RunConfig, predictor: Predictor) -> Estimate:
-    shapes = step_passes(model, whole_tables(model))
-    full = complete(config, model)
-    times = predictor.passes(shapes, full, model.dtype)
-    times_s = {one.shape.key: one.prediction.time_s for one in times}
-    whole = Layout(tuple((t, table.rows, table.dim, False) for t, table in enumerate(model.tables)), ())
-    memory = rank_memory_bytes(model, whole, model.minibatch)
-    total_s = sum(times_s.values())
+    ranks = _ranks(model, config, sockets, predictor)
+    collectives = Collectives(profile.network, sockets)
+    works = list(zip(*([each.operator.work() for each in rank.steps.passes if each.lane == "network"] for rank in ranks), strict=True))
+    transfers_s = [collectives.time_s(of_ranks) for of_ranks in works]
+    simulation = Simulation(
+        [rank.steps for rank in ranks], [rank.times_s for rank in ranks], transfers_s, collectives.compute_slowdown,
+        [rank.between_s for rank in ranks],
+    )  # fmt: skip
+    total_s = simulation.run()
+    compute_s = [sum(one.prediction.time_s for one in rank.times) for rank in ranks]
+    slowest = max(range(sockets), key=lambda rank: compute_s[rank])
+    exposed, shown = simulation.exposed_s[slowest], ranks[slowest]
+    notes = (*_notes(model, profile, shown.times, config), *(collectives.notes if sockets > 1 else ()))
     return Estimate(
         model=model.name,
         profile=profile.name,
-        sockets=1,
+        sockets=sockets,
         minibatch=model.minibatch,
         threads=config.threads,
-        operators=tuple(_operator(one) for one in times),
-        iteration=_together(times, total_s),
-        timeline=tuple(in_a_row(0, times_s)),
-        ranks=(RankEstimate(0, total_s, 0.0, memory, model.num_tables),),
-        simulated=not profile.calibration,
-        notes=_notes(model, profile, times, full),
+        operators=(*_computed(shown.times), *_transferred(shown.steps, transfers_s, exposed, collectives)),
+        iteration=_whole(shown.times, total_s, sum(exposed.values())),
+        timeline=tuple(sorted((span for span in simulation.spans if span.rank < _TIMELINE_RANKS), key=lambda s: (s.rank, s.begin_s))),
+        ranks=tuple(
+            RankEstimate(number, compute_s[number], max(0.0, total_s - compute_s[number]), rank.memory_bytes, rank.tables)
+            for number, rank in enumerate(ranks)
+        ),
+        simulated=sockets > 1 or not profile.calibration,
+        notes=notes,
     )
 
 
-def _operator(one: PassTime, *, exposed_s: float | None = None) -> OperatorEstimate:
-    time_s = one.prediction.time_s
-    return OperatorEstimate(
-        one.shape.key, "compute", one.prediction, one.binder, one.limits_s, time_s if exposed_s is None else exposed_s, 0.0, one.shape.work
+@dataclass(frozen=True)
+class _Rank:
+    """One rank's schedule and the times of its passes."""
+
+    steps: Schedule
+    times: tuple[PassTime, ...]
+    """Of the compute passes in order; last what lies between the passes."""
+    memory_bytes: int
+    tables: int
+
+    @property
+    def times_s(self) -> dict[int, float]:
+        """Seconds by the number of the pass in the schedule."""
+        numbers = [number for number, each in enumerate(self.steps.passes) if each.lane == "compute"]
+        return {number: time.prediction.time_s for number, time in zip(numbers, self.times, strict=False)}
+
+    @property
+    def between_s(self) -> float:
+        return self.times[-1].prediction.time_s
+
+
+def _ranks(model: Model, config: RunConfig, sockets: int, predictor: Predictor) -> list[_Rank]:
+    """Every rank; those of equal load are predicted once."""
+    partition = config.partition if sockets > 1 else None
+    if partition is None:
+        return [_rank(model, config, 0, whole_tables(model), predictor)]
+    copies = [Part(t, (0, model.tables[t].rows), (0, model.tables[t].dim)) for t in replicated(partition)]
+    known: dict[object, _Rank] = {}
+    ranks = []
+    for rank, key in enumerate(zip(load_signatures(model, partition), samples_of(model, sockets), strict=True)):
+        if key not in known:
+            known[key] = _rank(model, config, rank, [*parts_of(model, partition, rank), *copies], predictor, len(key[0]))
+        ranks.append(known[key])
+    return ranks
+
+
+def _rank(
+    model: Model, config: RunConfig, rank: int, parts: Sequence[Part], predictor: Predictor, tables: int | None = None
+) -> _Rank:
+    steps = schedule(model, config.partition, rank, config.communication)
+    times = tuple(predictor.passes(steps, complete(config, steps)))
+    samples = steps.samples[1] - steps.samples[0]
+    return _Rank(steps, times, rank_memory_bytes(model, parts, samples), len(parts) if tables is None else tables)
+
+
+def _computed(times: Sequence[PassTime]) -> list[OperatorEstimate]:
+    """One row a key: passes that share one add up."""
+    groups: dict[str, list[PassTime]] = {}
+    for time in times:
+        groups.setdefault(time.key, []).append(time)
+    rows = []
+    for key, group in groups.items():
+        prediction = reduce(_added, (time.prediction for time in group))
+        limits_s = {name: sum(time.limits_s[name] for time in group) for name in group[0].limits_s}
+        longest = max(group, key=lambda time: time.prediction.time_s)
+        work = reduce(Work.__add__, (time.each.operator.work() for time in group))
+        if prediction.time_s > 0:
+            rows.append(OperatorEstimate(key, "compute", prediction, longest.binder, limits_s, prediction.time_s, 0.0, work))
+    return rows
+
+
+def _added(one: Prediction, other: Prediction) -> Prediction:
+    return Prediction(
+        low_s=one.low_s + other.low_s,
+        time_s=one.time_s + other.time_s,
+        high_s=one.high_s + other.high_s,
+        extrapolated=one.extrapolated or other.extrapolated,
     )
 
 
-def _together(times: Sequence[PassTime], total_s: float, network_s: float = 0.0) -> Prediction:
+def _transferred(
+    steps: Schedule, transfers_s: Sequence[float], exposed: dict[str, float], collectives: Collectives
+) -> list[OperatorEstimate]:
+    """The transfers as one rank meets them."""
+    numbered = [each for each in steps.passes if each.lane == "network"]
+    rows = []
+    for key in steps.collectives:
+        time_s = sum(taken for each, taken in zip(numbered, transfers_s, strict=True) if each.key == key)
+        work, waited_s = steps.works[key], exposed.get(key, 0.0)
+        prediction = collectives.prediction(work, time_s)
+        hidden_s = max(0.0, time_s - waited_s)
+        rows.append(OperatorEstimate(key, "network", prediction, "network", {"network": time_s}, waited_s, hidden_s, work))
+    return rows
+
+
+def _whole(times: Sequence[PassTime], total_s: float, network_s: float) -> Prediction:
     """The interval of a sum: independent errors add up as squares, what they have in common as it is."""
-    squares = sum((one.prediction.time_s * _spread(one.prediction)) ** 2 for one in times) + (network_s * _NETWORK_SPREAD) ** 2
+    squares = sum((time.prediction.time_s * _spread(time.prediction)) ** 2 for time in times) + (network_s * _NETWORK_SPREAD) ** 2
     half = math.sqrt(squares) / total_s + _SYSTEMATIC if total_s else _SYSTEMATIC
     # Passes that hardly matter may lie outside the calibration.
-    outside = [one for one in times if one.prediction.extrapolated and one.prediction.time_s > _WORTH_NAMING * total_s]
-    words = "; ".join(f"{one.shape.key}: {one.prediction.extrapolated}" for one in outside[:3])
-    more = f"; and {len(outside) - 3} more passes" if len(outside) > 3 else ""
-    return Prediction(low_s=total_s * math.exp(-half), time_s=total_s, high_s=total_s * math.exp(half), extrapolated=words + more)
+    outside = {time.key: time.prediction.extrapolated for time in times if time.prediction.time_s > _WORTH_NAMING * total_s}
+    words = [f"{key}: {reason}" for key, reason in outside.items() if reason]
+    more = [f"and {len(words) - 3} more passes"] if len(words) > 3 else []
+    return Prediction(
+        low_s=total_s * math.exp(-half), time_s=total_s, high_s=total_s * math.exp(half), extrapolated="; ".join(words[:3] + more)
+    )
 
 
 def _spread(prediction: Prediction) -> float:
     return math.log(prediction.high_s / prediction.time_s) if prediction.time_s else 0.0
-
-
-def _several(model: Model, profile: Profile, config: RunConfig, partition: Partition, predictor: Predictor) -> Estimate:
-    if model.minibatch < partition.ranks:
-        raise InputError(f"each of {partition.ranks} sockets needs a sample, got a minibatch of {model.minibatch}; raise it")
-    everybody, samples = layouts(model, partition), samples_of(model, partition.ranks)
-    knobs = config.communication or CommunicationKnobs()
-    crowd = Crowd.of(everybody)
-    shapes: dict[tuple[Layout, int], RankShape] = {}
-    passes: dict[tuple[Layout, int], list[PassTime]] = {}
-    for layout, count in zip(everybody, samples, strict=True):
-        key = (layout, count)
-        if key not in shapes:
-            shapes[key] = rank_shape(model, layout, crowd, config, count)
-            local = complete(config, model.model_copy(update={"minibatch": count}))
-            passes[key] = predictor.passes(shapes[key].passes, local, model.dtype)
-    keys = list(zip(everybody, samples, strict=True))
-    links = Links(profile.network, partition.ranks, knobs)
-    transfers = links.transfers([shapes[key] for key in shapes])
-    times_s = {key: _pass_times(of) for key, of in passes.items()}
-    simulation = Simulation([times_s[key] for key in keys], transfers)
-    total_s = simulation.run()
-    compute_s = [sum(times_s[key].values()) for key in keys]
-    slowest = max(range(partition.ranks), key=lambda rank: compute_s[rank])
-    exposed = simulation.exposed_s[slowest]
-    mine = passes[keys[slowest]]
-    talks = links.operators(shapes[keys[slowest]], transfers, exposed)
-    operators = (*(_operator(one) for one in mine if one.prediction.time_s > 0), *talks)
-    return Estimate(
-        model=model.name,
-        profile=profile.name,
-        sockets=partition.ranks,
-        minibatch=model.minibatch,
-        threads=config.threads,
-        operators=operators,
-        iteration=_together(mine, total_s, sum(exposed.values())),
-        timeline=tuple(sorted((one for one in simulation.spans if one.rank < _TIMELINE_RANKS), key=lambda one: (one.rank, one.begin_s))),
-        ranks=tuple(
-            RankEstimate(rank, compute_s[rank], max(0.0, total_s - compute_s[rank]), shapes[key].memory_bytes, shapes[key].tables)
-            for rank, key in enumerate(keys)
-        ),
-        simulated=True,
-        notes=(*_notes(model, profile, mine, config), *links.notes),
-    )
-
-
-def _pass_times(times: Sequence[PassTime]) -> dict[str, float]:
-    """The weights' step is a pass of its own on several ranks, so backward-weights packs nothing."""
-    return {one.shape.key: one.prediction.time_s for one in times}
 
 
 def _notes(model: Model, profile: Profile, times: Sequence[PassTime], config: RunConfig) -> tuple[str, ...]:
@@ -229,10 +265,10 @@ def _notes(model: Model, profile: Profile, times: Sequence[PassTime], config: Ru
             not profile.calibration,
         "arithmetic in bf16 is taken to be as fast as in fp32: the profile tells nothing of it":
             model.dtype == "bf16" and profile.bf16_gain == 1.0 and "bf16_gain" not in profile.sources,
-        "passes in bf16 are predicted by the laws of fp32, with bf16's bytes and arithmetic": model.dtype == "bf16",
+        "passes in bf16 are predicted by the weights fitted to fp32, with bf16's bytes and arithmetic": model.dtype == "bf16",
         "look-ups are spread as in one sampled batch": model.data.distribution in ("histogram", "criteo"),
         "layers on torch's GEMM are predicted as the blocked one": any(
-            isinstance(knobs, LayerKnobs) and knobs.implementation == "torch" for knobs in config.operators.values()
+            getattr(knobs, "implementation", "") == "torch" for knobs in config.operators.values()
         ),
     }  # fmt: skip
-    return tuple(note for note, holds in told.items() if holds)
+    return profile.warnings + tuple(note for note, holds in told.items() if holds)

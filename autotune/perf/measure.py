@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import statistics
-import time
+import itertools
+from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Protocol
 
 from autotune.bench.noise import NoiseMonitor
+from autotune.bench.passes import PassTimes
 from autotune.bench.progress import NO_PROGRESS, Progress
+from autotune.bench.rounds import EachRound, Observer, run_rounds, timed
 from autotune.bench.samples import Samples
 from autotune.config.measured import MachineState, TimedSpan, TimeParts, differs
 from autotune.config.model import DataSpec
@@ -23,11 +25,10 @@ from autotune.ops.base import Work
 from autotune.ops.timing import Recorder
 from autotune.perf.breakdown import parts_by_pass
 from autotune.perf.estimate import Estimate, OperatorEstimate, estimate
-from autotune.perf.roofline import verdict
+from autotune.perf.roofline import BARE, Hardware, verdict
 from autotune.perf.table import OTHER, OperatorTable
-from autotune.probe.drift import Present, ceilings_now
+from autotune.probe.drift import Drift, ceilings_now
 
-_MAX_REPEATS = 8
 _MIN_ROUNDS = 3
 _TOO_FAST = 1.4
 """A share of a ceiling that asks for a word. The probe's rows always miss the caches; of a table four times their size random rows hit
@@ -43,31 +44,6 @@ class Steps(Protocol):
     def recorder(self) -> Recorder: ...
 
     def step(self, batch: Batch) -> float: ...
-
-
-@dataclass(frozen=True)
-class Rounds:
-    """Timed iterations."""
-
-    iterations_s: tuple[float, ...]
-    """Of the steps that count."""
-    passes_s: tuple[dict[str, float], ...]
-    """Seconds by pass of every step, those that do not count included."""
-    counted: tuple[int, ...]
-    """Which entries of `passes_s` count."""
-    notes: tuple[str, ...]
-
-    @property
-    def typical(self) -> int:
-        """The iteration nearest to the median, counted from the last step, which is 1: its place from the end of a recorder's history."""
-        median_s = statistics.median(self.iterations_s)
-        nearest = min(range(len(self.counted)), key=lambda i: abs(self.iterations_s[i] - median_s))
-        return self.back[nearest]
-
-    @property
-    def back(self) -> tuple[int, ...]:
-        """The places of those that count from the end of a recorder's history; the last step is 1."""
-        return tuple(len(self.passes_s) - number for number in self.counted)
 
 
 def timed_spans(recorder: Recorder, back: int, rank: int = 0) -> tuple[TimedSpan, ...]:
@@ -91,55 +67,50 @@ def timed_parts(recorder: Recorder, back: Sequence[int]) -> dict[str, TimeParts]
     return parts_by_pass(steps)
 
 
-def timed_rounds(
-    dlrm: Steps, source: BatchSource, monitor: NoiseMonitor, *, rounds: int, budget_s: float | None = None, progress: Progress = NO_PROGRESS
-) -> Rounds:
-    """Train for some iterations, each on a batch of its own; making the batch is outside the times.
+def timed_steps(
+    dlrm: Steps,
+    source: BatchSource,
+    observers: Sequence[Observer],
+    *,
+    rounds: int,
+    budget_s: float | None = None,
+    progress: Progress = NO_PROGRESS,
+) -> tuple[PassTimes, tuple[str, ...]]:
+    """Train for some steps, each on a batch of its own, and return their times and notes. Making the batch is outside the times.
 
-    A round that other programs disturbed is repeated, at most 8 times in all.
+    Args:
+        observers: Noise and drift.
+        rounds: Steps that count, at most.
+        budget_s: Wall seconds; ends the steps and their repetition earlier, but not before three.
 
     Raises:
         InputError: rounds below 1, or a batch with an index outside its table.
     """
-    if rounds < 1:
-        raise InputError(f"rounds must be at least 1, got {rounds}; ask for one or more")
-    begin = time.monotonic()
-    iterations: list[float] = []
-    passes: list[dict[str, float]] = []
-    counted: list[int] = []
-    disturbed: list[str] = []
+    numbers, current = itertools.count(), deque[tuple[int, Batch]](maxlen=1)
+
+    def next_batch() -> None:
+        number = next(numbers)
+        current.append((number, source.batch(number)))
+
+    def step() -> None:
+        number, batch = current[0]
+        try:
+            dlrm.step(batch)
+        except IndexError as error:
+            raise InputError(f"{error} ({source.description}: batch {number})") from error
+
+    passes = PassTimes(dlrm.recorder, watched=True)
     progress.phase("measuring operators", rounds)
-    recorder = dlrm.recorder
-    recorder.watch(True)
-    recorder.take()
-    try:
-        while len(counted) < rounds:
-            late = budget_s is not None and time.monotonic() - begin > budget_s
-            if late and len(counted) >= _MIN_ROUNDS:
-                break
-            number = len(passes)
-            batch = source.batch(number)
-            monitor.start()
-            started = time.perf_counter()
-            try:
-                dlrm.step(batch)
-            except IndexError as error:
-                raise InputError(f"{error} ({source.description}: batch {number})") from error
-            taken = time.perf_counter() - started
-            noise = monitor.stop()
-            passes.append(recorder.take())
-            if number < WARMUP_STEPS:
-                continue
-            if noise.disturbed and len(disturbed) < _MAX_REPEATS and not late:
-                disturbed.append(noise.reason)
-                continue
-            iterations.append(taken)
-            counted.append(number)
-            progress.advance(1)
-    finally:
-        recorder.watch(False)
-    notes: tuple[str, ...] = (f"{len(disturbed)} disturbed rounds were repeated: {disturbed[0]}",) if disturbed else ()
-    return Rounds(tuple(iterations), tuple(passes), tuple(counted), notes)
+    measured = run_rounds(
+        {"step": timed(step)},
+        max_rounds=rounds,
+        budget_s=budget_s,
+        min_rounds=_MIN_ROUNDS,
+        warmup=WARMUP_STEPS,
+        observers=(*observers, passes, EachRound(lambda finished: progress.advance(float(finished.counts)))),
+        prepare=next_batch,
+    )
+    return passes, measured.notes
 
 
 def samples_by_pass(iterations_s: Sequence[float], passes_s: Sequence[dict[str, float]]) -> dict[str, Samples]:
@@ -172,22 +143,21 @@ def measure(
         data: what `source` draws from, for the prediction; None takes the model's own.
 
     Raises:
-        InputError: as `timed_rounds`.
+        InputError: as `timed_steps`.
     """
     monitor = NoiseMonitor(cpus=profile.fingerprint.topology.allowed_cpus)
-    present = Present(profile, dlrm.config.threads)
-    present.look()
-    timed = timed_rounds(dlrm, source, monitor, rounds=rounds, budget_s=budget_s, progress=progress)
-    present.look()
-    ceilings = ceilings_now(profile.ceilings, present.state)
-    iteration = Samples(timed.iterations_s).to_interval()
-    works = {operator.key: operator.work() for operator in dlrm.operators(source)}
-    parts = timed_parts(dlrm.recorder, timed.back)
+    drift = Drift(profile, dlrm.config.threads)
+    steps, notes = timed_steps(dlrm, source, (drift, monitor), rounds=rounds, budget_s=budget_s, progress=progress)
+    ceilings = ceilings_now(profile.ceilings, drift.state)
+    hardware = Hardware.of(profile, dlrm.config.threads, dlrm.model.dtype)
+    iteration = Samples(tuple(steps.iterations_s)).to_interval()
+    works = dlrm.schedule_on(data).works
+    parts = timed_parts(dlrm.recorder, steps.back)
     rows = [
         operator_row(
-            works.get(key), key, samples.to_interval(), iteration.median, ceilings, dlrm.config.threads, parts.get(key)
+            works.get(key), key, samples.to_interval(), iteration.median, ceilings, dlrm.config.threads, parts.get(key), hardware
         )
-        for key, samples in samples_by_pass(timed.iterations_s, [timed.passes_s[i] for i in timed.counted]).items()
+        for key, samples in samples_by_pass(steps.iterations_s, [steps.passes_s[i] for i in steps.counted]).items()
     ]
     workload = dlrm.model if data is None else dlrm.model.model_copy(update={"data": data})
     return beside(
@@ -198,9 +168,9 @@ def measure(
             threads=dlrm.config.threads,
             iteration_s=iteration,
             rows=tuple(rows),
-            notes=timed.notes + _of_state(present.state, profile) + doubts(rows, iteration, profile),
-            timeline=timed_spans(dlrm.recorder, timed.typical),
-            state=present.state,
+            notes=profile.warnings + notes + _of_state(drift.state, profile) + doubts(rows, iteration, profile),
+            timeline=timed_spans(dlrm.recorder, steps.typical),
+            state=drift.state,
         ),
         estimate(workload, profile, dlrm.config),
     )
@@ -259,13 +229,14 @@ def operator_row(
     ceilings: Ceilings,
     threads: int,
     parts: TimeParts | None = None,
+    hardware: Hardware = BARE,
 ) -> MeasuredPass:
     """One pass against its ceilings; without a `work` there is nothing to hold it against."""
     if work is None:
         detail = "outside every operator: Python between the passes"
         return MeasuredPass(operator=key, time_s=time_s, share=time_s.median / iteration_s, fractions={}, binder="none", detail=detail)
     # Within a step an operator reads what the one before has just written.
-    found = verdict(work, time_s.median, ceilings, threads, warm=True, parts=parts)
+    found = verdict(work, time_s.median, ceilings, threads, warm=True, parts=parts, hardware=hardware)
     return MeasuredPass(
         operator=key,
         time_s=time_s,

@@ -13,9 +13,9 @@ from typing import Protocol
 import torch
 
 from autotune.bench.progress import NO_PROGRESS, Progress
+from autotune.bench.rounds import run_rounds, timed
 from autotune.bench.samples import ratio
-from autotune.bench.timer import interleave
-from autotune.config.knobs import FixedKnobs, Knobs, LayerKnobs, RunConfig
+from autotune.config.knobs import FixedKnobs, Knobs, RunConfig
 from autotune.config.tuned import Interval
 from autotune.data.batches import BatchSource
 from autotune.ops.base import Case, Operator
@@ -68,10 +68,9 @@ def perturb(
         half = max(1, threads // 2)
         candidates = {"cold": _call(cold, knobs, threads), "warm": _call(warm, knobs, threads)}
         if half < threads:
-            fewer = knobs.model_copy(update={"thread_columns": 1}) if isinstance(knobs, LayerKnobs) else knobs
-            candidates["fewer"] = _call(cold, fewer, half)
+            candidates["fewer"] = _call(cold, knobs.with_threads(half), half)
         try:
-            samples = interleave(candidates, rounds=rounds, warmup=2).samples
+            samples = run_rounds({name: timed(call) for name, call in candidates.items()}, max_rounds=rounds, warmup=2).samples
         finally:
             torch.set_num_threads(threads)
         gain = ratio(samples["cold"], samples["warm"])

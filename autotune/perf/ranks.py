@@ -6,27 +6,30 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-import torch.distributed as dist
-
 from autotune.bench.noise import NoiseMonitor
 from autotune.bench.progress import NO_PROGRESS, Progress
+from autotune.bench.rounds import run_rounds
 from autotune.bench.samples import Samples, ratio
 from autotune.config.measured import RankRow, TimedSpan, TimeParts
 from autotune.config.network import Network
 from autotune.config.profile import Ceilings, Profile
 from autotune.config.tuned import Interval, MeasuredPass
-from autotune.dlrm.lockstep import Lockstep
-from autotune.dlrm.parallel import TALKS
+from autotune.ops import all_reduce, all_to_all
 from autotune.ops.base import Work
 from autotune.ops.embedding_bag import FORWARD
 from autotune.perf.estimate import estimate
-from autotune.perf.measure import beside, doubts, operator_row, samples_by_pass, timed_parts, timed_rounds, timed_spans
-from autotune.perf.perturb import judge_transfer, perturb
-from autotune.perf.roofline import BOUND_FRACTION, limits
+from autotune.perf.measure import beside, doubts, measure, operator_row, samples_by_pass, timed_parts, timed_spans, timed_steps
+from autotune.perf.perturb import judge_transfer, perturb, unwitnessed
+from autotune.perf.roofline import BOUND_FRACTION, Hardware, limits
 from autotune.perf.share import per_rank
 from autotune.perf.table import OTHER, OperatorTable, Perturbation
+from autotune.probe.network import slowest_turn
+from autotune.ranks import group
+from autotune.ranks.lockstep import Lockstep, take_recorded
 from autotune.units import format_bytes, format_time
 
+TALKS = (all_to_all.FORWARD, all_to_all.BACKWARD, all_reduce.KEY)
+"""Passes that wait for other ranks."""
 _TALK_ROUNDS = 5
 _PROOF_ROUNDS = 15
 # A rank that computes this much longer than the mean is worth a word.
@@ -39,23 +42,32 @@ Times = Sequence[Mapping[str, float]]
 Spans = tuple[TimedSpan, ...]
 
 
+def time_talks(lockstep: Lockstep, keys: tuple[str, ...], rounds: int, share: float = 1.0) -> dict[str, Samples]:
+    """Task: times of each transfer of a step with nothing beside it, of the slowest rank.
+
+    Args:
+        share: of the bytes that travel.
+    """
+    turns = {key: slowest_turn(lockstep.dlrm.transfer(key, share)) for key in keys}
+    samples = run_rounds(turns, max_rounds=rounds, warmup=0).samples
+    lockstep.recorder.take()
+    return samples
+
+
 def describe_rank(lockstep: Lockstep) -> list[tuple[dict[str, Work], int, int]]:
     """Task: of every rank the work of its passes, the parts it owns, and their memory."""
     dlrm = lockstep.dlrm
-    works = {operator.key: operator.work() for operator in lockstep.operators(lockstep)}
-    owned = sum(1 for placement in dlrm.partition.tables if dlrm.rank in placement.ranks)
+    works = dict(lockstep.dlrm.schedule.works)
+    partition = dlrm.partition
+    owned = 0 if partition is None else sum(1 for placement in partition.tables if dlrm.rank in placement.ranks)
     mine = (works, owned, sum(4 * bags.rows[t] * bags.dim for _, bags, t in dlrm.parts()))
-    everybodys: list[tuple[dict[str, Work], int, int]] = [mine] * lockstep.ranks
-    dist.all_gather_object(everybodys, mine)
-    return everybodys
+    return group.gather(mine)
 
 
 def spans_of_ranks(lockstep: Lockstep, typical: int, counted: Sequence[int]) -> list[tuple[Spans, dict[str, TimeParts]]]:
     """Task: of every rank, when its passes ran `typical` steps ago, and where the time of each went in the steps `counted` back."""
     mine = timed_spans(lockstep.recorder, typical, lockstep.rank), timed_parts(lockstep.recorder, counted)
-    everybodys = [mine] * lockstep.ranks
-    dist.all_gather_object(everybodys, mine)
-    return everybodys
+    return group.gather(mine)
 
 
 def prove_rank(lockstep: Lockstep, table: OperatorTable, cache_bytes: int) -> list[list[Perturbation]]:
@@ -66,26 +78,41 @@ def prove_rank(lockstep: Lockstep, table: OperatorTable, cache_bytes: int) -> li
         cache_bytes: that the threads of one rank can fill.
     """
     mine = perturb(lockstep, lockstep, table, cache_bytes=cache_bytes)
-    everybodys = [mine] * lockstep.ranks
-    dist.all_gather_object(everybodys, mine)
-    return everybodys
+    return group.gather(mine)
 
 
-def prove_ranks(lockstep: Lockstep, table: OperatorTable, cache_bytes: int, progress: Progress = NO_PROGRESS) -> OperatorTable:
+def profile_passes(
+    lockstep: Lockstep,
+    profile: Profile,
+    *,
+    ranks_on_host: int,
+    rounds: int = 20,
+    budget_s: float | None = None,
+    progress: Progress = NO_PROGRESS,
+) -> OperatorTable:
+    """The table of an iteration on one rank or several. Rank 0 calls it; see `measure_ranks`."""
+    if lockstep.ranks == 1:
+        return measure(lockstep.dlrm, lockstep.source, profile, rounds=rounds, budget_s=budget_s, progress=progress)
+    return measure_ranks(lockstep, profile, ranks_on_host=ranks_on_host, rounds=rounds, budget_s=budget_s, progress=progress)
+
+
+def prove_passes(lockstep: Lockstep, table: OperatorTable, cache_bytes: int, progress: Progress = NO_PROGRESS) -> OperatorTable:
     """The table with its verdicts tested: passes of the slowest rank, transfers with half their bytes. Rank 0 calls it.
 
     Args:
-        lockstep: with the tasks `prove_rank` and `time_talks`.
-        table: of `measure_ranks`.
+        table: of `profile_passes`.
         cache_bytes: that the threads of one rank can fill.
     """
+    if lockstep.ranks == 1:
+        tested = perturb(lockstep.dlrm, lockstep.source, table, cache_bytes=cache_bytes, progress=progress)
+        return replace(table, perturbations=tuple(tested), notes=table.notes + unwitnessed())
     progress.phase("perturbing operators", None)
     slowest = max(table.ranks, key=lambda row: row.compute_s).rank
-    found = list(lockstep.everywhere("prove_rank", table, cache_bytes)[slowest])
-    whole, half = (lockstep.everywhere("time_talks", TALKS, _PROOF_ROUNDS, share) for share in (1.0, 0.5))
+    tested = list(lockstep.everywhere(prove_rank, table, cache_bytes)[slowest])
+    whole, half = (lockstep.everywhere(time_talks, TALKS, _PROOF_ROUNDS, share) for share in (1.0, 0.5))
     sent = {row.operator: row for row in table.rows if row.bytes_sent}
-    found += [judge_transfer(key, sent[key].binder, ratio(whole[key], half[key])) for key in TALKS if key in sent]
-    return replace(table, perturbations=tuple(found))
+    tested += [judge_transfer(key, sent[key].binder, ratio(whole[key], half[key])) for key in TALKS if key in sent]
+    return replace(table, perturbations=tuple(tested))
 
 
 def measure_ranks(
@@ -93,7 +120,6 @@ def measure_ranks(
     profile: Profile,
     *,
     ranks_on_host: int,
-    monitor: NoiseMonitor,
     rounds: int = 20,
     budget_s: float | None = None,
     progress: Progress = NO_PROGRESS,
@@ -103,27 +129,27 @@ def measure_ranks(
     A transfer's row shows what the rank waited for it (exposed). What it takes alone, measured afterwards, less that, was hidden.
 
     Args:
-        lockstep: with the tasks `take_recorded`, `spans_of_ranks`, `time_talks` and `describe_rank`.
         profile: of the machine, with its network.
         ranks_on_host: among which the machine's ceilings are shared.
-        monitor: of this rank's cores.
         rounds, budget_s: as in `perf.measure.measure`.
 
     Raises:
-        InputError: as `timed_rounds`.
+        InputError: as `timed_steps`.
     """
-    timed = timed_rounds(lockstep, lockstep, monitor, rounds=rounds, budget_s=budget_s, progress=progress)
+    monitor = NoiseMonitor(cpus=lockstep.machine.allowed_cpus if lockstep.machine else None)
+    timed, notes = timed_steps(lockstep, lockstep, (monitor,), rounds=rounds, budget_s=budget_s, progress=progress)
     steps = len(timed.passes_s)
-    watched: list[tuple[Spans, dict[str, TimeParts]]] = lockstep.everywhere("spans_of_ranks", timed.typical, timed.back)
-    recorded: list[Times] = lockstep.everywhere("take_recorded", list(timed.passes_s), steps)
+    watched: list[tuple[Spans, dict[str, TimeParts]]] = lockstep.everywhere(spans_of_ranks, timed.typical, timed.back)
+    recorded = lockstep.everywhere(take_recorded, list(timed.passes_s), steps)
     of_ranks = [[times[i] for i in timed.counted] for times in recorded]
-    alone = {key: Samples(tuple(values)).median_s for key, values in lockstep.everywhere("time_talks", TALKS, _TALK_ROUNDS).items()}
-    described = lockstep.everywhere("describe_rank")
+    alone = {key: samples.median_s for key, samples in lockstep.everywhere(time_talks, TALKS, _TALK_ROUNDS).items()}
+    described = lockstep.everywhere(describe_rank)
     medians = [_medians(times) for times in of_ranks]
     ranks = tuple(_rank_row(rank, medians[rank], *described[rank]) for rank in range(len(medians)))
     slowest = max(ranks, key=lambda row: row.compute_s).rank
-    iteration = Samples(timed.iterations_s).to_interval()
+    iteration = Samples(tuple(timed.iterations_s)).to_interval()
     ceilings, threads = per_rank(profile.ceilings, ranks_on_host), lockstep.config.threads
+    hardware = Hardware.of(profile, threads, lockstep.model.dtype, ranks_on_host)
     works = described[slowest][0]
     rows = []
     for key, samples in samples_by_pass(timed.iterations_s, [dict(times) for times in of_ranks[slowest]]).items():
@@ -131,7 +157,7 @@ def measure_ranks(
         if key in alone and work is not None:
             row = _talk_row(work, key, time_s, alone[key], iteration.median, ceilings, threads, profile.network)
         else:
-            row = operator_row(work, key, time_s, iteration.median, ceilings, threads, watched[slowest][1].get(key))
+            row = operator_row(work, key, time_s, iteration.median, ceilings, threads, watched[slowest][1].get(key), hardware)
         imbalance = _imbalance([one.get(key, 0.0) for one in medians]) if key != OTHER else None
         rows.append(row.model_copy(update={"imbalance": imbalance}))
     predicted = estimate(lockstep.model, profile, lockstep.config, sockets=len(ranks), ranks_on_host=ranks_on_host)
@@ -143,7 +169,7 @@ def measure_ranks(
             threads=threads,
             iteration_s=iteration,
             rows=tuple(rows),
-            notes=(*timed.notes, *doubts(rows, iteration, profile), *_slowest_notes(ranks, medians)),
+            notes=(*profile.warnings, *notes, *doubts(rows, iteration, profile), *_slowest_notes(ranks, medians)),
             ranks=ranks,
             timeline=tuple(span for of_rank, _ in watched[:_SHOWN_RANKS] for span in of_rank),
         ),

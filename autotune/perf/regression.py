@@ -1,13 +1,14 @@
-"""Laws: the time of a pass as a weighted sum of its terms, the weights learned from the reference models that the probe ran.
+"""The linear performance model: the time of a pass as a weighted sum of its features, fitted to the calibration runs of the probe.
 
-Per kind of pass and number of threads the weights minimise the sum over the reference passes of (predicted / measured - 1)^2, none
-negative, drawn gently towards what another machine of this code showed (`USUAL`): terms that the reference cannot tell apart keep their
-usual weight. What the law leaves is smooth in the shape, so the residuals of reference passes near a shape correct it. How well a law
-predicts a reference pass that it has not seen (leave one out) is its interval.
+Per kind of pass and number of threads the weights minimise the sum over the calibration passes of (predicted / measured - 1)^2, none
+negative, drawn gently towards the operator's prior: features that the calibration cannot tell apart keep their prior weight. What the fit
+leaves is smooth in the shape, so the residuals of calibration passes near a shape correct it. The interval is how well the model predicts
+calibration passes that it has not seen.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,8 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from autotune.config.tuned import Prediction
-from autotune.perf.features import Terms
-from autotune.perf.steps import Kind
+from autotune.ops.base import Features, Operator
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -37,58 +37,24 @@ _BETWEEN = 0.8
 """Share of the leave-one-out errors inside an interval."""
 _OUTSIDE = 1.25
 """A size this much beyond all reference passes is extrapolated."""
-
-_UNTESTED = {"atomic": 20.0, "unfused": 1.5, "state": 2.0}
-"""Terms that no reference pass has, of strategies that are baselines and of Adagrad: estimates."""
-USUAL: Mapping[Kind, Mapping[str, float]] = {
-    "forward": {
-        "wide": 0.96, "narrow": 0.88, "narrowest": 0.99, "store": 4.1, "ragged": 9.6, "panel": 1.0, "call": 15.0, "fork": 2.0,
-        "memory": 1.9, "shared": 0.8,
-    },
-    "backward_data": {
-        "wide": 0.83, "narrow": 0.41, "narrowest": 0.1, "store": 0.1, "ragged": 3.7, "panel": 1.0, "call": 20.0, "fork": 2.0,
-        "memory": 3.6, "shared": 1.0,
-    },
-    "backward_weights": {
-        "wide": 1.0, "narrow": 0.57, "narrowest": 1.3, "store": 1.3, "ragged": 0.1, "panel": 3.2, "pack": 1.3, "repack": 1.1, "masked": 3.6,
-        "call": 49.0, "fork": 2.1, "memory": 1.3, "shared": 0.1,
-    },
-    "embedding_forward": {
-        "rows_memory": 0.87, "rows_shared": 0.1, "rows_own": 0.2, "walk": 0.05, "lookups": 0.1, "vectors": 1.5, "bags": 0.1, "tables": 0.3,
-        "call": 33.0, "fork": 2.2, "memory": 2.6, "shared": 3.0,
-    },
-    "embedding_update": {
-        "rows_memory": 1.0, "rows_shared": 0.2, "rows_own": 0.1, "walk": 0.05, "lookups": 1.8, "vectors": 1.7, "bags": 26.0, "tables": 0.1,
-        "alternate": 0.25, "scan": 1.9, "file": 14.0, "call": 56.0, "fork": 2.3, "memory": 0.7, "shared": 2.7, **_UNTESTED,
-    },
-    "interaction_forward": {
-        "dots": 0.39, "sums": 0.39, "copy": 5.6, "samples": 0.1, "call": 18.0, "fork": 2.0, "memory": 1.1, "shared": 1.0,
-    },
-    "interaction_backward": {
-        "dots": 0.39, "square": 0.1, "store": 8.7, "samples": 0.1, "call": 13.0, "fork": 2.0, "memory": 0.1, "shared": 0.4,
-    },
-    "loss": {"samples": 31.0, "call": 177.0},
-    "other": {"passes": 5.6, "call": 1.0},
-}  # fmt: skip
-"""Weights of a 2-core Zen 4 machine with AVX-512, as the probe measured them at two threads, rounded, 0.1 for none: where a machine's own
-law is drawn to, and what a profile without reference passes gets."""
-
+_UNSEEN, _TIMES_SEEN = 0.1, 2.0
+"""A feature is extrapolated where it takes more than a tenth of a pass, and twice what it took of any reference pass."""
 
 @dataclass(frozen=True, eq=False)
 class Reference:
     """One pass of a reference model."""
 
-    terms: Terms
+    features: Features
     size: Mapping[str, float]
     time_s: float
     threads: int
 
 
 @dataclass(frozen=True, eq=False)
-class Law:
+class FittedModel:
     """Of one kind of pass at one number of threads."""
 
-    kind: Kind
+    kind: str
     threads: int
     weights: Mapping[str, float]
     references: tuple[Reference, ...]
@@ -97,11 +63,11 @@ class Law:
     spread: float
     """Half-width of the interval, in log time."""
 
-    def predict(self, terms: Terms, size: Mapping[str, float], threads: int) -> Prediction:
+    def predict(self, features: Features, size: Mapping[str, float], threads: int) -> Prediction:
         """The time of a pass, with its interval."""
-        base_s = weighted(terms, self.weights)
+        base_s = weighted(features, self.weights)
         time_s = base_s * math.exp(self._correction(size))
-        outside = self.outside(size, threads)
+        outside = "; ".join(filter(None, (self.outside(size, threads), self._unseen(features))))
         spread = self.spread * (1.5 if outside else 1.0)
         return Prediction(low_s=time_s * math.exp(-spread), time_s=time_s, high_s=time_s * math.exp(spread), extrapolated=outside)
 
@@ -117,6 +83,26 @@ class Law:
                 found.append(f"{name.replace('_', ' ')} {size[name]:g} beside {low:g} to {high:g}")
         return "; ".join(found)
 
+    def _unseen(self, features: Features) -> str:
+        """Features that take a share of this pass's time that they took of no calibration pass's, in words."""
+        unseen = [
+            name.replace("_", " ")
+            for name, share in self._shares(features).items()
+            if self.references and share > _UNSEEN and share > _TIMES_SEEN * self._seen.get(name, 0.0)
+        ]
+        return f"no reference pass spends as much on {', '.join(unseen)}" if unseen else ""
+
+    def _shares(self, features: Features) -> dict[str, float]:
+        """What each feature takes of a pass's time, at its prior weight where the fit has less of it."""
+        prior, total = Operator.registry[self.kind].prior, weighted(features, self.weights)
+        return {name: value * max(self.weights.get(name, 1.0), prior.get(name, 0.0)) / total for name, value in features.items()}
+
+    @functools.cached_property
+    def _seen(self) -> dict[str, float]:
+        """The largest share of each feature among the calibration passes."""
+        shares = [self._shares(reference.features) for reference in self.references]
+        return {name: max(share.get(name, 0.0) for share in shares) for name in self.weights}
+
     def _correction(self, size: Mapping[str, float]) -> float:
         if not self.references:
             return 0.0
@@ -124,28 +110,28 @@ class Law:
         return float(near @ self.residuals / (near.sum() + _OWN_WEIGHT))
 
 
-def weighted(terms: Terms, weights: Mapping[str, float]) -> float:
-    return max(1e-9, sum(value * weights.get(name, 1.0) for name, value in terms.items()))
+def weighted(features: Features, weights: Mapping[str, float]) -> float:
+    return max(1e-9, sum(value * weights.get(name, 1.0) for name, value in features.items()))
 
 
-def learn(kind: Kind, threads: int, references: Sequence[Reference]) -> Law:
+def fit(kind: str, threads: int, references: Sequence[Reference]) -> FittedModel:
     """The law of the passes given; the usual one where there are none."""
-    usual = USUAL.get(kind, {})
+    prior_weights = Operator.registry[kind].prior
     if not references:
-        return Law(kind, threads, usual, (), np.zeros(0), _USUAL_SPREAD)
-    names = list(references[0].terms)
-    matrix = np.array([[one.terms[name] / one.time_s for name in names] for one in references])
-    prior = np.array([usual.get(name, 1.0) for name in names])
+        return FittedModel(kind, threads, prior_weights, (), np.zeros(0), _USUAL_SPREAD)
+    names = list(references[0].features)
+    matrix = np.array([[one.features[name] / one.time_s for name in names] for one in references])
+    prior = np.array([prior_weights.get(name, 1.0) for name in names])
     weights = _solve(matrix, prior)
     residuals = -np.log(np.maximum(matrix @ weights, 1e-9))
     spread = _left_out(matrix, prior, [one.size for one in references])
-    return Law(kind, threads, dict(zip(names, weights.tolist(), strict=True)), tuple(references), residuals, spread)
+    return FittedModel(kind, threads, dict(zip(names, weights.tolist(), strict=True)), tuple(references), residuals, spread)
 
 
 def _solve(matrix: FloatArray, prior: FloatArray) -> FloatArray:
     """Non-negative weights with the least sum of Huber's loss of (matrix w - 1) and the pull to the prior."""
-    count, terms = matrix.shape
-    pull = math.sqrt(_PULL * count / terms) * np.diag(1.0 / np.maximum(prior, 1e-3))
+    count, features = matrix.shape
+    pull = math.sqrt(_PULL * count / features) * np.diag(1.0 / np.maximum(prior, 1e-3))
     importance, weights = np.ones(count), prior
     for _ in range(_REWEIGHTS):
         root = np.sqrt(importance)
@@ -161,17 +147,17 @@ def _non_negative(matrix: FloatArray, target: FloatArray) -> FloatArray:
 
     Source: C. Lawson, R. Hanson, Solving Least Squares Problems, 1974, chapter 23.
     """
-    terms = matrix.shape[1]
+    features = matrix.shape[1]
     gram, right = matrix.T @ matrix, matrix.T @ target
-    weights, free = np.zeros(terms), np.zeros(terms, dtype=bool)
-    for _ in range(3 * terms):
+    weights, free = np.zeros(features), np.zeros(features, dtype=bool)
+    for _ in range(3 * features):
         slope = np.where(free, -np.inf, right - gram @ weights)
         best = int(np.argmax(slope))
         if slope[best] <= 1e-10 * max(1.0, abs(right[best])):
             break
         free[best] = True
         while True:
-            trial = np.zeros(terms)
+            trial = np.zeros(features)
             trial[free] = np.linalg.solve(gram[np.ix_(free, free)], right[free])
             if trial[free].min() > 0:
                 weights = trial

@@ -1,8 +1,9 @@
-"""What binds an operator: its time against what the machine's measured ceilings allow.
+"""What binds an operator: its time against what the machine can do at most.
 
 Roofline with one roof per access pattern: the least time that arithmetic, memory and network each allow for the compulsory work, and
-the share of each that a measured time reaches. Rates between measured points are interpolated; outside them the nearest point counts,
-and the result says so.
+the share of each that a measured time reaches. A bound is physical: arithmetic at the multiply-add peak of the cores, bytes at the best
+measured bandwidth of their access pattern and working set. What one of our own kernels reached is shown beside it, never as the bound.
+Rates between measured points are interpolated; outside them the nearest point counts, and the result says so.
 
 Source: S. Williams, A. Waterman, D. Patterson, Roofline, CACM 52(4), 2009.
 """
@@ -13,26 +14,27 @@ import bisect
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from typing import Literal
 
 from autotune.config.measured import TimeParts
-from autotune.config.network import Network, Operation
-from autotune.config.profile import Ceilings, RowPoint
+from autotune.config.network import Network
+from autotune.config.profile import Ceilings, Profile, RowPoint
 from autotune.errors import InputError
-from autotune.ops.base import Work
-from autotune.perf.network import transfer_s
-from autotune.units import format_bytes, format_time
+from autotune.ops.base import RowAccess, Work
+from autotune.perf.collectives import transfer_s
+from autotune.units import format_bytes, format_rate, format_time
 
 Binder = Literal["memory", "compute", "network", "none"]
 StreamKind = Literal["read", "copy", "triad", "copy_nt", "update"]
 
-# Below this share of every ceiling something else rules. Noise of the ceilings on a shared machine is 10-30 %.
+# Above half of the time the binder alone takes longer than everything else together; 0.1 more stands for ceilings that were measured up
+# to 20 % too high or low on a shared machine. Held against the multiply-add peak, the best GEMMs reach 0.82 (AVX2, Zen 3) to 0.88 (AVX-512,
+# Zen 4) of it and stay far above; a layer at 0.7 of what a GEMM reaches there is at 0.6 of the peak.
 BOUND_FRACTION = 0.6
 # A second ceiling this near the first may as well be the binder.
 CLOSE = 0.10
-# Above 1 by more than a ceiling's own noise: the ceiling is none for this operator.
-_ABOVE = 1.1
 # Threads that lack a core for this share of a pass: more than the ticks of a quiet machine take.
 _OFF_CORE = 0.03
 
@@ -54,12 +56,15 @@ class Limits:
     """The least time that each resource allows, seconds."""
 
     compute_s: float
-    """Flops over the best GEMM rate."""
+    """Flops over the multiply-add peak of the cores."""
     memory_s: float
+    """Bytes over the bandwidth of the memory level that each comes from."""
     network_s: float
     """0 where nothing is sent, or the network was not measured."""
-    peak_s: float
-    """Flops over the peak of independent multiply-adds, which nothing passes; below `compute_s`."""
+    best_seen: float = 0.0
+    """Share of the multiply-add peak that the best GEMM of the probe reaches; 0 where the profile holds none."""
+    pattern: str = ""
+    """What the memory ceiling is a ceiling of, in words."""
     notes: tuple[str, ...] = ()
     """Ceilings that had to be extrapolated."""
 
@@ -87,8 +92,47 @@ class Boundedness:
     limits: Limits
 
 
-def compute_ceiling(ceilings: Ceilings, threads: int) -> float:
-    """Best GEMM rate, flops per second; the peak of multiply-adds where a profile has no GEMM.
+@dataclass(frozen=True)
+class Hardware:
+    """What a bound takes from a machine beside its ceilings."""
+
+    own_bytes: float = 0.0
+    """Caches of the team's own cores together."""
+    shared_bytes: float = 0.0
+    """Caches that the team can reach, the last level included. 0: no row is found where an earlier step left it."""
+    gain: float = 1.0
+    """Peak of the arithmetic's dtype over that of fp32."""
+
+    @classmethod
+    def of(cls, profile: Profile, threads: int, dtype: str = "fp32", ranks: int = 1) -> Hardware:
+        """The caches of a machine that a rank of so many threads can reach.
+
+        Args:
+            ranks: Ranks among which the machine is shared.
+        """
+        topology = profile.fingerprint.topology
+        own = float(topology.l2_bytes * threads)
+        return cls(own, own + topology.last_level_bytes / ranks, peak_gain(profile, dtype))
+
+
+BARE = Hardware()
+"""No caches, arithmetic in fp32."""
+
+
+def peak_gain(profile: Profile, dtype: str) -> float:
+    """Multiply-add peak in a dtype over that in fp32.
+
+    An instruction that multiplies pairs of bf16 does twice the multiply-adds of one on fp32; what the layers of a probe gained is a lower
+    bound. Without such an instruction bf16 is widened, and its peak is that of fp32.
+    """
+    if dtype != "bf16":
+        return 1.0
+    paired = "avx512_bf16" in profile.fingerprint.topology.isa and profile.fingerprint.target == "avx512"
+    return max(2.0 if paired else 1.0, profile.bf16_gain)
+
+
+def gemm_ceiling(ceilings: Ceilings, threads: int) -> float:
+    """Best rate of a GEMM in the probe, flops per second; the multiply-add peak where a profile has no GEMM.
 
     Between measured thread counts linear; below the least in proportion, above the most as there.
 
@@ -96,16 +140,16 @@ def compute_ceiling(ceilings: Ceilings, threads: int) -> float:
         InputError: the profile holds neither, or `threads` is below 1.
     """
     rates = _by_threads((p.threads, p.flops_per_s) for p in ceilings.gemm) or _by_threads((p.threads, p.flops_per_s) for p in ceilings.fma)
-    return _proportional(rates, threads, "gemm")
+    return _proportional(rates, threads, "multiply-add")
 
 
 def peak_ceiling(ceilings: Ceilings, threads: int) -> float:
-    """Flops per second of independent multiply-adds, never less than the GEMM's.
+    """Multiply-add peak of the cores, flops per second in fp32: the bound of arithmetic. Never less than a GEMM reached.
 
     Raises:
-        InputError: as `compute_ceiling`.
+        InputError: as `gemm_ceiling`.
     """
-    gemm = compute_ceiling(ceilings, threads)
+    gemm = gemm_ceiling(ceilings, threads)
     return max(gemm, _proportional(_by_threads((p.threads, p.flops_per_s) for p in ceilings.fma) or {threads: gemm}, threads, "fma"))
 
 
@@ -122,9 +166,11 @@ def stream_ceiling(ceilings: Ceilings, kind: StreamKind, threads: int) -> float:
 def row_ceiling(
     ceilings: Ceilings, access: Literal["gather", "scatter"], row_bytes: int, working_set_bytes: float, threads: int
 ) -> RowRate:
-    """Bandwidth of random whole rows, row bytes per second; a scattered row counts twice.
+    """Best bandwidth of random whole rows, row bytes per second; a scattered row counts twice.
 
-    Linear in the logarithm of row width and working set, linear in threads; clamped to the measured range of each.
+    Linear in the logarithm of row width and working set, linear in threads; clamped to the measured range of each. Wider rows, a smaller
+    working set and more threads allow at least what narrower rows, a larger one and fewer threads were seen to reach: a point measured
+    while the machine was slow does not lower the ceiling.
 
     Raises:
         InputError: the profile has no such points, or a size or `threads` is below 1.
@@ -133,7 +179,9 @@ def row_ceiling(
         got = f"{row_bytes} and {working_set_bytes:g}"
         raise InputError(f"row_bytes and working_set_bytes must be positive, got {got}; see the operator's work")
     points = ceilings.gather if access == "gather" else ceilings.scatter
-    by_threads = {count: _in_rows(at, row_bytes, working_set_bytes) for count, at in _grouped(points, lambda p: p.threads).items()}
+    by_threads: dict[int, float] = {}
+    for count, at in _grouped(points, lambda p: p.threads).items():
+        by_threads[count] = max(_in_rows(at, row_bytes, working_set_bytes), *by_threads.values(), 0.0)
     rate = _clamped(by_threads, threads, access)
     outside = []
     widths, sizes = [p.row_bytes for p in points], [p.working_set_bytes for p in points]
@@ -150,54 +198,91 @@ def fork_join_s(ceilings: Ceilings, threads: int) -> float:
     return _clamped(_by_threads((p.threads, p.time_s) for p in ceilings.fork_join) or {threads: 0.0}, threads, "fork_join")
 
 
-def limits(work: Work, ceilings: Ceilings, threads: int, *, warm: bool = False, network: Network | None = None) -> Limits:
+def limits(
+    work: Work,
+    ceilings: Ceilings,
+    threads: int,
+    *,
+    warm: bool = False,
+    network: Network | None = None,
+    hardware: Hardware = BARE,
+) -> Limits:
     """The least time each resource allows for `work`.
 
-    Compute: flops over the best GEMM rate, for every operator: what a well-blocked loop reaches here. The hard peak is `peak_s`.
+    Compute: flops over the multiply-add peak.
     Memory, streams: a written byte goes with a read one at the best mixed rate (copy, copy_nt, update, triad); the reads left over go
     at the read rate, writes left over at the mixed rate.
-    Memory, gather and scatter: table by table, as they are walked: distinct rows once at the ceiling of a working set of the table;
-    touches of rows seen before at the ceiling of a working set of the distinct rows, which a cache may hold; then what is not rows
-    (pooled vectors, indices) as a stream.
+    Memory, gather and scatter: table by table, as they are walked. Of the distinct rows of a table a cache still holds, from the step
+    before, the share that it holds of all rows that the pass ranges over: those come at the rate of that cache, the others at the ceiling
+    of a working set of the table. Touches of rows seen before come at the ceiling of a working set of the distinct rows. What is not rows
+    (pooled vectors, indices) is a stream.
 
     Args:
         threads: Of the team.
         warm: What streams was written a moment ago and may lie in a cache: a stream is then held against the better of the stream
             ceilings and those of the widest rows in a working set of its bytes.
         network: Between the ranks; None leaves messages out.
+        hardware: Caches and dtype of the machine. Without it no row is found in a cache, and arithmetic is in fp32.
 
     Raises:
         InputError: the profile lacks a ceiling that the work needs.
     """
-    compute_s = work.flops / compute_ceiling(ceilings, threads) if work.flops else 0.0
-    peak_s = work.flops / peak_ceiling(ceilings, threads) if work.flops else 0.0
+    compute_s, best_seen = 0.0, 0.0
+    if work.flops:
+        peak = peak_ceiling(ceilings, threads)
+        compute_s = work.flops / (peak * hardware.gain)
+        best_seen = gemm_ceiling(ceilings, threads) / peak if ceilings.gemm else 0.0
     if work.access == "stream":
         memory_s = _stream_s(work.bytes_read, work.bytes_written, ceilings, threads, warm)
-        return Limits(compute_s, memory_s, _network_s(work, network), peak_s)
+        return Limits(compute_s, memory_s, _network_s(work, network), best_seen, "streams")
     ways = 2 if work.access == "scatter" else 1  # a scattered row is read and written
-    rows_s, row_bytes, outside = 0.0, 0, []
-    for rows in work.rows:
-        unique_bytes = rows.unique * rows.row_bytes
-        if not rows.touched:
-            continue
-        first = row_ceiling(ceilings, work.access, rows.row_bytes, rows.table_bytes, threads)
-        again = row_ceiling(ceilings, work.access, rows.row_bytes, unique_bytes, threads)
-        rows_s += ways * unique_bytes / first.bandwidth_bytes_per_s
-        repeated = (rows.touched - rows.unique) * rows.row_bytes
-        rows_s += ways * repeated / max(first.bandwidth_bytes_per_s, again.bandwidth_bytes_per_s)
+    walked = [rows for rows in work.rows if rows.touched]
+    ranged_bytes = sum(map(_ranged_bytes, walked))
+    # What a level holds, and the working set at which the probe measured it.
+    levels = ((hardware.own_bytes, hardware.own_bytes), (hardware.shared_bytes, hardware.shared_bytes / 2), (math.inf, math.inf))
+    rows_s, row_bytes, outside = 0.0, 0, ""
+    for rows in walked:
+        rate = partial(row_ceiling, ceilings, work.access, rows.row_bytes, threads=threads)
+        unique_bytes, held = rows.unique * rows.row_bytes, 0.0
+        for capacity_bytes, measured_bytes in levels:
+            share = min(1.0, capacity_bytes / ranged_bytes) - held
+            if share > 0:
+                level = rate(working_set_bytes=min(measured_bytes, rows.table_bytes))
+                rows_s += ways * share * unique_bytes / level.bandwidth_bytes_per_s
+                held, outside = held + share, outside or level.extrapolated
+        if rows.touched > rows.unique:
+            again = rate(working_set_bytes=unique_bytes).bandwidth_bytes_per_s
+            rows_s += ways * (rows.touched - rows.unique) * rows.row_bytes / again
         row_bytes += unique_bytes
-        outside += [first.extrapolated] if first.extrapolated else []
     row_reads, row_writes = row_bytes, row_bytes * (ways - 1)
     rest_s = _stream_s(max(0, work.bytes_read - row_reads), max(0, work.bytes_written - row_writes), ceilings, threads, warm)
-    notes = (f"{work.access} ceiling extrapolated: {outside[0]}",) if outside else ()
-    return Limits(compute_s, rows_s + rest_s, 0.0, peak_s, notes)
+    notes = (f"{work.access} ceiling extrapolated: {outside}",) if outside else ()
+    return Limits(compute_s, rows_s + rest_s, 0.0, best_seen, _pattern(walked), notes)
+
+
+def _ranged_bytes(rows: RowAccess) -> float:
+    """Bytes of the rows that accesses range over: as many equally likely rows as give that many distinct ones, the table's at most.
+
+    Of R equally likely rows, t touches meet R (1 - exp(-t / R)). Under skew the rows that return are fewer than the table's.
+    """
+    low, high = float(rows.unique), max(float(rows.unique), rows.table_bytes / rows.row_bytes)
+    for _ in range(50):
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if -middle * math.expm1(-rows.touched / middle) < rows.unique else (low, middle)
+    return high * rows.row_bytes
+
+
+def _pattern(walked: Sequence[RowAccess]) -> str:
+    if not walked:
+        return "streams"
+    largest = max(walked, key=lambda rows: rows.touched * rows.row_bytes)
+    return f"rows of {format_bytes(largest.row_bytes)} in a working set of {format_bytes(largest.table_bytes)}"
 
 
 def _network_s(work: Work, network: Network | None) -> float:
     if network is None or work.operation not in ("all_to_all", "all_reduce"):
         return 0.0
-    operation: Operation = "all_to_all" if work.operation == "all_to_all" else "all_reduce"
-    return transfer_s(network, operation, work.messages, work.message_bytes, work.form)
+    return transfer_s(network, work, network.ranks)
 
 
 _REASONS: Mapping[Reason, str] = {
@@ -228,12 +313,13 @@ def verdict(
     warm: bool = False,
     network: Network | None = None,
     parts: TimeParts | None = None,
+    hardware: Hardware = BARE,
 ) -> Boundedness:
     """What binds an operator that did `work` in `time_s`.
 
     Args:
         time_s: Measured, seconds.
-        warm, network: As in `limits`.
+        warm, network, hardware: As in `limits`.
         parts: Where the time went, thread by thread, where that was measured.
 
     Raises:
@@ -241,13 +327,13 @@ def verdict(
     """
     if not (time_s > 0 and math.isfinite(time_s)):
         raise InputError(f"time_s must be positive and finite, got {time_s}; measure the operator first")
-    least = limits(work, ceilings, threads, warm=warm, network=network)
+    least = limits(work, ceilings, threads, warm=warm, network=network, hardware=hardware)
     fractions = {name: limit_s / time_s for name, limit_s in least.by_resource.items()}
     ranked = sorted(fractions.items(), key=lambda item: -item[1])
     (first, share), (second, second_share) = ranked[0], ranked[1]
     if share < BOUND_FRACTION:
         launch = min(1.0 - share, work.parallel_regions * fork_join_s(ceilings, threads) / time_s)
-        below = f"{share:.0%} of the {first} ceiling, {second_share:.0%} of {second}: below {BOUND_FRACTION:.0%} of each. "
+        below = f"{share:.0%} of {_BOUNDS[first]}, {second_share:.0%} of {_BOUNDS[second]}: below {BOUND_FRACTION:.0%} of each. "
         split = (
             f"Launch overhead is {launch:.0%} ({work.parallel_regions} fork-join), "
             f"the rest of {1.0 - share - launch:.0%} is imbalance and latency"
@@ -258,16 +344,30 @@ def verdict(
                 f"{parts.imbalance:.0%}, waiting for a core {parts.off_core:.0%}, latency {max(0.0, parts.work - share):.0%}"
             )
         return Boundedness("none", fractions, "; ".join((below + split, *least.notes)), least)
-    detail = f"{share:.0%} of the {first} ceiling: {format_time(least.by_resource[first])} of {format_time(time_s)}"
-    told = [detail]
+    evidence = [f"{share:.0%} of {_BOUNDS[first]}: {format_time(least.by_resource[first])} of {format_time(time_s)}"]
+    if first == "compute" and least.best_seen:
+        evidence.append(f"best GEMM seen here reaches {least.best_seen:.0%}")
     if second_share >= (1.0 - CLOSE) * share:
-        told.append(f"{second} is within {CLOSE:.0%} of it, at {second_share:.0%}")
-    if share > _ABOVE:
-        told.append("a share above 100 %: part of the data came from a cache, or the ceiling was measured while the machine was slower")
+        evidence.append(f"{second} is within {CLOSE:.0%} of it, at {second_share:.0%}")
+    evidence += [_passed(work, least, name, time_s) for name, reached in ranked if round(reached, 2) > 1.0]
     if parts is not None and parts.off_core > _OFF_CORE:
-        told.append(f"its threads had no core for {parts.off_core:.0%} of the time: other programs, or more threads than cores")
+        evidence.append(f"its threads had no core for {parts.off_core:.0%} of the time: other programs, or more threads than cores")
     binder: Binder = "memory" if first == "memory" else "compute" if first == "compute" else "network"
-    return Boundedness(binder, fractions, "; ".join((*told, *least.notes)), least)
+    return Boundedness(binder, fractions, "; ".join((*evidence, *least.notes)), least)
+
+
+_BOUNDS: Mapping[str, str] = {"memory": "the memory bound", "compute": "the multiply-add peak", "network": "the network bound"}
+
+
+def _passed(work: Work, least: Limits, resource: str, time_s: float) -> str:
+    """Which ceiling is too low, from the rate at which a pass ran beyond it."""
+    pattern = {"compute": "multiply-adds", "memory": least.pattern}.get(resource, work.operation)
+    amount = {"compute": work.flops, "memory": work.row_traffic_bytes or work.bytes}.get(resource, work.message_bytes)
+    unit: Literal["flops", "bytes"] = "flops" if resource == "compute" else "bytes"
+    said, drawn = format_rate(amount / least.by_resource[resource], unit), format_rate(amount / time_s, unit)
+    beyond = least.by_resource[resource] / time_s - 1.0
+    rates = f"the profile says {said}, this pass drew {drawn}"
+    return f"the {resource} ceiling is at least {beyond:.0%} too low: {pattern}: {rates}; probe again"
 
 
 def _stream_s(read_bytes: int, written_bytes: int, ceilings: Ceilings, threads: int, warm: bool) -> float:
@@ -301,8 +401,10 @@ def _in_rows(points: Sequence[RowPoint], row_bytes: int, working_set_bytes: floa
     """Within one thread count: over the working sets of each row width, then over the widths. The grid may have holes."""
     by_width: dict[float, float] = {}
     for width, at in _grouped(points, lambda p: p.row_bytes).items():
-        sets = {math.log2(p.working_set_bytes): p.bandwidth_bytes_per_s for p in at}
-        by_width[math.log2(width)] = _interpolate(sets, math.log2(working_set_bytes))
+        sets: dict[float, float] = {}
+        for point in sorted(at, key=lambda p: -p.working_set_bytes):
+            sets[math.log2(point.working_set_bytes)] = max(point.bandwidth_bytes_per_s, *sets.values(), 0.0)
+        by_width[math.log2(width)] = max(_interpolate(sets, math.log2(working_set_bytes)), *by_width.values(), 0.0)
     return _interpolate(by_width, math.log2(row_bytes))
 
 

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import statistics
-import time
+from functools import partial
 from typing import Protocol
 
 import torch
-import torch.distributed as dist
 
+from autotune.bench.rounds import Turn, run_rounds, timed
 from autotune.config.knobs import RunConfig
 from autotune.config.measured import HOT_ROWS, TableUse
 from autotune.config.profile import Ceilings
 from autotune.data.batches import BatchSource
-from autotune.dlrm.alone import TableAlone
-from autotune.dlrm.lockstep import Lockstep
-from autotune.ops.embedding_bag import FORWARD, UPDATE
+from autotune.ops.embedding_bag import FORWARD, UPDATE, TableAlone
 from autotune.perf.roofline import limits
+from autotune.ranks import group
+from autotune.ranks.lockstep import Lockstep
 
 _ROUNDS = 9
 _LEAST_ROUNDS = 3
@@ -36,35 +35,32 @@ def measure_tables(
 ) -> tuple[TableUse, ...]:
     """Time every table's passes in interleaved rounds under the knobs in force. A table without look-ups is left out.
 
-    The tables follow each other within a round, so that each finds the caches full of the others, as in a step. Not a bit of a table
-    changes.
+    Each finds the caches full of the others, as in a step. Not a bit of a table changes.
 
     Args:
         ceilings: what this rank meets.
         budget_s: wall seconds; ends the rounds earlier, but not before three.
     """
-    begin, config = time.monotonic(), dlrm.config
-    tables = [one for one in dlrm.tables_alone(source) if one.indices.numel()]
+    config = dlrm.config
+    tables = [table for table in dlrm.tables_alone(source) if table.indices.numel()]
     if not tables:
         return ()
-    # The last pair is idle: a step calls all tables at once, so what a call takes by itself is taken off every table's time.
-    passes = [(one.forward, one.update) for one in tables] + [(tables[0].forward.idle(), tables[0].update.idle())]
-    cases = [(forward.case(0), update.case(0)) for forward, update in passes]
+    # A step calls all tables at once, so what a call without look-ups takes is taken off every table's time.
     knobs = (config.operators[FORWARD], config.operators[UPDATE])
-    times: list[tuple[list[float], list[float]]] = [([], []) for _ in cases]
-    for number in range(1 + _ROUNDS):
-        if number > _LEAST_ROUNDS and budget_s is not None and time.monotonic() - begin > budget_s:
-            break
-        for pair, taken in zip(cases, times, strict=True):
-            for case, chosen, samples in zip(pair, knobs, taken, strict=True):
-                started = time.perf_counter()
-                case.run(chosen, config.threads)
-                samples.append(time.perf_counter() - started)
+    turns: dict[str, Turn] = {}
+    for name, cases in (("idle", tables[0].idle()), *((str(i), table.cases()) for i, table in enumerate(tables))):
+        for key, case, chosen in zip((FORWARD, UPDATE), cases, knobs, strict=True):
+            turns[f"{name} {key}"] = timed(partial(case.run, chosen, config.threads))
     # The first round touches fresh memory.
-    *medians, (idle_forward_s, idle_update_s) = [[statistics.median(samples[1:]) for samples in taken] for taken in times]
+    samples = run_rounds(turns, max_rounds=_ROUNDS, budget_s=budget_s, min_rounds=_LEAST_ROUNDS).samples
+    median_s = {name: of.median_s for name, of in samples.items()}
+
+    def alone_s(name: str, key: str) -> float:
+        return max(0.0, median_s[f"{name} {key}"] - median_s[f"idle {key}"])
+
     return tuple(
-        table_use(one, max(0.0, forward_s - idle_forward_s), max(0.0, update_s - idle_update_s), ceilings, config.threads, rank)
-        for one, (forward_s, update_s) in zip(tables, medians, strict=True)
+        table_use(table, alone_s(str(i), FORWARD), alone_s(str(i), UPDATE), ceilings, config.threads, rank)
+        for i, table in enumerate(tables)
     )
 
 
@@ -78,7 +74,7 @@ def table_use(one: TableAlone, forward_s: float, update_s: float, ceilings: Ceil
         table=one.table,
         rank=rank,
         rows=one.rows,
-        dim=one.forward.dim,
+        dim=one.dim,
         lookups=lookups,
         unique=len(unique),
         hot_rows=hot,
@@ -117,6 +113,4 @@ def _load(owners: torch.Tensor, counts: torch.Tensor, threads: int) -> float:
 def tables_of_ranks(lockstep: Lockstep, ceilings: Ceilings, budget_s: float) -> list[TableUse]:
     """Task: every rank measures its own at the same time, so that each meets the memory traffic of the others. Every rank's."""
     mine = measure_tables(lockstep, lockstep, ceilings, budget_s=budget_s, rank=lockstep.rank)
-    everybodys = [mine] * lockstep.ranks
-    dist.all_gather_object(everybodys, mine)
-    return [one for of_rank in everybodys for one in of_rank]
+    return [use for uses in group.gather(mine) for use in uses]

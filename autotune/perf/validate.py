@@ -1,4 +1,4 @@
-"""How far predictions are from measurements: on random models drawn by a seed, and on models that are named.
+"""How far predictions are from measurements: on random models with random knobs drawn by a seed, and on models that are named.
 
 None of them is a reference model, and nothing is fitted to them. Each is visited twice, in turns with others, and of every pass the faster
 visit counts, as when the reference models were measured; how far the two lie apart is told beside the errors. Streams, random rows and
@@ -20,16 +20,17 @@ import numpy as np
 
 from autotune.bench.noise import NoiseMonitor
 from autotune.bench.progress import NO_PROGRESS, Progress
-from autotune.bench.repetitions import Stop, faster, grouped, visited
+from autotune.bench.repetitions import TimedModel, fastest_passes, grouped, repetitions
 from autotune.config.calibration import CalibrationRun
+from autotune.config.knobs import RunConfig
 from autotune.config.model import Model, required_memory_bytes
 from autotune.config.profile import Profile, Topology
-from autotune.dlrm.model import default_config
+from autotune.dlrm.model import default_config, random_config
 from autotune.errors import InputError
 from autotune.perf.estimate import Estimate, estimate
-from autotune.perf.predictor import Predictor
+from autotune.perf.predictor import Predictor, config_of
 from autotune.perf.random_models import random_model
-from autotune.probe.drift import Present, as_probed
+from autotune.probe.drift import Drift, as_probed
 
 LEAST_SHARE = 0.01
 """Passes below this share of their iteration are left out: their time is that of a few calls, and matters to nobody."""
@@ -157,7 +158,7 @@ def validate(
     bench = _Bench(profile, topology)
     passes: list[PassError] = []
     iterations: list[IterationError] = []
-    notes = []
+    notes = list(profile.warnings)
     left_out = 0
     progress.phase("validating predictions", budget_s)
     fitting = [model for model in models if required_memory_bytes(model) <= 0.9 * available_bytes]
@@ -172,7 +173,7 @@ def validate(
             if bench.as_probed or attempt == _TRIES - 1 or clock() >= end_s:
                 break
         for visits in measured:
-            run = faster(visits)
+            run = fastest_passes(visits)
             found = list(bench.passes(run, visits))
             least_s = LEAST_SHARE * run.iteration_s
             passes += [one for one in found if one.measured_s >= least_s]
@@ -243,29 +244,38 @@ class _Bench:
                 usual.setdefault(run.model.name, run)
         # Those with the least tables: quick to build, and they stay in memory.
         self._least = sorted(usual.values(), key=lambda run: run.model.table_bytes)[:_BESIDE]
-        self._beside = [self._stop(run.model, (most,)) for run in self._least]
-        self._present = Present(profile, most)
+        self._beside = [TimedModel(run.model, [config_of(run, topology)], topology) for run in self._least]
+        self._machine_drift = Drift(profile, most)
         self.as_probed = True
         """Whether the machine was, before and after the last models, as when it was probed."""
         self._drift = self._drift_now()
 
-    def _stop(self, model: Model, threads: Sequence[int]) -> Stop:
-        return Stop(model, [default_config(model, self.topology, count) for count in threads], self.topology)
+    def _config(self, model: Model, threads: int, random_knobs: bool) -> RunConfig:
+        if random_knobs:
+            return random_config(model, self.topology, threads, f"{model.name} on {threads}")
+        return default_config(model, self.topology, threads)
 
     def visits(self, models: Sequence[Model], fewer: bool) -> list[list[CalibrationRun]]:
-        """Of every model with all cores, and of the first with half of them too where `fewer`: a run a visit."""
+        """Of every model with all cores, a run a visit.
+
+        Args:
+            fewer: The models are drawn at random: their knobs are too, and the first one runs with half of the cores besides.
+        """
         cores = self.topology.physical_cores
         counts = [(cores, cores // 2) if fewer and i == 0 and cores > 1 else (cores,) for i in range(len(models))]
-        stops = [self._stop(model, threads) for model, threads in zip(models, counts, strict=True)]
-        before = self._present.look()
-        found = list(visited(stops, self.monitor))
-        self.as_probed = as_probed(before, self._present.look())
-        del stops
+        timed_models = [
+            TimedModel(model, [self._config(model, count, fewer) for count in threads], self.topology)
+            for model, threads in zip(models, counts, strict=True)
+        ]
+        before = self._machine_drift.look()
+        found = list(repetitions(timed_models, self.monitor))
+        self.as_probed = as_probed(before, self._machine_drift.look())
+        del timed_models
         self._drift = self._drift_now()
         return found
 
     def _drift_now(self) -> float:
-        runs = [faster(visits) for visits in visited(self._beside, self.monitor)]
+        runs = [fastest_passes(runs) for runs in repetitions(self._beside, self.monitor)]
         ratios = [now.iteration_s / then.iteration_s for now, then in zip(runs, self._least, strict=True)]
         return statistics.geometric_mean(ratios) if ratios else 1.0
 
@@ -298,8 +308,7 @@ class _Bench:
         return self._drift
 
     def _estimate(self, run: CalibrationRun) -> Estimate:
-        config = default_config(run.model, self.topology, run.threads)
-        return estimate(run.model, self.profile, config, predictor=self.predictor)
+        return estimate(run.model, self.profile, config_of(run, self.topology), predictor=self.predictor)
 
 
 def _kind(key: str) -> str:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from autotune.config.knobs import RunConfig
 from autotune.config.model import FLOAT_BYTES, Model
+from autotune.config.partition import Partition
 from autotune.config.profile import Profile
 from autotune.errors import InputError
-from autotune.perf.network import best_fit
+from autotune.perf.collectives import nearest_fit
 from autotune.perf.share import per_rank
 from autotune.plan.constraints import Constraints
 from autotune.plan.planner import Plan, plan
 from autotune.plan.reuse import observed
+from autotune.ranks import group
+from autotune.ranks.session import Session
 
 
 def plan_for(
@@ -53,5 +57,25 @@ def plan_for(
         constraints=constraints,
         optimizer_state_bytes_per_row=FLOAT_BYTES if model.optimizer == "adagrad" else 0,
         reuse=observed(model),
-        network_bytes_per_s=best_fit(network, "all_to_all", "native").bandwidth_bytes_per_s if network else None,
+        network_bytes_per_s=nearest_fit(network, "all_to_all", "native").bandwidth_bytes_per_s if network else None,
     )
+
+
+def planned_config(session: Session, profile: Profile | None = None) -> RunConfig:
+    """The session's config, on several ranks with a partition: its own, or one that rank 0 plans. Every rank calls it."""
+    if session.config.partition is not None or session.ranks.world == 1:
+        return session.config
+    return session.config.model_copy(
+        update={"partition": planned_partition(session, profile), "communication": session.communication}
+    )
+
+
+def planned_partition(session: Session, profile: Profile | None = None) -> Partition | None:
+    """The partition that rank 0 plans for its machine, from the profile or what is known of it; None for one rank. Every rank calls it."""
+    from autotune.probe.shared import cached_profile  # brings torch, which planning alone does without
+
+    ranks, partition = session.ranks, None
+    if ranks.first and ranks.world > 1:
+        known = profile or cached_profile(session.cores.whole, ranks.world, session.communication.backend)
+        partition = plan_for(session.model, ranks.world, known, ranks.local_world, session.config.threads).partition
+    return group.broadcast(partition)

@@ -13,11 +13,11 @@ from autotune.config.model import Model
 from autotune.config.partition import CommunicationKnobs, Partition
 from autotune.config.profile import Profile
 from autotune.config.tuned import Prediction
+from autotune.dlrm.sharding import rank_memory_bytes
 from autotune.errors import InputError, MachineError
 from autotune.ops import all_reduce, all_to_all
 from autotune.perf.estimate import Estimate, OperatorEstimate, estimate
 from autotune.perf.predictor import Predictor
-from autotune.perf.rank_steps import Layout, rank_memory_bytes
 from autotune.plan.grouped import MOST_RANKS, columns_partition, group_size, spread
 from autotune.plan.profiled import plan_for
 from autotune.units import format_bytes, format_time
@@ -188,7 +188,7 @@ class _Study:
 
     def config(self, model: Model, count: int) -> RunConfig:
         """Threads and partition. Raises: MachineError: the tables do not fit."""
-        dense = rank_memory_bytes(model, Layout((), ()), max(1, model.minibatch // count))
+        dense = rank_memory_bytes(model, (), max(1, model.minibatch // count))
         room = self.memory_bytes - dense
         if room <= 0:
             got = f"{format_bytes(dense)} for {format_bytes(self.memory_bytes)}"

@@ -2,13 +2,13 @@
 
 Inside a step a pass finds in the caches what the passes before it left there, and no loop that runs alone shows that. The models are
 fixed, made for coverage, and are no user's: widths from 13 to 2048, minibatches from 128 to 8192, rows of 64 B to 1 KiB, tables from
-what a cache holds to a gigabyte, poolings of 1 to 60, uniform and Zipf, 3 to 41 features.
+what a cache holds to a gigabyte, poolings of 1 to 60, uniform and Zipf, 3 to 41 features. Half of their layers' passes run under random
+knobs, the same in every probe, so that whatever a tuner may choose lies among what was measured.
 """
 
 from __future__ import annotations
 
 import itertools
-import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,18 +17,20 @@ import torch
 
 from autotune.bench.noise import NoiseMonitor
 from autotune.bench.progress import NO_PROGRESS, Progress
-from autotune.bench.repetitions import LEAST_STEPS, STEPS, VISITS, Stop, faster, grouped, timed_steps, visited
+from autotune.bench.repetitions import LEAST_STEPS, REPETITIONS, STEPS, TimedModel, fastest_passes, grouped, repetitions, timed_steps
+from autotune.bench.rounds import Turn, run_rounds
+from autotune.bench.samples import ratio
 from autotune.config.calibration import CalibrationRun
-from autotune.config.knobs import EmbeddingUpdateKnobs, RunConfig
+from autotune.config.knobs import RunConfig
 from autotune.config.model import DTYPES, DataSpec, Model, Table, required_memory_bytes
 from autotune.config.profile import Topology
-from autotune.data.batches import Batch, make_source
-from autotune.dlrm.model import DLRM, default_config
+from autotune.data.batches import make_source
+from autotune.dlrm.model import DLRM, default_config, random_config
 from autotune.ops import embedding_bag
 
 _AGAIN_S = 5.0
 _GAIN_MODEL = 2
-_GAIN_TURNS = 5
+_GAIN_ROUNDS = 5
 _GAIN_TURN_S = 0.5
 _GAIN_TABLES_BYTES = 1e7
 
@@ -151,15 +153,15 @@ def calibrate(
         for i, group in enumerate(itertools.chain(groups, again)):
             now_s = time.perf_counter()
             share_s = (deadline_s - now_s) * len(group) / left if i < len(groups) else _AGAIN_S
-            stops = [Stop(model, list(_variants(model, shapes[model.name][1], topology, counts)), topology) for model in group]
+            timed_models = [TimedModel(model, list(_variants(model, shapes[model.name][1], topology, counts)), topology) for model in group]
             for model in group:
                 runs.pop(model.name, None)
-            turns, steps = (1, (LEAST_STEPS,) * 2) if quick else (VISITS, STEPS)
-            for visits in visited(stops, monitor, visits=turns, steps=steps, end_s=now_s + share_s):
-                run = faster(visits)
+            count, steps = (1, (LEAST_STEPS,) * 2) if quick else (REPETITIONS, STEPS)
+            for repeated in repetitions(timed_models, monitor, count=count, steps=steps, end_s=now_s + share_s):
+                run = fastest_passes(repeated)
                 runs.setdefault(run.model.name, []).append(run)
             left -= len(group)
-            del stops  # before the next ones take their memory
+            del timed_models  # before the next ones take their memory
             was_steady, first = steady(), i < len(groups)
             if first:
                 progress.advance(float(len(group)), group[-1].name)
@@ -170,44 +172,41 @@ def calibrate(
 
 
 def bf16_gain(topology: Topology, threads: int) -> float:
-    """Of the layers' forward passes over fp32's, on one reference model, in turns: the median ratio of a few.
+    """Speedup of the layers' forward passes in bf16 over fp32 on one reference model: the median ratio of a few interleaved rounds.
 
     What bf16 does to bytes is in it, and small at its widths.
     """
     model, _ = reference_models(_GAIN_TABLES_BYTES)[_GAIN_MODEL]
     monitor, before = NoiseMonitor(topology.allowed_cpus), torch.get_num_threads()
-    built: dict[str, tuple[DLRM, list[Batch]]] = {}
-    ratios = []
+
+    def turn_in(dtype: str) -> Turn:
+        changed = model.model_copy(update={"dtype": dtype})
+        source = make_source(changed)
+        dlrm = DLRM(changed, default_config(changed, topology, threads), machine=topology)
+        batches = [source.batch(i) for i in range(2)]
+
+        def turn() -> tuple[float]:
+            end_s = time.perf_counter() + _GAIN_TURN_S
+            passes_s = timed_steps(dlrm, batches, monitor, steps=(LEAST_STEPS,) * 2, end_s=end_s).passes_s
+            return (sum(passes_s[key] for key, operator in dlrm.schedule.operators.items() if operator.kind == "mlp.forward"),)
+
+        return turn
+
     try:
-        for dtype in DTYPES:
-            changed = model.model_copy(update={"dtype": dtype})
-            source = make_source(changed)
-            dlrm = DLRM(changed, default_config(changed, topology, threads), machine=topology)
-            built[dtype] = (dlrm, [source.batch(i) for i in range(2)])
-        for _ in range(_GAIN_TURNS):
-            runs = {
-                dtype: timed_steps(*of, monitor, steps=(LEAST_STEPS,) * 2, end_s=time.perf_counter() + _GAIN_TURN_S).passes_s
-                for dtype, of in built.items()
-            }
-            taken = {
-                dtype: sum(time_s for key, time_s in passes.items() if "mlp" in key and key.endswith(".forward"))
-                for dtype, passes in runs.items()
-            }
-            ratios.append(taken["fp32"] / taken["bf16"])
+        samples = run_rounds({dtype: turn_in(dtype) for dtype in DTYPES}, max_rounds=_GAIN_ROUNDS, warmup=0).samples
     finally:
         torch.set_num_threads(before)
-    return statistics.median(ratios)
+    return ratio(samples["fp32"], samples["bf16"]).median
 
 
 def _variants(model: Model, shape: _Shape, topology: Topology, counts: Sequence[int]) -> Iterator[RunConfig]:
-    """Each number of threads at its defaults, the most of them with each strategy; last the other page size, since tables then move."""
+    """Each number of threads with random knobs, the most of them with each strategy; last the other page size, since tables then move."""
     for count in counts:
-        config = default_config(model, topology, count)
+        config = random_config(model, topology, count, f"{model.name} on {count}")
         yield config
     update = config.operators[embedding_bag.UPDATE]
-    assert isinstance(update, EmbeddingUpdateKnobs)
     for strategy in shape.strategies:
-        if strategy != update.strategy:
+        if strategy != getattr(update, "strategy", strategy):
             chosen = update.model_copy(update={"strategy": strategy})
             yield config.model_copy(update={"operators": {**config.operators, embedding_bag.UPDATE: chosen}})
     if shape.small_pages and config.huge_pages:

@@ -8,29 +8,47 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
 
-from autotune.bench.noise import Noise, NoiseMonitor
+from autotune.bench.noise import NoiseMonitor
 from autotune.bench.progress import NO_PROGRESS, Progress
+from autotune.bench.rounds import EachRound, Measurement, Round, Turn, run_rounds, timed
 from autotune.bench.samples import WIDE_SPREAD
-from autotune.bench.timer import Measurement, Round, Times, interleave
-from autotune.config.profile import Ceilings, ComputePoint, RowPoint, StreamPoint, TimePoint, Topology
+from autotune.config.profile import DISTURBED_SHARE, Ceilings, ComputePoint, RowPoint, StreamPoint, TimePoint, Topology
 from autotune.errors import InputError
+from autotune.machine.topology import available_memory_bytes
 from autotune.probe.loops import Arrays, Loop, Point, Sizes, StreamKind, choose_sizes, loops_at
-from autotune.probe.topology import available_memory_bytes
-
-BUSY = "the machine was busy"
-"""Part of the note on figures that are too low for that reason."""
 
 _BUSY_SHARE = 0.25
 """Share of disturbed rounds above which ceilings come from the fastest round."""
 
 _ROUNDS = 15
 _ENOUGH_ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class BestLoops:
+    """The fastest loop of every point at one thread count."""
+
+    rates: Mapping[Point, tuple[float, str]]
+    """Rate per second, and the variant that reached it."""
+    disturbed: frozenset[Point]
+    """Points whose fastest loop varied, or all of them where most rounds were disturbed."""
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class MeasuredCeilings:
+    """Ceilings, and how far they can be relied on."""
+
+    ceilings: Ceilings
+    disturbed: float
+    """Share of the ceilings that were disturbed."""
+    notes: tuple[str, ...]
+    """What disturbed them or made them smaller than intended."""
 
 
 def measure_ceilings(
@@ -40,90 +58,111 @@ def measure_ceilings(
     progress: Progress = NO_PROGRESS,
     threads: Sequence[int] | None = None,
     quick: bool = False,
-) -> tuple[Ceilings, tuple[str, ...]]:
+) -> MeasuredCeilings:
     """Measure every ceiling of the kernel target in use.
 
     Args:
         topology: This machine.
-        budget_s: Wall time, seconds, allocation included; fewer rounds are run to keep it, at least one.
+        budget_s: Wall time, seconds, allocation included; fewer rounds are run to keep it, at least one. A thread count that was disturbed
+            is measured once more, for as long again.
         progress: Told of every round.
         threads: Thread counts; default the powers of two up to all physical cores, and all.
-        quick: Small arrays, few points, two rounds: the structure of a result, not a measurement.
-
-    Returns:
-        The ceilings, and what disturbed them or made them smaller than intended.
+        quick: Small arrays, few points, two rounds, nothing repeated: the structure of a result, not a measurement.
 
     Raises:
         InputError: a thread count below 1 or above the physical cores.
         MachineError: less than 512 MiB of memory is available.
     """
-    deadline_s = time.perf_counter() + budget_s
     counts = thread_counts(topology, threads)
     sizes = choose_sizes(topology, available_memory_bytes(topology), quick)
     rounds = 2 if quick else _ROUNDS
-    notes = _notes(topology, counts, sizes, quick)
-    best: dict[int, dict[Point, tuple[float, str]]] = {}
-    arrays = Arrays(counts[-1] if len(topology.numa_nodes) == 1 else counts[0])
+    several_nodes = len(topology.numa_nodes) > 1
+    shared = None if several_nodes else Arrays(counts[-1])
+    observers = () if quick else (NoiseMonitor(topology.allowed_cpus),)
     torch_threads = torch.get_num_threads()
     progress.phase("measuring ceilings", float(len(counts) * rounds))
+
+    def measure(count: int, share_s: float) -> BestLoops:
+        begin_s = time.perf_counter()
+        # On several nodes the team that touches memory first decides where it lies.
+        loops = loops_at(count, sizes, shared or Arrays(count))
+        torch.set_num_threads(count)
+
+        def report(finished: Round) -> None:
+            progress.advance(float(finished.counts), f"{count} threads, round {finished.number} of {rounds}")
+
+        measured = run_rounds(
+            {_name(loop): _turn(loop) for loop in loops},
+            max_rounds=rounds,
+            budget_s=share_s - (time.perf_counter() - begin_s),
+            enough_rounds=min(_ENOUGH_ROUNDS, rounds),
+            observers=(*observers, EachRound(report)),
+        )
+        progress.advance(float(rounds - measured.counted), f"{count} threads")
+        best = best_loops(loops, measured)
+        return replace(best, disturbed=frozenset(), notes=()) if quick else best
+
     try:
-        for position, count in enumerate(counts):
-            if position and len(topology.numa_nodes) > 1:
-                arrays = Arrays(count)  # where memory lies is decided by the team that touches it first
-            torch.set_num_threads(count)
-            loops = loops_at(count, sizes, arrays)
-            now_s = time.perf_counter()
-            share_s = (deadline_s - now_s) / (len(counts) - position)
-            witness = None if quick else _Witness(topology.allowed_cpus)
-            measured = _measure(loops, rounds, now_s + share_s, witness, progress, f"{count} threads")
-            if witness is not None and witness.reasons:
-                seen = f"{len(witness.reasons)} of {measured.rounds} rounds were disturbed"
-                advice = f"; {BUSY}: probe again when it is quiet" if 2 * len(witness.reasons) > measured.rounds else ""
-                notes.append(f"{count} threads: {seen} ({witness.reasons[-1]}){advice}")
-            if measured.rounds < min(_ENOUGH_ROUNDS, rounds):
-                notes.append(f"{count} threads: the budget of {budget_s:g} s ended after {measured.rounds} rounds; give a larger one")
-            # The median of quiet rounds. Where other programs took part of many rounds it is theirs as much as the machine's: then the
-            # fastest round says what the machine reaches.
-            busy = witness is not None and _BUSY_SHARE * measured.rounds < len(witness.reasons)
-            times_s = {name: samples.minimum_s if busy else samples.median_s for name, samples in measured.samples.items()}
-            best[count] = _best(loops, times_s)
-            wide = {loop.point for loop in loops if measured.samples[_name(loop)].spread > WIDE_SPREAD}
-            if wide and not quick:
-                share = f"{len(wide)} of {len(best[count])} ceilings"
-                notes.append(f"{count} threads: in {share} a loop varied by more than {WIDE_SPREAD:.0%} between its quartiles")
-            del loops
+        measured = measured_again(counts, measure, budget_s, progress)
     finally:
         torch.set_num_threads(torch_threads)
-    return ceilings_of(best), tuple(notes)
-
-
-def _measure(
-    loops: Sequence[Loop], rounds: int, deadline_s: float, monitor: _Witness | None, progress: Progress, place: str
-) -> Measurement:
-    """Rounds of all loops until the deadline, by the wall clock: the clock that times them leaves out the warming calls."""
-    clock, last_s = _Clock(), time.perf_counter()
-
-    def done(finished: Round) -> None:
-        progress.advance(1.0, f"{place}, round {finished.index + 1} of {rounds}")
-
-    def out_of_time(_: Times) -> bool:
-        nonlocal last_s
-        now_s = time.perf_counter()
-        round_s, last_s = now_s - last_s, now_s
-        return now_s + round_s > deadline_s
-
-    measured = interleave(
-        {_name(loop): clock.timed(loop) for loop in loops},
-        rounds=rounds,
-        budget_s=max(deadline_s - last_s, 1e-3),
-        min_rounds=1,
-        monitor=monitor,
-        on_round=done,
-        until=out_of_time,
-        clock=clock,
+    notes = [f"{count} threads: {note}" for count, loops in measured.items() for note in loops.notes]
+    return MeasuredCeilings(
+        ceilings=ceilings_of({count: loops.rates for count, loops in measured.items()}),
+        disturbed=_share(measured.values()),
+        notes=(*_notes(topology, counts, sizes, quick), *notes),
     )
-    progress.advance(float(rounds - measured.rounds), place)
-    return measured
+
+
+def measured_again(
+    counts: Sequence[int], measure: Callable[[int, float], BestLoops], budget_s: float, progress: Progress = NO_PROGRESS
+) -> dict[int, BestLoops]:
+    """The best loops at every thread count. Counts that were disturbed are measured once more, after all others: the less disturbed
+    measurement of each is kept.
+
+    Args:
+        measure: Measures one thread count within seconds.
+        budget_s: Wall time of one measurement of all counts.
+    """
+    end_s = time.perf_counter() + budget_s
+    best = {count: measure(count, (end_s - time.perf_counter()) / (len(counts) - i)) for i, count in enumerate(counts)}
+    disturbed = [count for count in counts if _share([best[count]]) > DISTURBED_SHARE]
+    if disturbed:
+        progress.phase("measuring disturbed ceilings again", None)
+    for count in disturbed:
+        again = measure(count, budget_s / len(counts))
+        best[count] = min(best[count], again, key=lambda loops: _share([loops]))
+        best[count] = replace(best[count], notes=("disturbed, so it was measured twice", *best[count].notes))
+    return best
+
+
+def best_loops(loops: Sequence[Loop], measured: Measurement) -> BestLoops:
+    """The highest rate of every point, by the median of the rounds that count.
+
+    Where other programs took part of many rounds the median is theirs as much as the machine's: then the fastest of all rounds, the
+    repeated ones included, says what the machine reaches.
+    """
+    busy = measured.disturbed > _BUSY_SHARE * len(measured.rounds)
+    times_s = {
+        name: min(time_s for one in measured.rounds for time_s in one.times_s[name]) if busy else samples.median_s
+        for name, samples in measured.samples.items()
+    }
+    best: dict[Point, tuple[float, str]] = {}
+    for loop in loops:
+        rate = loop.amount / times_s[_name(loop)]
+        best[loop.point] = max(best.get(loop.point, (0.0, "")), (rate, loop.variant))
+    varied = {point for point, (_, variant) in best.items() if measured.samples[f"{point} {variant}"].spread > WIDE_SPREAD}
+    notes = measured.notes
+    if varied:
+        notes += (f"{len(varied)} of {len(best)} ceilings varied by more than {WIDE_SPREAD:.0%} between quartiles",)
+    mostly = 2 * measured.disturbed > len(measured.rounds)
+    return BestLoops(best, frozenset(best if mostly else varied), notes)
+
+
+def _share(measured: Iterable[BestLoops]) -> float:
+    """Share of the points that were disturbed."""
+    loops = list(measured)
+    return sum(len(each.disturbed) for each in loops) / sum(len(each.rates) for each in loops)
 
 
 def thread_counts(topology: Topology, threads: Sequence[int] | None = None) -> tuple[int, ...]:
@@ -142,52 +181,13 @@ def thread_counts(topology: Topology, threads: Sequence[int] | None = None) -> t
     return tuple(sorted(set(threads)))
 
 
-class _Witness(NoiseMonitor):
-    """Remembers disturbed rounds and lets them count: a median of many rounds stands a few, and under steady foreign load repeating
-    them leaves too few."""
-
-    def __init__(self, cpus: Iterable[int]) -> None:
-        super().__init__(cpus)
-        self.reasons: list[str] = []
-
-    def stop(self) -> Noise:
-        noise = super().stop()
-        if noise.disturbed:
-            self.reasons.append(noise.reason)
-        return replace(noise, disturbed=False)
-
-
-class _Clock:
-    """Seconds, without those spent on untimed calls."""
-
-    def __init__(self) -> None:
-        self._untimed_s = 0.0
-
-    def __call__(self) -> float:
-        return time.perf_counter() - self._untimed_s
-
-    def timed(self, loop: Loop) -> Callable[[], object]:
-        """What `interleave` times of a loop."""
-        return partial(self._warm_call, loop.call) if loop.warm else loop.call
-
-    def _warm_call(self, call: Callable[[], object]) -> None:
-        begin_s = time.perf_counter()
-        call()
-        self._untimed_s += time.perf_counter() - begin_s
-        call()
-
-
 def _name(loop: Loop) -> str:
     return f"{loop.point} {loop.variant}"
 
 
-def _best(loops: Sequence[Loop], medians_s: dict[str, float]) -> dict[Point, tuple[float, str]]:
-    """The highest rate of every point, per second, and the variant that reached it."""
-    best: dict[Point, tuple[float, str]] = {}
-    for loop in loops:
-        rate = loop.amount / medians_s[_name(loop)]
-        best[loop.point] = max(best.get(loop.point, (0.0, "")), (rate, loop.variant))
-    return best
+def _turn(loop: Loop) -> Turn:
+    """A turn of a loop; the other loops drove the data of a warm one out of its cache, so an untimed call brings them back."""
+    return timed(loop.call, before=loop.call if loop.warm else None)
 
 
 def ceilings_of(best: Mapping[int, Mapping[Point, tuple[float, str]]]) -> Ceilings:

@@ -1,22 +1,22 @@
-"""What the machine gives now beside what it gave when it was probed: memory shared with other programs, another clock, a busy host."""
+"""Drift of the machine: the bandwidth and arithmetic it gives now over those it gave when it was probed."""
 
 from __future__ import annotations
 
 import statistics
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from autotune.bench.rounds import Observer, run_rounds, timed
 from autotune.config.base import Frozen
 from autotune.config.measured import MachineState, differs
 from autotune.config.profile import Ceilings, Profile, RowPoint
+from autotune.machine.topology import available_memory_bytes
 from autotune.ops.native import kernels
 from autotune.probe.loops import choose_sizes
-from autotune.probe.topology import available_memory_bytes
 
 _SAME = {"memory": 0.2, "rows": 0.35, "compute": 0.2}
 """Looks of one state differ by less, states of one machine by more. Random rows vary with what other guests draw from memory."""
@@ -32,12 +32,12 @@ _AHEAD_BYTES = 16 << 10
 _FMA_ITERATIONS = 500_000
 
 
-class Present:
-    """Looks at memory and arithmetic for some milliseconds, at one number of threads.
+class Drift(Observer):
+    """Observer that times memory and arithmetic for some milliseconds before and after a measurement.
 
     Args:
-        profile: With a stream of reads, random rows and the peak of multiply-adds at as many threads; without, nothing is looked at.
-        threads: Of the team.
+        profile: Profile with a stream of reads and the peak of multiply-adds at as many threads; without them nothing is timed.
+        threads: Threads of the team.
     """
 
     def __init__(self, profile: Profile, threads: int) -> None:
@@ -75,18 +75,25 @@ class Present:
             yield partial(kernels.RowWalk(table, chosen).gather, _AHEAD_BYTES // point.row_bytes, self._threads)
 
     def look(self) -> MachineState | None:
-        """Measure once more, and return it; what comes before and after something else stands for the time between."""
+        """Ratios of this moment; None where the profile lacks the ceilings. The looks before and after stand for the time between."""
         if not self._able:
             return None
-        rates = {"memory": self._arrays[0].nbytes / _median_s([self._read] * _CALLS)}
+        amounts = {"memory": float(self._arrays[0].nbytes), "compute": kernels.ceiling_fma(_FMA_ITERATIONS, self._threads)}
+        turns = {"memory": timed(self._read), "compute": timed(partial(kernels.ceiling_fma, _FMA_ITERATIONS, self._threads))}
         if self._walks:
-            rates["rows"] = self._window_bytes / _median_s(self._walks)
-        flops = kernels.ceiling_fma(_FMA_ITERATIONS, self._threads)
-        rates["compute"] = flops / _median_s([partial(kernels.ceiling_fma, _FMA_ITERATIONS, self._threads)] * _CALLS)
-        ratios = {name: rate / self._probed[name][0] for name, rate in rates.items()}
+            walks = iter(self._walks)
+            amounts["rows"], turns["rows"] = self._window_bytes, timed(lambda: next(walks)())
+        samples = run_rounds(turns, max_rounds=_CALLS, warmup=0).samples
+        ratios = {name: amount / samples[name].median_s / self._probed[name][0] for name, amount in amounts.items()}
         for name, ratio in ratios.items():
             self._looks[name].append(ratio)
         return _state(ratios)
+
+    def begin(self) -> None:
+        self.look()
+
+    def end(self) -> None:
+        self.look()
 
     def _read(self) -> None:
         self._arrays.append(self._arrays.pop(0))
@@ -132,12 +139,3 @@ def ceilings_now(ceilings: Ceilings, state: MachineState | None) -> Ceilings:
             "scatter": slower(ceilings.scatter, bandwidth, rows),
         }
     )
-
-
-def _median_s(calls: Sequence[Callable[[], object]]) -> float:
-    times_s = []
-    for call in calls:
-        begin_s = time.perf_counter()
-        call()
-        times_s.append(time.perf_counter() - begin_s)
-    return statistics.median(times_s)

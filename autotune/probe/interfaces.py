@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from autotune.config.network import InterfaceRate
+from autotune.ranks import group
 
 VARIABLE = "GLOO_SOCKET_IFNAME"
 _BYTES = 1 << 20
@@ -32,7 +33,7 @@ def addresses() -> dict[str, tuple[str, ...]]:
 
 def hosts() -> int:
     """On how many hosts the ranks are: those with the same addresses, and the same name, are on one. Every rank calls it."""
-    return len(set(map(str, _everybodys(f"{socket.gethostname()} {sorted(addresses().items())}"))))
+    return len(set(map(str, group.gather(f"{socket.gethostname()} {sorted(addresses().items())}"))))
 
 
 def rates(backend: str = "gloo") -> tuple[InterfaceRate, ...]:
@@ -45,15 +46,9 @@ def rates(backend: str = "gloo") -> tuple[InterfaceRate, ...]:
     own = addresses()
     if hosts() > 1:
         own.pop("lo", None)  # leads nowhere from one host to the next
-    everybodys = _everybodys(list(own))
-    common = [name for name in own if all(isinstance(names, list) and name in names for names in everybodys)]
+    of_ranks = group.gather(list(own))
+    common = [name for name in own if all(name in names for names in of_ranks)]
     return tuple(InterfaceRate(name=name, bandwidth_bytes_per_s=_rate(name), used=False) for name in sorted(common))
-
-
-def _everybodys(value: object) -> list[object]:
-    found: list[object] = [None] * dist.get_world_size()
-    dist.all_gather_object(found, value)
-    return found
 
 
 def _rate(name: str) -> float | None:
@@ -64,14 +59,14 @@ def _rate(name: str) -> float | None:
     times, failed = [], ""
     try:
         with _variable(name):
-            group = dist.new_group(backend="gloo", timeout=timedelta(seconds=_TIMEOUT_S))
+            subgroup = dist.new_group(backend="gloo", timeout=timedelta(seconds=_TIMEOUT_S))
         for _ in range(_ROUNDS + 1):
             begin_s = time.perf_counter()
-            dist.all_to_all_single(out, data, group=group)
+            dist.all_to_all_single(out, data, group=subgroup)
             times.append(time.perf_counter() - begin_s)
     except (RuntimeError, ValueError) as error:
         failed = str(error).splitlines()[0]
-    told = _everybodys((statistics.median(times[1:] or [0.0]), failed))
+    told = group.gather((statistics.median(times[1:] or [0.0]), failed))
     pairs = [pair for pair in told if isinstance(pair, tuple)]
     if any(reason for _, reason in pairs):
         return None

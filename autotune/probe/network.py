@@ -7,7 +7,7 @@ that lets a burst through at once shows its lasting rate. Which numbers of calls
 from __future__ import annotations
 
 import os
-import random
+import socket
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -17,13 +17,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from autotune.bench.noise import NoiseMonitor
 from autotune.bench.progress import NO_PROGRESS, Progress
+from autotune.bench.rounds import EachRound, Round, Turn, run_rounds
 from autotune.config.network import InterfaceRate, Network, NetworkPoint, Operation, Together
 from autotune.config.partition import ALL_TO_ALL_FORMS, CommunicationKnobs
-from autotune.dlrm.ranks import interface
-from autotune.ops.all_to_all import Exchange
+from autotune.ops.all_to_all import AllToAll, Exchange
 from autotune.probe.fit import fits
 from autotune.probe.interfaces import hosts, rates
+from autotune.ranks.environment import interface
 from autotune.units import format_bytes, format_time
 
 _SIZES = (1 << 12, 1 << 16, 1 << 20, 1 << 22, 1 << 24)
@@ -63,7 +65,7 @@ def measure_network(backend: str = "gloo", *, budget_s: float = 12.0, progress: 
         budget_s: Seconds, about; the numbers of calls and rounds follow. Three rounds always run.
 
     Raises:
-        MachineError: see `dlrm.ranks.joined`: a peer was lost.
+        MachineError: see `ranks.group.joined`: a peer was lost.
     """
     begin_s = time.monotonic()
     ranks = dist.get_world_size()
@@ -75,29 +77,32 @@ def measure_network(backend: str = "gloo", *, budget_s: float = 12.0, progress: 
         notes.append(f"messages of more than {format_bytes(sizes[-1])} were left out: each would take over {format_time(_LONGEST_S)}")
     transfers = _transfers(ranks, sizes, notes)
     calls = [_calls(transfer) for transfer in transfers]
-    samples: list[list[float]] = [[] for _ in transfers]
-    order, shuffle = list(range(len(transfers))), random.Random(0).shuffle
-    for number in range(_ROUNDS):
-        shuffle(order)
-        round_begin_s = time.monotonic()
-        for i in order:
-            samples[i].append(_time(transfers[i].call, calls[i]))
-        progress.advance(1.0, f"round {number + 1} of {_ROUNDS}")
-        now_s = time.monotonic()
-        late = now_s - begin_s + (now_s - round_begin_s) > budget_s
-        if _decided(number + 1 >= _LEAST_ROUNDS and late):
-            notes.append(f"the time of {budget_s:g} s ended after {number + 1} rounds")
-            break
+
+    def report(finished: Round) -> None:
+        progress.advance(float(finished.counts), f"round {finished.number} of {_ROUNDS}")
+
+    measured = run_rounds(
+        {str(i): slowest_turn(transfer.call, calls[i]) for i, transfer in enumerate(transfers)},
+        max_rounds=_ROUNDS,
+        budget_s=budget_s - (time.monotonic() - begin_s),
+        min_rounds=_LEAST_ROUNDS,
+        warmup=0,
+        observers=(NoiseMonitor(processes=_processes()), EachRound(report)),
+        decide=_decided,
+    )
+    if measured.counted < _ROUNDS:
+        notes.append(f"the time of {budget_s:g} s ended after {measured.counted} rounds")
+    notes += measured.notes
     points = tuple(
         NetworkPoint(
-            operation=one.operation,
-            form=one.form,
-            ranks=one.ranks,
-            message_bytes=one.message_bytes,
-            messages=one.messages,
-            time_s=statistics.median(times),
+            operation=transfer.operation,
+            form=transfer.form,
+            ranks=transfer.ranks,
+            message_bytes=transfer.message_bytes,
+            messages=transfer.messages,
+            time_s=measured.samples[str(i)].median_s,
         )
-        for one, times in zip(transfers, samples, strict=True)
+        for i, transfer in enumerate(transfers)
     )
     return Network(
         backend=backend,
@@ -145,9 +150,10 @@ def _exchange(form: Any, ranks: int, size: int, group: Any, inside: bool) -> _Tr
     """An all-to-all of fp32 in which every rank sends about `size` bytes."""
     knobs = CommunicationKnobs(all_to_all=form)
     width = max(1, round(size / (4 * (ranks - 1) * _PARTS)))
-    bounds, slots = tuple(range(ranks + 1)), [[width] * _PARTS for _ in range(ranks)]
-    exchange = Exchange("forward", bounds, slots, min(dist.get_rank(), ranks - 1), knobs, group)
-    work = exchange.work()
+    bounds, slots = tuple(range(ranks + 1)), ((width,) * _PARTS,) * ranks
+    rank = min(dist.get_rank(), ranks - 1)
+    exchange = Exchange("forward", bounds, slots, rank, knobs, group)
+    work = AllToAll("", "forward", bounds, slots, rank, knobs).work()
 
     def call() -> None:
         exchange.start()
@@ -211,6 +217,19 @@ def _time(call: Callable[[], object] | None, calls: int) -> float:
     return float(taken)
 
 
+def slowest_turn(call: Callable[[], object] | None, calls: int = 1) -> Turn:
+    """A turn that every rank takes at once, of as long as the slowest rank takes for a call."""
+    return lambda: (_time(call, calls),)
+
+
+def _processes() -> list[int]:
+    """The ranks of this host, whose load is not foreign."""
+    own = (socket.gethostname(), os.getpid())
+    ranks: list[tuple[str, int]] = [own] * dist.get_world_size()
+    dist.all_gather_object(ranks, own)
+    return [process for host, process in ranks if host == own[0]]
+
+
 def _calls(transfer: _Transfer) -> int:
     """Calls that make a sample long enough; the same on every rank, since the time is."""
     _time(transfer.call, 1)
@@ -251,15 +270,13 @@ def _together(ranks: int) -> Together:
         inner.append(time.perf_counter() - begin_s)
         exchange.wait()
 
-    times = {"compute": [], "talk": [], "both": []}  # type: dict[str, list[float]]
-    for _ in range(_ROUNDS):
-        for name, call in (("compute", compute), ("talk", talk), ("both", both)):
-            times[name].append(_time(call, 1))
+    turns = {"compute": slowest_turn(compute), "talk": slowest_turn(talk), "both": slowest_turn(both)}
+    samples = run_rounds(turns, max_rounds=_ROUNDS, warmup=0).samples
     within = torch.tensor([statistics.median(inner)], dtype=torch.float64)
     dist.all_reduce(within, op=dist.ReduceOp.MAX)
     return Together(
-        compute_s=statistics.median(times["compute"]),
-        transfer_s=statistics.median(times["talk"]),
-        both_s=statistics.median(times["both"]),
+        compute_s=samples["compute"].median_s,
+        transfer_s=samples["talk"].median_s,
+        both_s=samples["both"].median_s,
         compute_while_talking_s=float(within),
     )

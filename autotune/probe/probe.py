@@ -6,11 +6,11 @@ from datetime import UTC, datetime
 
 from autotune.bench.progress import NO_PROGRESS, Progress
 from autotune.config.profile import PROFILE_SCHEMA, Profile
+from autotune.machine.topology import available_memory_bytes, detect, fingerprint
 from autotune.ops.native import kernels
 from autotune.probe.calibrate import bf16_gain, calibrate
 from autotune.probe.ceilings import measure_ceilings, thread_counts
-from autotune.probe.drift import Present, as_probed
-from autotune.probe.topology import available_memory_bytes, detect, fingerprint
+from autotune.probe.drift import Drift, as_probed
 
 SOURCE = "measured by autotune probe"
 
@@ -19,7 +19,7 @@ _CALIBRATION_S = 45.0
 
 
 def probe(*, name: str | None = None, progress: Progress = NO_PROGRESS, quick: bool = False) -> Profile:
-    """Measure this machine with the kernel target in use; about 80 seconds.
+    """Measure this machine with the kernel target in use; about 80 seconds, and up to 40 more where other programs disturb it.
 
     Args:
         name: Of the profile; default the CPU and its cores.
@@ -31,20 +31,20 @@ def probe(*, name: str | None = None, progress: Progress = NO_PROGRESS, quick: b
     """
     topology = detect()
     begun = datetime.now(UTC)
-    ceilings, notes = measure_ceilings(topology, budget_s=_CEILINGS_S, progress=progress, quick=quick)
+    measured = measure_ceilings(topology, budget_s=_CEILINGS_S, progress=progress, quick=quick)
     profile = Profile(
         schema=PROFILE_SCHEMA,
         name=name or f"{topology.cpu_model}, {topology.physical_cores} cores",
         source=SOURCE,
         created=begun.isoformat(timespec="seconds"),
         fingerprint=fingerprint(topology, kernels.target()),
-        ceilings=ceilings,
-        notes=notes,
+        ceilings=measured.ceilings,
+        disturbed=measured.disturbed,
     )
-    present, states = Present(profile, topology.physical_cores), list[bool]()
+    notes, drift, states = measured.notes, Drift(profile, topology.physical_cores), list[bool]()
 
     def steady() -> bool:
-        states.append(quick or as_probed(present.look()))
+        states.append(quick or as_probed(drift.look()))
         return states[-1]
 
     runs = calibrate(

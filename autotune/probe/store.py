@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from autotune.bench.progress import NO_PROGRESS, Progress
 from autotune.config.files import cache_folder, load_profile, write_yaml
 from autotune.config.profile import PROFILE_SCHEMA, Fingerprint, Profile
 from autotune.errors import InputError
+from autotune.machine.topology import detect, fingerprint, fingerprint_differences, hardware_id, software_differences
 from autotune.ops.native import kernels
-from autotune.probe.ceilings import BUSY
 from autotune.probe.probe import probe
-from autotune.probe.topology import detect, fingerprint, fingerprint_differences, hardware_id, software_differences
 
 # Of the software, only these change what the loops of the probe reach.
 _SOFTWARE = ("autotune", "huge_pages")
+# A disturbed profile is measured again by the next command, but not by every command of a session on a machine that stays busy.
+_AGAIN_AFTER = timedelta(minutes=10)
 
 
 def load_or_probe(
@@ -28,7 +30,8 @@ def load_or_probe(
     """The cached profile for this hardware and kernel target, or a new one, which is then cached.
 
     A file that cannot be used (corrupt, of another schema, of other hardware or another release) is replaced; a folder that cannot be
-    written is gone without. Both are said through `progress`, and neither is an error.
+    written is gone without. Both are said through `progress`, and neither is an error. A profile that other programs disturbed and
+    that is more than ten minutes old is measured again; while it stays disturbed, the note says so.
 
     Args:
         refresh: Measure even when there is a file.
@@ -41,17 +44,21 @@ def load_or_probe(
     """
     here = here or fingerprint(detect(), kernels.target())
     path = _path(here, progress)
-    if path is not None and not refresh:
-        profile = _load(path, here, progress)
-        if profile is not None:
-            return profile
-    profile = measure(progress=progress)
-    for note in profile.notes:
-        if BUSY in note:
-            progress.note(f"while the machine was probed, {note}; autotune probe --refresh does")
-    if path is not None:
-        _store(path, profile, progress)
+    profile = None if path is None or refresh else _load(path, here, progress)
+    if profile is None:
+        profile = measure(progress=progress)
+        if path is not None:
+            _store(path, profile, progress)
+    for warning in profile.warnings:
+        progress.note(warning)
     return profile
+
+
+def _is_old(profile: Profile) -> bool:
+    try:
+        return datetime.now(UTC) - datetime.fromisoformat(profile.created) > _AGAIN_AFTER
+    except (TypeError, ValueError):  # written by hand: without a zone, or not a date
+        return True
 
 
 def usable(profile: Profile, here: Fingerprint) -> bool:
@@ -87,9 +94,9 @@ def _load(path: Path, here: Fingerprint, progress: Progress) -> Profile | None:
     if differences:
         progress.note(f"the cached profile {path} does not fit, probing anew: {'; '.join(differences)}")
         return None
-    for note in profile.notes:
-        if BUSY in note:
-            progress.note(f"when the cached profile was measured, {note}; autotune probe --refresh does")
+    if profile.is_disturbed and _is_old(profile):
+        progress.note(f"{profile.disturbed:.0%} of the cached profile's ceilings were disturbed while they were measured, probing anew")
+        return None
     return profile
 
 

@@ -1,24 +1,24 @@
-"""The figures of the page as SVG. Each takes what the explainer found and lays it out; nothing is computed but positions."""
+"""Charts as SVG: each takes a part of the explanation and lays it out; nothing is computed but positions."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from html import escape
 
-from autotune.explain.loads import Load, Part, family
+from markupsafe import Markup
+
+from autotune.explain.loads import FAMILIES, Load, Part
 from autotune.explain.roofline import Ceiling, Point, Roofline
+from autotune.explain.terms import family
 from autotune.explain.timeline import Bar, Timeline
 from autotune.report.layout import operator_names
 from autotune.report.numbers import ms, percent
-from autotune.report.svg import WIDTH, Scale, binder_shape, element, figure, mark, text, x_axis, y_axis
+from autotune.report.svg import CHAR, WIDTH, Key, Scale, binder_shape, element, figure, mark, text, x_axis, y_axis
 from autotune.units import format_rate, format_time
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 14, 14, 44
-_CHAR = 6.2
-"""Width of a character of the figures' small text, in units of the viewBox."""
 SHOWN_RANKS = 16
-"""Rows of a timeline and of stacked bars: more are told, not drawn."""
+"""Ranks that a timeline and stacked bars draw at most; the caption counts the others."""
 
 
 def _css(name: str) -> str:
@@ -26,7 +26,7 @@ def _css(name: str) -> str:
     return "f-" + name.lower().replace(" ", "-")
 
 
-def roofline(result: Roofline) -> str:
+def roofline(result: Roofline) -> Markup:
     """Points under lines, both axes logarithmic."""
     height = 460
     rates = [point.flops_per_s for point in result.points] + [line.rate_per_s for line in result.ceilings if line.kind == "compute"]
@@ -38,27 +38,28 @@ def roofline(result: Roofline) -> str:
     at = [(x(point.intensity), y(point.flops_per_s / 1e9)) for point in result.points]
     points = "".join(mark(binder_shape(p.binder, px, py), _point_tip(p)) for p, (px, py) in zip(result.points, at, strict=True))
     names = operator_names([point.operator for point in result.points], 0)
-    return figure("Roofline of every operator pass", height, axes, lines, points, _labels(names, at))
+    keys = [*_binders(dict.fromkeys(point.binder for point in result.points)), *_ceilings(result.ceilings)]
+    return figure("Roofline of every operator pass", height, axes, lines, points, _labels(names, at), keys=keys)
 
 
 def _line(line: Ceiling, i: int, result: Roofline, x: Scale, y: Scale) -> str:
-    told = f"{line.name}: {format_rate(line.rate_per_s, 'flops' if line.kind == 'compute' else 'bytes')}"
+    label = f"{line.name}: {format_rate(line.rate_per_s, 'flops' if line.kind == 'compute' else 'bytes')}"
     if line.kind == "compute":
         at = y(line.rate_per_s / 1e9)
         drawn = element("line", x1=x.begin, x2=x.end, y1=at, y2=at, class_=f"ceiling c{i % 6}")
         first = all(other.kind != "compute" or other is line for other in result.ceilings[: i + 1])
-        return mark(drawn, told) + text(told, x.begin + 8, at - 5 if first else at + 14, class_="axis line-label")
+        return mark(drawn, label) + text(label, x.begin + 8, at - 5 if first else at + 14, class_="axis line-label")
     top = max([c.rate_per_s for c in result.ceilings if c.kind == "compute"], default=y.high * 1e9)
     left, right = max(x.low, y.low * 1e9 / line.rate_per_s), min(x.high, min(top, y.high * 1e9) / line.rate_per_s)
     if left >= right:
         return ""
     ends = [(x(at), y(at * line.rate_per_s / 1e9)) for at in (left, right)]
     drawn = element("line", x1=ends[0][0], y1=ends[0][1], x2=ends[1][0], y2=ends[1][1], class_=f"ceiling c{i % 6}")
-    return mark(drawn, told)
+    return mark(drawn, label)
 
 
 def _point_tip(point: Point) -> str:
-    reached = ", ".join(f"{percent(value)} of {name}" for name, value in sorted(point.fractions.items(), key=lambda one: -one[1]))
+    reached = ", ".join(f"{percent(value)} of {name}" for name, value in sorted(point.fractions.items(), key=lambda entry: -entry[1]))
     return "\n".join(
         [
             point.operator,
@@ -70,7 +71,7 @@ def _point_tip(point: Point) -> str:
 
 
 def _labels(names: Sequence[str], at: Sequence[tuple[float, float]]) -> str:
-    places = place_labels(names, at, (_LEFT, _TOP, WIDTH - 2, at[0][1] + WIDTH), _CHAR)
+    places = place_labels(names, at, (_LEFT, _TOP, WIDTH - 2, at[0][1] + WIDTH), CHAR)
     return "".join(text(names[i], x, y, class_="axis point-label", aria_hidden="true") for i, (x, y) in places.items())
 
 
@@ -106,7 +107,7 @@ def place_labels(
     return places
 
 
-def timeline(result: Timeline) -> str:
+def timeline(result: Timeline) -> Markup:
     """Ranks as rows; in each a lane of what it computes and waits for, and one of what travels."""
     network = any(bar.lane == "network" for bar in result.bars)
     ranks = sorted({bar.rank for bar in result.bars})[:SHOWN_RANKS]
@@ -123,20 +124,26 @@ def timeline(result: Timeline) -> str:
         for bar in (bar for bar in result.bars if bar.rank == rank):
             at, tall = (top, high) if bar.lane == "compute" else (top + high + 3, thin)
             parts.append(_bar(bar, x, at, tall))
-    return figure(f"Timeline of one iteration, {result.source}", bottom + _BOTTOM, *parts)
+    kinds = {_kind(bar) for bar in result.bars}
+    keys = _colours(name for name in (*FAMILIES, "network") if name in kinds)
+    return figure(f"Timeline of one iteration, {result.source}", bottom + _BOTTOM, *parts, keys=keys)
+
+
+def _kind(bar: Bar) -> str:
+    """Family of a pass, ``waiting`` or ``network``: it decides the colour."""
+    return "network" if bar.lane == "network" else "waiting" if bar.waiting else family(bar.operator)
 
 
 def _bar(bar: Bar, x: Scale, top: float, tall: float) -> str:
     left, right = x(bar.begin_s * 1e3), x(bar.end_s * 1e3)
-    kind = "network" if bar.lane == "network" else "waiting" if bar.waiting else family(bar.operator)
     what = "in flight" if bar.lane == "network" else "waits" if bar.waiting else "computes"
     tip = (
         f"{bar.operator}\nrank {bar.rank} {what} {format_time(bar.end_s - bar.begin_s)}\n"
         f"from {ms(bar.begin_s)} to {ms(bar.end_s)} ms"
     )
-    shape = element("rect", x=left, y=top, width=max(right - left, 0.6), height=tall, class_=f"bar {_css(kind)}")
+    shape = element("rect", x=left, y=top, width=max(right - left, 0.6), height=tall, class_=f"bar {_css(_kind(bar))}")
     (short,) = operator_names([bar.operator], 0)
-    if tall > 14 and right - left > _CHAR * len(short) + 6:
+    if tall > 14 and right - left > CHAR * len(short) + 6:
         shape += text(short, (left + right) / 2, top + tall / 2 + 4, class_="in-bar", text_anchor="middle")
     return mark(shape, tip)
 
@@ -153,28 +160,28 @@ class RatioRow:
     strong: bool = True
 
 
-def ratios(label: str, rows: Sequence[RatioRow], axis: str) -> str:
+def ratios(label: str, rows: Sequence[RatioRow], axis: str) -> Markup:
     """Intervals on a logarithmic axis around a line at 1."""
-    left, row = 176, 19
-    bottom = _TOP + row * len(rows) + 4
+    left, pitch = 176, 19
+    bottom = _TOP + pitch * len(rows) + 4
     low, high = min([row.low for row in rows] + [0.8]) / 1.05, max([row.high for row in rows] + [1.25]) * 1.05
     x = Scale(max(low, 0.02), min(high, 50.0), left, WIDTH - _RIGHT, log=True)
     parts = [x_axis(x, bottom, axis, _TOP), element("line", x1=x(1), x2=x(1), y1=_TOP - 4, y2=bottom, class_="reference")]
-    names = operator_names([one.name for one in rows], 80)
-    for i, (one, name) in enumerate(zip(rows, names, strict=True)):
-        at = _TOP + row * i + row / 2
-        ends = [x(min(max(value, x.low), x.high)) for value in (one.low, one.high)]
-        weak = "" if one.strong else " weak"
+    names = operator_names([row.name for row in rows], 80)
+    for i, (row, name) in enumerate(zip(rows, names, strict=True)):
+        at = _TOP + pitch * i + pitch / 2
+        ends = [x(min(max(value, x.low), x.high)) for value in (row.low, row.high)]
+        weak = "" if row.strong else " weak"
         shape = element("line", x1=ends[0], x2=max(ends[1], ends[0] + 1), y1=at, y2=at, class_=f"interval{weak}")
-        shape += element("circle", cx=x(min(max(one.median, x.low), x.high)), cy=at, r=4, class_=f"median{weak}")
-        shape += element("rect", x=left, y=at - row / 2, width=WIDTH - _RIGHT - left, height=row, class_="hit")
-        parts.append(text(name, left - 8, at + 4, class_="axis", text_anchor="end") + mark(shape, one.tip))
+        shape += element("circle", cx=x(min(max(row.median, x.low), x.high)), cy=at, r=4, class_=f"median{weak}")
+        shape += element("rect", x=left, y=at - pitch / 2, width=WIDTH - _RIGHT - left, height=pitch, class_="hit")
+        parts.append(text(name, left - 8, at + 4, class_="axis", text_anchor="end") + mark(shape, row.tip))
     return figure(label, bottom + _BOTTOM, *parts)
 
 
 def stacked(
     label: str, loads: Sequence[Load], parts_of: Callable[[Load], Sequence[Part]], scale: float, axis: str, tell: Callable[[float], str]
-) -> str:
+) -> Markup:
     """A bar a rank, of parts side by side.
 
     Args:
@@ -195,37 +202,24 @@ def stacked(
             left, right = x(at / scale), x((at + part.value) / scale)
             at += part.value
             shape = element("rect", x=left, y=top, width=max(right - left, 0.3), height=tall, class_=f"bar {_css(part.family)}")
-            if right - left > _CHAR * len(part.name) + 6:
+            if right - left > CHAR * len(part.name) + 6:
                 shape += text(part.name, (left + right) / 2, top + tall / 2 + 4, class_="in-bar", text_anchor="middle")
             drawn.append(mark(shape, f"rank {load.rank}: {part.name}\n{tell(part.value)}"))
-    return figure(label, bottom + _BOTTOM, *drawn)
+    kinds = dict.fromkeys(part.family for load in loads for part in parts_of(load))
+    return figure(label, bottom + _BOTTOM, *drawn, keys=_colours(kinds))
 
 
-def legend(names: Sequence[str]) -> str:
-    """Colours of families of passes, or of kinds of tables."""
-    keys = [f'<li><svg viewBox="0 0 14 14" aria-hidden="true">{_swatch(name)}</svg>{escape(name)}</li>' for name in names]
-    return f'<ul class="legend">{"".join(keys)}</ul>'
+def _colours(families: Iterable[str]) -> list[Key]:
+    """Legend of families of passes, or of kinds of tables."""
+    return [Key(element("rect", x=1, y=1, width=12, height=12, class_=f"bar {_css(name)}"), name) for name in families]
 
 
-def binder_legend(binders: Sequence[str]) -> str:
-    words = {"none": "none: below 60 % of every ceiling"}
-    keys = [
-        f'<li><svg viewBox="0 0 14 14" aria-hidden="true">{binder_shape(name, 7, 7, 4.5)}</svg>{escape(words.get(name, name))}</li>'
-        for name in binders
-    ]
-    return f'<ul class="legend">{"".join(keys)}</ul>'
+def _binders(binders: Iterable[str]) -> Iterator[Key]:
+    for binder in binders:
+        yield Key(binder_shape(binder, 7, 7, 4.5), "none: below 60 % of every ceiling" if binder == "none" else binder)
 
 
-def line_legend(lines: Sequence[Ceiling]) -> str:
-    keys = []
-    for i, line in enumerate(lines):
-        drawn = element("line", x1=0, x2=30, y1=7, y2=7, class_=f"ceiling c{i % 6}")
-        rate = format_rate(line.rate_per_s, "flops" if line.kind == "compute" else "bytes")
-        keys.append(f'<li><svg class="long" viewBox="0 0 30 14" aria-hidden="true">{drawn}</svg>{escape(f"{line.name}, {rate}")}</li>')
-    return f'<ul class="legend">{"".join(keys)}</ul>'
-
-
-def _swatch(name: str) -> str:
-    return element("rect", x=1, y=1, width=12, height=12, class_=f"bar {_css(name)}")
-
-
+def _ceilings(ceilings: Sequence[Ceiling]) -> Iterator[Key]:
+    for i, ceiling in enumerate(ceilings):
+        rate = format_rate(ceiling.rate_per_s, "flops" if ceiling.kind == "compute" else "bytes")
+        yield Key(element("line", x1=0, x2=30, y1=7, y2=7, class_=f"ceiling c{i % 6}"), f"{ceiling.name}, {rate}", 30)

@@ -1,7 +1,8 @@
-"""What a tuned config tells, on one screen of a terminal: the verdict, the passes that matter, what was chosen, what to do."""
+"""The account of a tuned config on one screen of a terminal: the verdict, the passes that matter, what was chosen, what to do."""
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,8 @@ from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
-from autotune.explain.findings import Finding, grouped
+from autotune.explain.findings import Finding, Note, grouped
+from autotune.explain.remedies import Remedy
 from autotune.report.layout import Column, operator_names, table
 from autotune.report.numbers import ms, percent, prediction_range, speedup, speedup_range, time_interval
 from autotune.units import format_time
@@ -29,6 +31,7 @@ def explanation(result: Explanation, width: int = 80) -> RenderableType:
         *([_choice_table(kept[:_CHOICES], width)] if kept else []),
         *([Text(_standing(result.choices, len(kept)))] if result.choices else []),
         *_findings(result.findings, width),
+        *_notes(result.notes),
     ]
     spaced: list[RenderableType] = [Text(_head(result), style="bold")]
     for part in parts:
@@ -81,12 +84,12 @@ def _standing(choices: Sequence[Choice], kept: int) -> str:
     tied = sum(1 for choice in choices if choice.raced and not choice.chosen)
     untested = sum(1 for choice in choices if not choice.raced)
     more = f"{kept - _CHOICES} more choices; " if kept > _CHOICES else ""
-    told = [
+    reasons = [
         f"{tied} raced without a significant gain" if tied else "",
         f"{untested} never raced" if untested else "",
     ]
-    told = [one for one in told if one]
-    return more + (f"the default stands in {tied + untested} passes: {', '.join(told)}" if told else "every pass has a choice of its own")
+    standing = ", ".join(filter(None, reasons))
+    return more + (f"the default stands in {tied + untested} passes: {standing}" if standing else "every pass has a choice of its own")
 
 
 def _findings(findings: Sequence[Finding], width: int) -> Iterable[RenderableType]:
@@ -96,7 +99,7 @@ def _findings(findings: Sequence[Finding], width: int) -> Iterable[RenderableTyp
     lines: list[RenderableType] = []
     for group in shown:
         first = group[0]
-        lines.append(Text(f"{first.kind.replace('_', ' ')}: {first.remedy}", style="bold"))
+        lines.append(Text(f"{first.kind.replace('_', ' ')}: {_remedy(first.remedy)}", style="bold"))
         for finding in group[:_NAMED]:
             (name,) = operator_names([finding.operator], width)
             saving = f" (at most {format_time(finding.saving_s)})" if finding.saving_s else ""
@@ -111,3 +114,15 @@ def _findings(findings: Sequence[Finding], width: int) -> Iterable[RenderableTyp
         lines.append(Text(f"and {hidden} more findings (--json and --html FILE show all)", style="dim"))
     if lines:
         yield Group(*lines)
+
+
+def _notes(notes: Sequence[Note]) -> Iterable[RenderableType]:
+    """Remarks of the tuning run, in small print."""
+    if notes:
+        lines = (f"note: {note.text}" + (f"; {_remedy(note.remedy)}" if note.remedy else "") for note in notes)
+        yield Text("\n".join(lines), style="dim")
+
+
+def _remedy(remedy: Remedy) -> str:
+    """``tune again with a larger budget (autotune tune small --budget 240s)``."""
+    return f"{remedy.text} ({shlex.join(remedy.command)})" if remedy.command else remedy.text

@@ -26,9 +26,9 @@ def to_plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
-        return {str(key): to_plain(one) for key, one in value.items()}
+        return {str(key): to_plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [to_plain(one) for one in value]
+        return [to_plain(entry) for entry in value]
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if value is None or isinstance(value, bool | int | str):
@@ -43,5 +43,5 @@ def to_json(result: Any, **extra: Any) -> str:
     plain = to_plain(result)
     if not isinstance(plain, dict):
         plain = {"results": plain}
-    entries = {"schema": plain.pop("schema", RESULT_SCHEMA), **plain, **{key: to_plain(one) for key, one in extra.items()}}
+    entries = {"schema": plain.pop("schema", RESULT_SCHEMA), **plain, **{key: to_plain(entry) for key, entry in extra.items()}}
     return json.dumps(entries, indent=2, ensure_ascii=False, allow_nan=False) + "\n"

@@ -32,7 +32,7 @@ class Column:
     cells: Sequence[str]
     """One entry a row; a line break inside makes a cell of several lines."""
     need: int = 9
-    """What is needed least is dropped first; 9 stays at any width."""
+    """Priority from 0 to 9: the column with the lowest is dropped first, and 9 stays at any width."""
     justify: Literal["left", "right"] = "right"
 
     @property

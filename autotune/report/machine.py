@@ -1,4 +1,4 @@
-"""What a result is valid for, as pairs of a name and its words."""
+"""The machine and the software that a result is valid for, as pairs of a name and its words."""
 
 from __future__ import annotations
 
@@ -27,4 +27,4 @@ def facts(fingerprint: Fingerprint, provenance: Provenance) -> list[tuple[str, s
         ("tuned", f"{provenance.created}, {format_time(provenance.spent_s)} of {format_time(provenance.budget_s)}"),
         ("trials", f"{provenance.trials} of the whole iteration, seed {provenance.seed}"),
     ]
-    return [(name, told) for name, told in pairs if told]
+    return [(name, words) for name, words in pairs if words]

@@ -23,21 +23,21 @@ def network_tables(network: Network, width: int) -> list[RenderableType]:
     head = f"network of {network.ranks} ranks on {where}: {network.backend} on {network.interface}"
     fitted = table(
         [
-            Column("operation", [_name(one.operation, one.form) for one in fits], justify="left"),
-            Column("ranks", [str(one.ranks) for one in fits]),
-            Column("latency", [format_time(one.latency_s) for one in fits]),
-            Column("bandwidth", [format_rate(one.bandwidth_bytes_per_s, "bytes") for one in fits]),
-            Column("residual", [percent(one.residual) for one in fits], need=5),
-            Column("worst", [percent(one.worst) for one in fits], need=3),
+            Column("operation", [_name(fit.operation, fit.form) for fit in fits], justify="left"),
+            Column("ranks", [str(fit.ranks) for fit in fits]),
+            Column("latency", [format_time(fit.latency_s) for fit in fits]),
+            Column("bandwidth", [format_rate(fit.bandwidth_bytes_per_s, "bytes") for fit in fits]),
+            Column("residual", [percent(fit.residual) for fit in fits], need=5),
+            Column("worst", [percent(fit.worst) for fit in fits], need=3),
         ],
         width,
         title=head,
     )
     interfaces = table(
         [
-            Column("interface", [one.name for one in network.interfaces], justify="left"),
-            Column("1 MiB", [_rate(one.bandwidth_bytes_per_s) for one in network.interfaces]),
-            Column("used", ["yes" if one.used else "" for one in network.interfaces], justify="left"),
+            Column("interface", [interface.name for interface in network.interfaces], justify="left"),
+            Column("1 MiB", [_rate(interface.bandwidth_bytes_per_s) for interface in network.interfaces]),
+            Column("used", ["yes" if interface.used else "" for interface in network.interfaces], justify="left"),
         ],
         width,
     )

@@ -22,24 +22,24 @@ def validation(result: Validation, width: int = 80) -> RenderableType:
     """`validate`: errors by kind of pass, then iterations."""
     kinds = [*result.kinds, *([result.random] if result.random else [])]
     by_kind = [
-        Column("pass", [one.kind for one in kinds], justify="left"),
-        Column("n", [str(one.count) for one in kinds]),
-        Column("median error", [percent(one.median) for one in kinds]),
-        Column("90 %", [percent(one.p90) for one in kinds]),
-        Column("visits apart, 90 %", [percent(one.apart_p90) for one in kinds], need=7),
-        Column("bias", [f"{one.bias:+.0%}" for one in kinds], need=5),
-        Column("in interval", [percent(one.inside) for one in kinds], need=6),
+        Column("pass", [kind.kind for kind in kinds], justify="left"),
+        Column("n", [str(kind.count) for kind in kinds]),
+        Column("median error", [percent(kind.median) for kind in kinds]),
+        Column("90 %", [percent(kind.p90) for kind in kinds]),
+        Column("visits apart, 90 %", [percent(kind.apart_p90) for kind in kinds], need=7),
+        Column("bias", [f"{kind.bias:+.0%}" for kind in kinds], need=5),
+        Column("in interval", [percent(kind.inside) for kind in kinds], need=6),
     ]
     rows = result.iterations
     iterations = [
-        Column("model", [one.model for one in rows], justify="left"),
-        Column("threads", [str(one.threads) for one in rows], need=4),
-        Column("measured ms", [ms(one.measured_s) for one in rows]),
-        Column("predicted ms", [ms(one.predicted_s) for one in rows]),
-        Column("error", [f"{one.error:+.1%}" for one in rows]),
-        Column("drift", [f"{one.drift:.2f}" for one in rows], need=6),
-        Column("error less drift", [f"{one.error_without_drift:+.1%}" for one in rows], need=6),
-        Column("disturbed", ["yes" if one.disturbed else "" for one in rows], need=3),
+        Column("model", [row.model for row in rows], justify="left"),
+        Column("threads", [str(row.threads) for row in rows], need=4),
+        Column("measured ms", [ms(row.measured_s) for row in rows]),
+        Column("predicted ms", [ms(row.predicted_s) for row in rows]),
+        Column("error", [f"{row.error:+.1%}" for row in rows]),
+        Column("drift", [f"{row.drift:.2f}" for row in rows], need=6),
+        Column("error less drift", [f"{row.error_without_drift:+.1%}" for row in rows], need=6),
+        Column("disturbed", ["yes" if row.disturbed else "" for row in rows], need=3),
     ]
     lines = [
         f"{result.profile}, probed {result.created}, seed {result.seed}",
@@ -61,19 +61,19 @@ def scaling(result: Scaling, width: int = 80) -> RenderableType:
     rows = result.points
     base = result.baseline
     columns = [
-        Column("sockets", [str(one.sockets) for one in rows]),
-        Column("minibatch", [str(one.minibatch) for one in rows]),
-        Column("ms", [ms(one.iteration.time_s) for one in rows]),
-        Column("interval", [_range(one.iteration) for one in rows], need=5),
-        Column("samples/s", [f"{one.samples_per_s:.3g}" for one in rows], need=6),
-        Column(f"speed-up over {base}", [f"{one.speedup:.2f}" for one in rows]),
-        Column("efficiency", [percent(one.efficiency) for one in rows]),
-        Column("lemma", [f"{one.lemma_speedup:.2f}" for one in rows], need=4),
-        Column("exposed", [percent(one.exposed_share) for one in rows], need=7),
-        Column("a2a fwd/bwd, all-reduce exposed ms", [" ".join(ms(value) for value in one.exposed_s.values()) for one in rows], need=3),
-        Column("imbalance", [f"{one.imbalance:.2f}" for one in rows], need=5),
-        Column("memory", [format_bytes(one.memory_bytes) for one in rows], need=7),
-        Column("tables placed", [one.partition for one in rows], need=2, justify="left"),
+        Column("sockets", [str(row.sockets) for row in rows]),
+        Column("minibatch", [str(row.minibatch) for row in rows]),
+        Column("ms", [ms(row.iteration.time_s) for row in rows]),
+        Column("interval", [_range(row.iteration) for row in rows], need=5),
+        Column("samples/s", [f"{row.samples_per_s:.3g}" for row in rows], need=6),
+        Column(f"speed-up over {base}", [f"{row.speedup:.2f}" for row in rows]),
+        Column("efficiency", [percent(row.efficiency) for row in rows]),
+        Column("lemma", [f"{row.lemma_speedup:.2f}" for row in rows], need=4),
+        Column("exposed", [percent(row.exposed_share) for row in rows], need=7),
+        Column("a2a fwd/bwd, all-reduce exposed ms", [" ".join(ms(value) for value in row.exposed_s.values()) for row in rows], need=3),
+        Column("imbalance", [f"{row.imbalance:.2f}" for row in rows], need=5),
+        Column("memory", [format_bytes(row.memory_bytes) for row in rows], need=7),
+        Column("tables placed", [row.partition for row in rows], need=2, justify="left"),
     ]
     head = f"{result.model} on {result.profile}, {result.mode} scaling, simulated"
     facts = [
@@ -87,12 +87,12 @@ def what_if(result: WhatIf, width: int = 80) -> RenderableType:
     """`explain --what-if`: every operator before and after."""
     rows = result.operators
     columns = [
-        Column("operator", [one.key for one in rows], justify="left"),
-        Column("ms", [ms(one.before.time_s) for one in rows]),
-        Column("then", [ms(one.after.time_s) for one in rows]),
-        Column("gain", [f"{one.speedup:.2f}x" for one in rows]),
-        Column("bound by", [one.binder_before for one in rows], need=6, justify="left"),
-        Column("then by", [one.binder_after for one in rows], need=6, justify="left"),
+        Column("operator", [row.key for row in rows], justify="left"),
+        Column("ms", [ms(row.before.time_s) for row in rows]),
+        Column("then", [ms(row.after.time_s) for row in rows]),
+        Column("gain", [f"{row.speedup:.2f}x" for row in rows]),
+        Column("bound by", [row.binder_before for row in rows], need=6, justify="left"),
+        Column("then by", [row.binder_after for row in rows], need=6, justify="left"),
     ]
     head = f"what if, {result.model} on {result.profile}: {format_time(result.before.time_s)} -> {format_time(result.after.time_s)}"
     head += f" ({_range(result.after)} ms), {number(result.speedup)}x"
@@ -100,8 +100,8 @@ def what_if(result: WhatIf, width: int = 80) -> RenderableType:
     return Group(Text(head, style="bold"), changes, Text(""), table(columns, width), _notes(result.notes))
 
 
-def _range(found: Prediction) -> str:
-    return f"{ms(found.low_s)}-{ms(found.high_s)}"
+def _range(prediction: Prediction) -> str:
+    return f"{ms(prediction.low_s)}-{ms(prediction.high_s)}"
 
 
 def _notes(notes: list[str] | tuple[str, ...]) -> Text:

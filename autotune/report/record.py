@@ -12,7 +12,7 @@ from autotune.dlrm.train import Training
 
 @dataclass(frozen=True)
 class RunResult:
-    """What `autotune run` tells."""
+    """The result of `autotune run`."""
 
     model: str
     data: str
@@ -22,10 +22,10 @@ class RunResult:
     """Every knob that was used."""
     steps: int
     iteration_s: Interval
-    """Of the steps after the warm-up."""
+    """Time of the steps after the warm-up."""
     samples_per_s: float
     losses: tuple[float, ...]
-    """Of every step, before its update."""
+    """Loss of every step, before its update."""
     auc: float | None
     """None where labels are generated or of one kind."""
     notes: tuple[str, ...] = ()

@@ -7,8 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
+from markupsafe import Markup
+
 WIDTH = 760
-"""Of every figure, in the units of its viewBox: the page scales it."""
+"""Width of every figure, in the units of its viewBox: the page scales it."""
+CHAR = 6.2
+"""Width of a character of the figures' small text, in the same units."""
 
 
 def element(tag: str, *children: str, **attributes: object) -> str:
@@ -31,9 +35,34 @@ def mark(shape: str, tip: str) -> str:
     return element("g", element("title", escape(tip)), shape, class_="mark", aria_label=tip)
 
 
-def figure(label: str, height: float, *children: str, width: float = WIDTH) -> str:
-    """The root element of one figure."""
-    return element("svg", *children, viewBox=f"0 0 {_value(width)} {_value(height)}", role="group", aria_label=label)
+def figure(label: str, height: float, *children: str, keys: Sequence[Key] = ()) -> Markup:
+    """The root element of one figure, `height` without its legend, which is below."""
+    legend, legend_height = _legend(keys, height)
+    view = f"0 0 {WIDTH} {_value(height + legend_height)}"
+    return Markup(element("svg", *children, *legend, viewBox=view, role="group", aria_label=label))
+
+
+@dataclass(frozen=True)
+class Key:
+    """One entry of a legend."""
+
+    shape: str
+    """Markup within a box of `width` x 14."""
+    label: str
+    width: float = 14
+
+
+def _legend(keys: Sequence[Key], top: float) -> tuple[list[str], float]:
+    """Entries in as many lines as they need, and the height of all."""
+    x, y, entries = 14.0, top + 2, []
+    for key in keys:
+        wide = key.width + 6 + CHAR * len(key.label)
+        if x + wide > WIDTH and x > 14:
+            x, y = 14.0, y + 20
+        shape = element("g", key.shape, transform=f"translate({_value(x)} {_value(y)})")
+        entries.append(shape + text(key.label, x + key.width + 6, y + 11, class_="axis"))
+        x += wide + 18
+    return entries, y + 24 - top if keys else 0.0
 
 
 def _value(value: object) -> str:

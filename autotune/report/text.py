@@ -44,26 +44,26 @@ def operator_table(result: OperatorTable, width: int = 80) -> RenderableType:
     ]
     head = f"{result.model}: {time_interval(result.iteration_s)} per iteration, minibatch {result.minibatch}, {_threads(result.threads)}"
     if result.predicted is not None:
-        found = result.predicted
-        head += f"\npredicted: {format_time(found.time_s)} ({format_time(found.low_s)} .. {format_time(found.high_s)})"
-        head += f", {found.time_s / result.iteration_s.median - 1:+.0%}"
-        head += f"; outside calibration: {found.extrapolated}" if found.extrapolated else ""
+        predicted = result.predicted
+        head += f"\npredicted: {format_time(predicted.time_s)} ({format_time(predicted.low_s)} .. {format_time(predicted.high_s)})"
+        head += f", {predicted.time_s / result.iteration_s.median - 1:+.0%}"
+        head += f"; outside calibration: {predicted.extrapolated}" if predicted.extrapolated else ""
     proof = [_perturbations(result.perturbations, width), _agreement(result)] if result.perturbations else []
     ranks = [rank_table(result.ranks, width)] if result.ranks else []
     return _page(head, table(columns, width), _legend(), *ranks, *proof, *_notes(result.notes))
 
 
-def _perturbations(found: Sequence[Perturbation], width: int) -> RenderableType:
+def _perturbations(perturbations: Sequence[Perturbation], width: int) -> RenderableType:
     columns = [
-        Column("operator", operator_names([p.operator for p in found], width), justify="left"),
-        Column("verdict", [p.binder for p in found], justify="left"),
-        Column("resident", [_resident(p) for p in found]),
-        Column("half threads", ["-" if p.fewer_threads_loss is None else _times(p.fewer_threads_loss) for p in found], need=8),
-        Column("half bytes", ["-" if p.fewer_bytes_gain is None else _times(p.fewer_bytes_gain) for p in found], need=8),
-        Column("agrees", [_ANSWERS[p.agrees] for p in found], justify="left"),
+        Column("operator", operator_names([p.operator for p in perturbations], width), justify="left"),
+        Column("verdict", [p.binder for p in perturbations], justify="left"),
+        Column("resident", [_resident(p) for p in perturbations]),
+        Column("half threads", ["-" if p.fewer_threads_loss is None else _times(p.fewer_threads_loss) for p in perturbations], need=8),
+        Column("half bytes", ["-" if p.fewer_bytes_gain is None else _times(p.fewer_bytes_gain) for p in perturbations], need=8),
+        Column("agrees", [_ANSWERS[p.agrees] for p in perturbations], justify="left"),
     ]
-    if any(p.counters for p in found):
-        columns.append(Column("counters agree", [_ANSWERS[p.counters_agree] for p in found], justify="left", need=8))
+    if any(p.counters for p in perturbations):
+        columns.append(Column("counters agree", [_ANSWERS[p.counters_agree] for p in perturbations], justify="left", need=8))
     return table(columns, width, title="perturbed: gain with resident data, loss with half the threads, gain with half the bytes sent")
 
 
@@ -72,17 +72,17 @@ _ANSWERS = {True: "yes", False: "NO", None: "-"}
 
 def _agreement(result: OperatorTable) -> RenderableType:
     agree, contradict, untold = result.agreement
-    told = f"verdicts: {agree} agree with what perturbing showed, {contradict} contradict it, {untold} cannot be told by it"
-    counted = [one.counters_agree for one in result.perturbations if one.counters]
+    summary = f"verdicts: {agree} agree with what perturbing showed, {contradict} contradict it, {untold} cannot be told by it"
+    counted = [row.counters_agree for row in result.perturbations if row.counters]
     if counted:
-        told += f"; hardware counters agree with {counted.count(True)} and contradict {counted.count(False)}"
-    return Text(told)
+        summary += f"; hardware counters agree with {counted.count(True)} and contradict {counted.count(False)}"
+    return Text(summary)
 
 
-def _resident(one: Perturbation) -> str:
-    if one.warm_gain is None:
+def _resident(perturbation: Perturbation) -> str:
+    if perturbation.warm_gain is None:
         return "-"
-    return _times(one.warm_gain) if one.resident else "too large"
+    return _times(perturbation.warm_gain) if perturbation.resident else "too large"
 
 
 def _times(interval: Interval) -> str:
@@ -161,7 +161,7 @@ def verdict_table(result: TunedConfig, width: int = 80) -> RenderableType:
 
 
 def gain_table(gains: Sequence[Gain], width: int = 80) -> RenderableType:
-    """What each raced choice gained over the default."""
+    """Gain of each raced choice over the default."""
     columns = [
         Column("operator", operator_names([gain.operator for gain in gains], width), justify="left"),
         Column("default ms", [ms(gain.default_s.median) for gain in gains], need=6),

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from autotune.explain.loads import family
+from autotune.explain.terms import family
 from autotune.explain.timeline import Timeline
 
 _LANES = {"compute": 0, "network": 1}
@@ -19,7 +19,7 @@ def trace(model: str, timelines: Sequence[Timeline]) -> str:
 
     Source: Trace Event Format, "complete events" (ph X) and "metadata events" (ph M).
     """
-    events = [event for one in timelines for event in _events(one, 0 if one is timelines[0] else _PREDICTED)]
+    events = [event for timeline in timelines for event in _events(timeline, 0 if timeline is timelines[0] else _PREDICTED)]
     whole = {"traceEvents": events, "displayTimeUnit": "ms", "otherData": {"model": model}}
     return json.dumps(whole, ensure_ascii=False, allow_nan=False) + "\n"
 

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 
-from autotune.bench.noise import NoiseMonitor
 from autotune.bench.progress import NO_PROGRESS, Progress
 from autotune.bench.samples import significant
 from autotune.config.knobs import RunConfig
 from autotune.config.tuned import Interval
-from autotune.data.batches import BatchSource
-from autotune.tune.budget import Clock
-from autotune.tune.objective import Bench, Paired, Trainable
+from autotune.tune.objective import Bench, Paired
 
 # Looking at the interval after every round would sooner or later find it clear by chance. It is looked at after 12, 18, 27, ... steps,
 # and must be clear by one percent to end the measurement early.
@@ -52,29 +48,11 @@ class _Looks:
         return speedup.low > 1.0 + _CLEAR or speedup.high < 1.0 - _CLEAR
 
 
-def confirm(
-    dlrm: Trainable,
-    source: BatchSource,
-    default: RunConfig,
-    tuned: RunConfig,
-    *,
-    budget_s: float,
-    progress: Progress = NO_PROGRESS,
-    monitor: NoiseMonitor | None = None,
-    clock: Clock = time.monotonic,
-    seed: int = 0,
-) -> Confirmation:
+def confirm(bench: Bench, default: RunConfig, tuned: RunConfig, *, budget_s: float, progress: Progress = NO_PROGRESS) -> Confirmation:
     """Interleave steps of `default` and `tuned` until the interval of their ratio is clear or the budget ends.
 
     "No significant gain" is a valid result. When both are the same configuration it is timed alone and the speedup is 1.
     """
-    return confirm_on(Bench(dlrm, source, monitor, clock, seed), default, tuned, budget_s=budget_s, progress=progress)
-
-
-def confirm_on(
-    bench: Bench, default: RunConfig, tuned: RunConfig, *, budget_s: float, progress: Progress = NO_PROGRESS
-) -> Confirmation:
-    """`confirm` on a bench whose earlier batches are not used again."""
     rounds = _ALONE_ROUNDS if default == tuned else None
     paired = bench.compare(default, tuned, budget_s=budget_s, max_rounds=rounds, until=_Looks(), on_round=progress.advance)
     if default == tuned:

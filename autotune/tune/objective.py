@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import itertools
 import math
-import random
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 from autotune.bench.noise import NoiseMonitor
+from autotune.bench.rounds import EachRound, Round, Times, run_rounds, timed
 from autotune.bench.samples import ENOUGH_SAMPLES, Samples, ratio
-from autotune.bench.timer import MAX_REPEATS
 from autotune.config.knobs import RunConfig
 from autotune.config.tuned import Interval
 from autotune.data.batches import Batch, BatchSource
@@ -50,8 +50,6 @@ class Paired:
 
     base_s: tuple[float, ...]
     other_s: tuple[float, ...]
-    disturbed: int
-    """Rounds in which something else ran, repeated or kept."""
     notes: tuple[str, ...] = ()
 
     @property
@@ -99,44 +97,33 @@ class Bench:
             until: Asked after each round from the third on, since the steps of one turn share its luck; True ends the comparison.
             on_round: Called after each round with the seconds it took.
         """
-        begin_s = self.clock()
-        order = [False, True]
-        shuffle = random.Random(self.seed).shuffle
-        times: tuple[list[float], list[float]] = ([], [])
-        steps = self._steps_per_turn(base, other)
-        rounds = repeated = kept = 0
-        reason = ""
-        round_s = 0.0
-        while True:
-            round_begin_s = self.clock()
-            batches = [self.source.batch(next(self.batches)) for _ in range(steps)]
-            shuffle(order)
-            if self.monitor is not None:
-                self.monitor.start()
-            timed = {which: self._turn(other if which else base, batches) for which in order}
-            noise = self.monitor.stop() if self.monitor is not None else None
-            round_s = max(self.clock() - round_begin_s, 0.9 * round_s)
-            room = self.clock() - begin_s + round_s <= budget_s
-            self.round_s = self.clock() - round_begin_s
+        begin_s, steps = self.clock(), self._steps_per_turn(base, other)
+        batches: list[Batch] = []
+
+        def prepare() -> None:
+            batches[:] = [self.source.batch(next(self.batches)) for _ in range(steps)]
+
+        def report(finished: Round) -> None:
+            self.round_s = finished.length_s
             if on_round is not None:
                 on_round(self.round_s)
-            if noise is not None and noise.disturbed:
-                reason = noise.reason
-                if room and repeated < MAX_REPEATS:
-                    repeated += 1
-                    continue
-                kept += 1
-            for which in (False, True):
-                times[which].extend(timed[which])
-            rounds += 1
-            ended = max_rounds is not None and len(times[0]) >= max_rounds and (steps == 1 or rounds >= _LEAST_ROUNDS)
-            if ended or not room:
-                break
-            if until is not None and rounds >= _LEAST_ROUNDS and until(Paired(tuple(times[0]), tuple(times[1]), repeated + kept)):
-                break
-        disturbed = repeated + kept
-        notes = (f"{disturbed} rounds disturbed ({reason}): {repeated} measured again, {kept} kept",) if disturbed else ()
-        return Paired(tuple(times[0]), tuple(times[1]), disturbed, notes)
+
+        def ended(times_s: Times) -> bool:
+            return until is not None and until(Paired(tuple(times_s["base"]), tuple(times_s["other"])))
+
+        measured = run_rounds(
+            {"base": lambda: self._turn(base, batches), "other": lambda: self._turn(other, batches)},
+            max_rounds=None if max_rounds is None else max(_LEAST_ROUNDS if steps > 1 else 1, math.ceil(max_rounds / steps)),
+            budget_s=budget_s - (self.clock() - begin_s),
+            enough_rounds=_LEAST_ROUNDS,
+            warmup=0,
+            observers=(EachRound(report), *((self.monitor,) if self.monitor else ())),
+            prepare=prepare,
+            until=ended,
+            seed=self.seed,
+            clock=self.clock,
+        )
+        return Paired(measured.samples["base"].times_s, measured.samples["other"].times_s, measured.notes)
 
     def _step(self, batch: Batch) -> None:
         try:
@@ -162,12 +149,7 @@ class Bench:
         self.dlrm.configure(config)
         if len(batches) > 1:
             self._step(batches[-1])
-        times_s = []
-        for batch in batches:
-            begin_s = self.clock()
-            self._step(batch)
-            times_s.append(self.clock() - begin_s)
-        return times_s
+        return [timed(partial(self._step, batch), self.clock)()[0] for batch in batches]
 
 
 def decided(paired: Paired) -> bool:

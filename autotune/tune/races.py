@@ -11,19 +11,21 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from autotune.bench.noise import NoiseMonitor
-from autotune.bench.samples import Samples, ratio, significant
-from autotune.bench.timer import Measurement, Race, drop_clearly_worse, interleave, race
+from autotune.bench.race import Race, drop_clearly_worse, race
+from autotune.bench.rounds import EachRound, Measurement, Observer, Turn, run_rounds, timed
+from autotune.bench.samples import ratio, significant
 from autotune.config.knobs import Knobs, RunConfig
 from autotune.config.profile import Topology
 from autotune.config.tuned import Finalist, RaceResult
 from autotune.errors import VerificationError
 from autotune.ops.base import Case, Operator
 from autotune.tune.budget import Clock
-from autotune.tune.space import MAX_FINALISTS, changes, is_valid
+from autotune.tune.space import MAX_FINALISTS
 
 # A sample shorter than this would measure the clock and the call as much as the operator; short operators are called several times.
 _SAMPLE_S = 5e-4
@@ -64,11 +66,10 @@ def group_operators(operators: Sequence[Operator], default: RunConfig, gain_s: d
     Args:
         gain_s: Seconds that could be gained, by pass.
     """
-    groups: dict[str, list[Operator]] = {}
+    groups: dict[Hashable, list[Operator]] = {}
     for operator in operators:
         if operator.key in default.operators:
-            shape = getattr(operator, "shape", None)
-            groups.setdefault(operator.key if shape is None else f"{type(operator).__name__} {shape}", []).append(operator)
+            groups.setdefault(operator.key if operator.shape is None else (operator.kind, operator.shape), []).append(operator)
     found = [OperatorGroup(tuple(group), sum(gain_s.get(operator.key, 0.0) for operator in group)) for group in groups.values()]
     return sorted(found, key=lambda group: -group.weight_s)
 
@@ -110,7 +111,7 @@ class _OneRace:
         self.threads = self.racer.default.threads
         self.default = self.racer.default.operators[operator.key]
         self.begin_s = self.racer.clock()
-        offered = [knobs for knobs in operator.candidates(self.racer.topology, self.threads) if is_valid(knobs, self.threads)]
+        offered = [knobs for knobs in operator.candidates(self.racer.topology, self.threads) if knobs.valid_for(self.threads)]
         self.offered = list(dict.fromkeys([self.default, *offered]))
         random.Random(self.racer.seed).shuffle(self.offered)
 
@@ -133,19 +134,19 @@ class _OneRace:
             if measured is not None and not entrants:
                 break
             names = self._named([*leaders, *entrants])
-            heat = self._heat(case, names, calls, max(heat_end_s - clock(), 1e-3))
-            measured, leaders = heat.measurement, _leaders(heat, names)
+            heat = self._heat(case, names, calls, heat_end_s - clock())
+            measured, leaders = heat.measurement, [names[name] for name in heat.ranking[: MAX_FINALISTS - 1]]
             if len(self.timed) >= len(self.offered):
                 break
         assert measured is not None
         names = self._named(leaders)
         if len(names) > 1:
             measured = self._final(case, names, calls)
-        return self._result(measured, names, calls)
+        return self._result(measured, names)
 
     def _named(self, knobs: Sequence[Knobs]) -> dict[str, Knobs]:
         """The default and `knobs`, by what they change."""
-        return {changes(self.default, one) or "default": one for one in (self.default, *knobs)}
+        return {self.default.changes(one) or "default": one for one in (self.default, *knobs)}
 
     def _check_default(self, case: Case) -> float:
         """Seconds of a check: of the second one, since the first works out the reference as well."""
@@ -169,7 +170,7 @@ class _OneRace:
     def _admit(self, case: Case, near: Knobs, check_s: float, sample_s: float, end_s: float) -> list[Knobs]:
         """Candidates that pass their check, nearest to `near` first, as many as there is time to race until `end_s`."""
         admitted: list[Knobs] = []
-        waiting = sorted((knobs for knobs in self.offered if knobs not in self.timed), key=lambda knobs: _distance(near, knobs))
+        waiting = sorted((knobs for knobs in self.offered if knobs not in self.timed), key=near.distance)
         each_s = _RUNS_PER_CANDIDATE * _CANDIDATE_SLOWER * sample_s
         for knobs in waiting:
             begin_s = self.racer.clock()
@@ -181,52 +182,42 @@ class _OneRace:
             if check.passed:
                 admitted.append(knobs)
             else:
-                named = changes(self.default, knobs)
+                named = self.default.changes(knobs)
                 self.rejected.append(f"{named}: error {check.worst:.3g}, allowed {check.tolerance:.3g}")
             self.racer.on_time(self.racer.clock() - begin_s, f"{self.group.keys[0]} checking")
         return admitted
 
-    def _callers(self, case: Case, names: dict[str, Knobs], calls: int) -> dict[str, Callable[[], None]]:
-        def caller(knobs: Knobs) -> Callable[[], None]:
-            def call() -> None:
-                for _ in range(calls):
-                    case.run(knobs, self.threads)
-
-            return call
-
-        return {name: caller(knobs) for name, knobs in names.items()}
+    def _turns(self, case: Case, names: dict[str, Knobs], calls: int) -> dict[str, Turn]:
+        return {name: timed(partial(case.run, knobs, self.threads), self.racer.clock, calls=calls) for name, knobs in names.items()}
 
     def _heat(self, case: Case, names: dict[str, Knobs], calls: int, budget_s: float) -> Race:
         heat = race(
-            self._callers(case, names, calls),
+            self._turns(case, names, calls),
             default="default",
-            rounds=_MAX_ROUNDS,
+            max_rounds=_MAX_ROUNDS,
             budget_s=budget_s,
-            min_rounds=3,
-            monitor=self.racer.monitor,
-            on_round=self._reporter(len(names)),
+            observers=self._observers(len(names)),
             eliminate=_drop_now_and_then,
             seed=self.racer.seed,
             clock=self.racer.clock,
         )
-        self.notes += heat.measurement.notes
+        self.notes += heat.notes
         return heat
 
     def _final(self, case: Case, names: dict[str, Knobs], calls: int) -> Measurement:
         """Nobody is dropped and nothing ends it early, so that chance has no say in which samples count."""
-        final = interleave(
-            self._callers(case, names, calls),
-            rounds=_MAX_ROUNDS,
-            budget_s=max(self.left_s, 1e-3),
-            monitor=self.racer.monitor,
-            on_round=self._reporter(len(names)),
+        final = run_rounds(
+            self._turns(case, names, calls),
+            max_rounds=_MAX_ROUNDS,
+            budget_s=self.left_s,
+            observers=self._observers(len(names)),
             seed=self.racer.seed + 1,
             clock=self.racer.clock,
         )
         self.notes += final.notes
         return final
 
-    def _reporter(self, candidates: int) -> Callable[[object], None]:
+    def _observers(self, candidates: int) -> list[Observer]:
         last_s = self.racer.clock()
 
         def report(_: object) -> None:
@@ -235,11 +226,10 @@ class _OneRace:
             self.racer.on_time(now_s - last_s, f"{self.group.keys[0]}: {candidates} candidates")
             last_s = now_s
 
-        return report
+        return [EachRound(report), *([self.racer.monitor] if self.racer.monitor else [])]
 
-    def _result(self, measured: Measurement, names: dict[str, Knobs], calls: int) -> RaceResult:
-        samples = {name: _per_call(measured.samples[name], calls) for name in names}
-        finalists = []
+    def _result(self, measured: Measurement, names: dict[str, Knobs]) -> RaceResult:
+        samples, finalists = measured.samples, []
         for name, knobs in names.items():
             speedup = ratio(samples["default"], samples[name])
             if name != "default" and significant(speedup, _MARGIN):
@@ -259,21 +249,6 @@ class _OneRace:
         )
 
 
-def _leaders(heat: Race, names: dict[str, Knobs]) -> list[Knobs]:
-    """The fastest that stayed to the end, best first."""
-    gone = {one.name for one in heat.eliminated}
-    medians = {name: samples.median_s for name, samples in heat.measurement.samples.items() if name not in gone}
-    return [names[name] for name in sorted(medians, key=lambda name: medians[name])[: MAX_FINALISTS - 1]]
-
-
-def _per_call(samples: Samples, calls: int) -> Samples:
-    return Samples(tuple(time_s / calls for time_s in samples.times_s))
-
-
-def _distance(a: Knobs, b: Knobs) -> int:
-    """Knobs in which two candidates differ; another implementation counts one, since its blockings mean nothing."""
-    differing = [name for name in type(a).model_fields if getattr(a, name) != getattr(b, name, None)]
-    return 1 if "implementation" in differing else len(differing)
 
 
 def _drop_now_and_then(times_s: Mapping[str, Sequence[float]], best: str) -> list[str]:

@@ -21,10 +21,10 @@ from autotune.config.tuned import (
     TunedConfig,
     knobs_hash,
 )
+from autotune.dlrm.defaults import common_defaults
 from autotune.perf.table import OperatorTable
+from autotune.ranks.launch import launch_of
 from autotune.tune.confirm import Confirmation
-from autotune.tune.launch import launch_of
-from autotune.tune.space import changes
 from autotune.units import format_time
 
 
@@ -32,8 +32,6 @@ from autotune.units import format_time
 class Outcome:
     """The end of a tuning run."""
 
-    default: RunConfig
-    """At the chosen number of threads."""
     chosen: RunConfig
     """The winner where its gain is confirmed, else the default."""
     confirmation: Confirmation
@@ -58,7 +56,7 @@ def race_gains(races: Sequence[RaceResult], winner: RunConfig) -> list[Gain]:
             gains.append(
                 Gain(
                     operator=key,
-                    knob=changes(result.default, best[0].knobs) if best else "default",
+                    knob=result.default.changes(best[0].knobs) if best else "default",
                     default_s=result.default_s,
                     tuned_s=best[0].time_s if best else result.default_s,
                     speedup=best[0].speedup if best else one,
@@ -94,6 +92,7 @@ def assemble(
     same = Interval(median=1.0, low=1.0, high=1.0, samples=confirmation.speedup.samples)
     kept = confirmation.significant
     created, chosen_hash, table = datetime.now(UTC).isoformat(timespec="seconds"), knobs_hash(outcome.chosen.operators), outcome.table
+    defaults = common_defaults(model, outcome.chosen)
     record = Record(
         schema=RECORD_SCHEMA,
         model=name,
@@ -101,7 +100,7 @@ def assemble(
         sockets=sockets,
         created=created,
         knobs_hash=chosen_hash,
-        default=outcome.default,
+        defaults={key: knobs for key, knobs in defaults.items() if key in outcome.chosen.operators},
         workload=model,
         profile=profile,
         verdicts=table.rows,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any, Protocol
 
-from autotune.config.knobs import Knobs, LayerKnobs, RunConfig
+from autotune.config.knobs import Knobs, RunConfig, word
 from autotune.config.partition import CommunicationKnobs, Partition
 from autotune.config.profile import Topology
 
@@ -40,30 +40,19 @@ def huge_page_choices(topology: Topology, default: bool) -> tuple[bool, ...]:
     return (default, not default) if topology.huge_pages == "madvise" else (default,)
 
 
-def is_valid(knobs: Knobs, threads: int) -> bool:
-    """Whether a team of `threads` can run these knobs: thread_columns must divide it."""
-    return not isinstance(knobs, LayerKnobs) or threads % knobs.thread_columns == 0
-
-
-def changes(default: Knobs | RunConfig, chosen: Knobs | RunConfig) -> str:
-    """The fields that differ, in words: ``bk 32 -> 16, bn 64 -> 32``; empty when none does.
-
-    An implementation that takes no blockings is named alone.
-    """
-    if isinstance(chosen, LayerKnobs) and isinstance(default, LayerKnobs) and chosen.implementation == "torch" != default.implementation:
-        return f"implementation {default.implementation} -> {chosen.implementation}"
-    pairs = [(name, getattr(default, name, None), getattr(chosen, name)) for name in type(chosen).model_fields if name != "operators"]
-    for name, one, other in list(pairs):
-        if isinstance(one, CommunicationKnobs) and isinstance(other, CommunicationKnobs):
-            pairs.remove((name, one, other))
-            pairs += [(inner, getattr(one, inner), getattr(other, inner)) for inner in CommunicationKnobs.model_fields]
-    return ", ".join(f"{name} {_word(a)} -> {_word(b)}" for name, a, b in pairs if a != b)
+def changes(default: RunConfig, chosen: RunConfig) -> str:
+    """What differs beside the knobs of the passes, in words: ``threads 2 -> 1, huge_pages on -> off``; empty when nothing does."""
+    pairs = [(name, getattr(default, name), getattr(chosen, name)) for name in ("threads", "huge_pages", "partition")]
+    if default.communication is not None and chosen.communication is not None:
+        names = CommunicationKnobs.model_fields
+        pairs += [(name, getattr(default.communication, name), getattr(chosen.communication, name)) for name in names]
+    return ", ".join(f"{name} {_word(before)} -> {_word(after)}" for name, before, after in pairs if before != after)
 
 
 def _word(value: object) -> str:
     if isinstance(value, Partition):
         return f"{value.summary} ({sha256(value.model_dump_json().encode()).hexdigest()[:6]})"
-    return {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
+    return word(value)
 
 
 @dataclass(frozen=True)
@@ -117,7 +106,7 @@ class Space:
         """The configuration with `chosen` knobs by group; a group that is not named takes its best valid finalist."""
         operators = dict(self._default(threads).operators)
         for group in self.groups:
-            valid = [knobs for knobs in group.finalists if is_valid(knobs, threads)]
+            valid = [knobs for knobs in group.finalists if knobs.valid_for(threads)]
             knobs = (chosen or {}).get(group.name) or (valid[0] if valid else None)
             if knobs is not None:
                 operators |= dict.fromkeys(group.keys, knobs)
@@ -173,7 +162,7 @@ class Space:
 
     def _labels(self, group: Group, threads: int) -> dict[str, Knobs]:
         default = self.default.operators[group.name]
-        return {changes(default, knobs) or "default": knobs for knobs in group.finalists if is_valid(knobs, threads)}
+        return {default.changes(knobs) or "default": knobs for knobs in group.finalists if knobs.valid_for(threads)}
 
     def _parameter(self, group: Group, threads: int) -> str:
         """Optuna wants the same choices under one name: where the threads take some away, the name says so."""

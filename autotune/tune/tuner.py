@@ -20,15 +20,15 @@ from autotune.config.partition import Partition
 from autotune.config.profile import Fingerprint, Topology
 from autotune.config.tuned import Gain, RaceResult
 from autotune.data.batches import BatchSource
+from autotune.machine.topology import available_memory_bytes
 from autotune.perf.table import OTHER, OperatorTable
-from autotune.probe.topology import available_memory_bytes
 from autotune.tune.budget import Deadline
-from autotune.tune.confirm import Confirmation, confirm_on
+from autotune.tune.confirm import Confirmation, confirm
 from autotune.tune.journal import Journal
 from autotune.tune.objective import Bench, Paired, Trainable, decided
 from autotune.tune.races import OperatorGroup, Racer, group_operators, race_choices
 from autotune.tune.result import Outcome, race_gains
-from autotune.tune.space import Group, Params, Space, changes, huge_page_choices, is_valid, thread_choices
+from autotune.tune.space import Group, Params, Space, changes, huge_page_choices, thread_choices
 from autotune.units import format_bytes, format_time
 
 Measure = Callable[..., OperatorTable]
@@ -121,8 +121,7 @@ class Tuner:
         table = self._table(chosen)
         trials = len(self.journal.finished_trials())
         notes = tuple(dict.fromkeys(self.notes))
-        default = self.default if chosen.threads == self.default.threads else self.default_for(chosen.threads)
-        return Outcome(default, chosen, confirmation, tuple(gains), tuple(races), table, trials, self.deadline.spent_s, notes)
+        return Outcome(chosen, confirmation, tuple(gains), tuple(races), table, trials, self.deadline.spent_s, notes)
 
     def _store(self, key: str, value: Any) -> None:
         self.journal.put(key, value)
@@ -299,7 +298,7 @@ class Tuner:
             return winner, []
         threads = self.default.threads
         operators = {
-            key: knobs if is_valid(knobs, threads) else self.default.operators[key] for key, knobs in winner.operators.items()
+            key: knobs if knobs.valid_for(threads) else self.default.operators[key] for key, knobs in winner.operators.items()
         }
         before = self.default.model_copy(update={"operators": operators})
         paired = self.bench.compare(before, winner, budget_s=budget_s, max_rounds=_TRIAL_ROUNDS, on_round=self.progress.advance)
@@ -318,7 +317,7 @@ class Tuner:
     def _confirm(self, winner: RunConfig) -> Confirmation:
         budget_s = self.deadline.phase_s("confirm")
         self.progress.phase("confirming against the default", budget_s)
-        confirmation = confirm_on(self.bench, self.default, winner, budget_s=budget_s, progress=self.progress)
+        confirmation = confirm(self.bench, self.default, winner, budget_s=budget_s, progress=self.progress)
         self.notes += confirmation.notes
         if winner != self.default and not confirmation.significant:
             low, high = confirmation.speedup.low, confirmation.speedup.high

@@ -13,21 +13,14 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from autotune import catalog
 from autotune.bench.noise import NoiseMonitor
 from autotune.bench.progress import NO_PROGRESS, Progress
 from autotune.config.knobs import RunConfig
-from autotune.config.model import Model
 from autotune.config.tuned import Interval, TunedConfig
-from autotune.data.batches import BatchSource, make_source
-from autotune.dlrm.defaults import changed_defaults
-from autotune.dlrm.model import DLRM, default_config
-from autotune.ops.native import kernels
-from autotune.probe.topology import available_memory_bytes, detect, fingerprint
-from autotune.tune.budget import Clock, Deadline
-from autotune.tune.compatibility import check
+from autotune.data.batches import BatchSource
+from autotune.tune.budget import Clock
 from autotune.tune.confirm import Confirmation, confirm
-from autotune.tune.objective import Trainable
+from autotune.tune.objective import Bench, Trainable
 
 _SLOWER = 0.98
 _SLOWER_UNCLAIMED = 0.95
@@ -70,7 +63,7 @@ def judge(config: TunedConfig, confirmation: Confirmation, notes: tuple[str, ...
     )
 
 
-def verify_on(
+def verify(
     config: TunedConfig,
     dlrm: Trainable,
     source: BatchSource,
@@ -82,45 +75,14 @@ def verify_on(
     clock: Clock = time.monotonic,
     notes: tuple[str, ...] = (),
 ) -> Verification:
-    """`verify` on a model that exists."""
-    progress.phase("verify", budget_s)
-    # Another seed than the tuning run's: the order inside the rounds is drawn anew.
-    seed = config.provenance.seed + 1
-    measured = confirm(
-        dlrm, source, default, config.config, budget_s=budget_s, progress=progress, monitor=monitor, clock=clock, seed=seed
-    )
-    return judge(config, measured, notes)
-
-
-def verify(
-    config: TunedConfig,
-    model: Model,
-    *,
-    budget_s: float = 30.0,
-    progress: Progress = NO_PROGRESS,
-    source: BatchSource | None = None,
-    force: bool = False,
-) -> Verification:
     """Measure default against tuned again and judge by the rule of this module.
 
     Args:
         config: What is verified.
-        model: The model it was tuned for.
-        budget_s: Seconds, building the model included.
-        source: Batches; default the model's own data.
-        force: Go on although the config belongs to other hardware.
-
-    Raises:
-        FingerprintError: the config belongs to another model, or to other hardware and `force` is not set.
-        MachineError: the model does not fit, or the config wants more threads than there are cores.
+        dlrm: The model it was tuned for.
+        budget_s: Seconds.
     """
-    deadline = Deadline(budget_s)
-    topology = detect()
-    notes = (*check(config, model, fingerprint(topology, kernels.target()), force=force), *changed_defaults(config, model))
-    catalog.check_fits(model, available_memory_bytes(topology))
-    default = default_config(model, topology)
-    dlrm = DLRM(model, default, machine=topology)
-    monitor = NoiseMonitor(topology.allowed_cpus)
-    batches = make_source(model) if source is None else source
-    left_s = max(deadline.left_s, 0.1 * budget_s)
-    return verify_on(config, dlrm, batches, default, budget_s=left_s, progress=progress, monitor=monitor, notes=notes)
+    progress.phase("verify", budget_s)
+    # Another seed than the tuning run's: the order inside the rounds is drawn anew.
+    bench = Bench(dlrm, source, monitor, clock, seed=config.provenance.seed + 1)
+    return judge(config, confirm(bench, default, config.config, budget_s=budget_s, progress=progress), notes)

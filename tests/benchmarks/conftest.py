@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 import torch
 
+from autotune.bench.rounds import run_rounds, timed
 from autotune.bench.samples import ratio
-from autotune.bench.timer import interleave
 from autotune.catalog import load_model_by_name
 from autotune.config.knobs import Knobs
 from autotune.config.model import DataSpec
@@ -26,10 +26,10 @@ from autotune.config.profile import Ceilings
 from autotune.config.tuned import Interval
 from autotune.data.batches import make_source
 from autotune.dlrm.model import DLRM, default_config
+from autotune.machine.topology import available_memory_bytes, detect
 from autotune.ops.base import Case, Operator
 from autotune.probe.ceilings import ceilings_of
 from autotune.probe.loops import Arrays, Loop, choose_sizes, loops_at
-from autotune.probe.topology import available_memory_bytes, detect
 from autotune.tune.races import OperatorGroup, Racer
 from autotune.units import format_time
 
@@ -158,7 +158,7 @@ class Bench:
         torch.set_num_threads(self.threads)
         sizes = replace(choose_sizes(self.topology, available_memory_bytes(self.topology)), row_bytes=(row_bytes,))
         loops = [loop for loop in loops_at(self.threads, sizes, self._arrays) if loop.point != ("fork_join",)]
-        heat = interleave({f"{loop.point} {loop.variant}": loop.call for loop in loops}, rounds=5)
+        heat = run_rounds({f"{loop.point} {loop.variant}": timed(loop.call) for loop in loops}, max_rounds=5)
         kept: dict[Any, list[tuple[float, int]]] = {}
         for i, loop in enumerate(loops):
             kept.setdefault(loop.point, []).append((loop.amount / heat.samples[f"{loop.point} {loop.variant}"].median_s, i))

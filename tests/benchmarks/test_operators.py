@@ -16,10 +16,11 @@ from autotune.catalog import load_model_by_name
 from autotune.config.model import DataSpec
 from autotune.config.tuned import Interval
 from autotune.data.batches import make_source
-from autotune.dlrm.model import default_config, layer_shapes
+from autotune.dlrm.model import default_config
+from autotune.dlrm.schedule import layer_shapes
 from autotune.ops import embedding_bag, interaction
 from autotune.ops.loss import KEY as LOSS
-from autotune.ops.mlp import PASSES, LayerPass
+from autotune.ops.mlp import LAYER_PASSES
 from autotune.perf.roofline import limits, peak_ceiling
 from autotune.perf.table import OTHER
 
@@ -143,16 +144,17 @@ def test_embedding_beside_fp32_and_sgd(bench: Any, line: Any, benchmark: Any, mo
     _beside(bench, line, benchmark, name, " ".join(changes.values()), plain, knobs, other)
 
 
-@pytest.mark.parametrize("which", PASSES)
+@pytest.mark.parametrize("which", list(LAYER_PASSES))
 @pytest.mark.parametrize("changes", [{"dtype": "bf16"}, {"optimizer": "adagrad"}], ids=["bf16", "adagrad"])
 def test_layer_beside_fp32_and_sgd(bench: Any, line: Any, benchmark: Any, which: Any, changes: dict[str, Any]) -> None:
     """How many times as fast as in fp32 with SGD, at 2048 x 1024 x 1024, with the default knobs of each."""
     if which != "backward_weights" and "optimizer" in changes:
         pytest.skip("the optimizer is in backward-weights alone")
-    plain, other = (LayerPass(f"layer.{which}", which, 2048, 1024, 1024, "relu", masked=True, **of) for of in ({}, changes))
+    plain, other = (LAYER_PASSES[which](f"layer.{which}", "layer", 2048, 1024, 1024, "relu", masked=True, **of) for of in ({}, changes))
     name = f"gemm {which} / {'fp32' if 'dtype' in changes else 'sgd'}"
     shape = f"N 2048 C 1024 K 1024 {' '.join(changes.values())}"
-    _beside(bench, line, benchmark, name, shape, plain, plain.default(bench.topology), other, other.default(bench.topology))
+    cores = bench.topology.physical_cores
+    _beside(bench, line, benchmark, name, shape, plain, plain.default(cores), other, other.default(cores))
 
 
 def _beside(

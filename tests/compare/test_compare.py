@@ -19,7 +19,7 @@ from autotune.compare.process import Contestant, ContestantError
 from autotune.config.files import load_profile
 from autotune.config.profile import Profile
 from autotune.errors import MachineError
-from autotune.probe.topology import detect
+from autotune.machine.topology import detect
 from autotune.report.compare import comparison
 from autotune.report.layout import to_text
 

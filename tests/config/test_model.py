@@ -80,7 +80,7 @@ def test_top_input_counts_every_pair_once(tables: int, dim: int, hidden: list[in
         ({"data": {"alpha": 1.0}}, "alpha belongs to zipf, not to uniform"),
         ({"data": {"distribution": "criteo"}}, "a criteo distribution reads a file"),
         ({"data": {"path": "x.csv"}}, "a uniform distribution reads no file"),
-        ({"interaction": "cat"}, "'dot'"),
+        ({"interaction": "cat"}, "interaction must be one of dot, got 'cat'"),
         ({"colour": 1}, "Extra inputs"),
     ],
 )

@@ -8,10 +8,13 @@ from hypothesis import strategies as st
 
 from autotune.config import files
 from autotune.config.files import dump_yaml, load_profile, load_tuned, load_tuned_and_record, record_path, write_tuned, write_yaml
-from autotune.config.knobs import EmbeddingForwardKnobs, EmbeddingUpdateKnobs, InteractionKnobs, LayerKnobs, RunConfig
+from autotune.config.knobs import RunConfig
 from autotune.config.profile import Ceilings, ComputePoint, Fingerprint, Profile, RowPoint, StreamPoint, TimePoint, Topology
 from autotune.config.tuned import Gain, Interval, Launch, MeasuredPass, Prediction, Provenance, Record, TunedConfig, knobs_hash
 from autotune.errors import InputError
+from autotune.ops.embedding_tables import EmbeddingForwardKnobs, EmbeddingUpdateKnobs
+from autotune.ops.interaction import InteractionKnobs
+from autotune.ops.layer import LayerKnobs
 
 TOPOLOGY = Topology(
     cpu_model="Some CPU @ 2.5: #1",
@@ -83,7 +86,7 @@ def tuned(time_s: float = 0.1 + 0.2) -> TunedConfig:
             sockets=1,
             created="2025-01-01T00:00:00Z",
             knobs_hash=knobs_hash(operators),
-            default=RunConfig(threads=2, operators=operators | {"bottom_mlp.0.forward": LayerKnobs()}),
+            defaults=operators | {"bottom_mlp.0.forward": LayerKnobs()},
             gains=(gain,),
             verdicts=(PASS,),
         ),
@@ -253,7 +256,7 @@ def test_a_profile_comes_back_equal(tmp_path: Path) -> None:
             r"\(.*:\d+: config.operators.embedding_bag.update.strategie\); did you mean 'stra",
         ),
         ("bn: 32", "bn: 0", r"bn should be greater than or equal to 1, got 0 \(.*: config.operators.bottom_mlp.0.forward.bn\)"),
-        ("kind: layer", "kind: lair", "kind must be one of .*'layer', .*, got 'lair' .*mlp.0.forward.kind"),
+        ("kind: layer", "kind: lair", "kind must be one of .*layer.*, got 'lair' .*mlp.0.forward.kind"),
         ("memory_limit_bytes", "memory_limit", "unknown key 'memory_limit' .*did you mean 'memory_limit_bytes'"),
         ("schema: 3", "schema: 9", "schema 9 is newer"),
         ("bn: 32", "bn: 99999999999999999999", r"bn should be less than or equal to 65536, got 9"),

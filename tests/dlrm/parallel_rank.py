@@ -9,11 +9,13 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from autotune.config.knobs import EmbeddingUpdateKnobs, RunConfig
+from autotune.config.knobs import RunConfig
 from autotune.config.model import Model
 from autotune.config.partition import CommunicationKnobs, Partition
 from autotune.data.batches import make_source
-from autotune.dlrm.parallel import ParallelDLRM
+from autotune.dlrm.model import DLRM
+from autotune.ops.embedding_tables import EmbeddingUpdateKnobs
+from autotune.ops.memory import World
 
 
 def main(cases_file: str, out: str, rank: int, ranks: int, store: str) -> None:
@@ -25,7 +27,7 @@ def main(cases_file: str, out: str, rank: int, ranks: int, store: str) -> None:
         knobs = CommunicationKnobs.model_validate_json(json.dumps(case["communication"]))
         update = EmbeddingUpdateKnobs(strategy=case["strategy"])
         config = RunConfig(threads=1, operators={"embedding_bag.update": update}, partition=partition, communication=knobs)
-        dlrm = ParallelDLRM(model, config)
+        dlrm = DLRM(model, config, world=World(rank, ranks))
         source = make_source(model)
         losses = [dlrm.step(source.batch(i)) for i in range(case["steps"])]
         state, sums = dlrm.state_dict(), dlrm.optimizer_state()

@@ -4,11 +4,14 @@ import pytest
 import torch
 
 from autotune.catalog import load_model_by_name
-from autotune.config.knobs import EmbeddingUpdateKnobs, InteractionKnobs, LayerKnobs, RunConfig
+from autotune.config.knobs import RunConfig
 from autotune.config.model import Model, required_memory_bytes
 from autotune.data.batches import Batch, make_source
 from autotune.dlrm.model import DLRM, default_config
-from autotune.probe.topology import available_memory_bytes, detect
+from autotune.machine.topology import available_memory_bytes, detect
+from autotune.ops.embedding_tables import EmbeddingUpdateKnobs
+from autotune.ops.interaction import InteractionKnobs
+from autotune.ops.layer import LayerKnobs
 
 STEPS = 10
 STRATEGIES = ["race_free_range", "race_free_modulo", "bucketed", "atomic", "unfused"]

@@ -14,11 +14,12 @@ import pytest
 import torch
 
 import autotune
-from autotune.config.knobs import EmbeddingUpdateKnobs, RunConfig
+from autotune.config.knobs import RunConfig
 from autotune.config.model import Changes, DataSpec, Model, Table
 from autotune.config.partition import ALL_TO_ALL_FORMS, CommunicationKnobs, Kind, Partition, Placement
 from autotune.data.batches import make_source
 from autotune.dlrm.model import DLRM
+from autotune.ops.embedding_tables import EmbeddingUpdateKnobs
 
 STEPS = 20
 STRATEGIES = ("race_free_range", "race_free_modulo", "bucketed", "atomic", "unfused")

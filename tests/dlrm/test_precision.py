@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from autotune.catalog import load_model_by_name
-from autotune.config.knobs import EmbeddingUpdateKnobs, RunConfig
+from autotune.config.knobs import RunConfig
 from autotune.config.model import Changes, DataSpec, Model, Table
 from autotune.data.batches import Batch, make_source
 from autotune.dlrm.checkpoint import check_optimizer_state, read_checkpoint, save_checkpoint
 from autotune.dlrm.model import DLRM
 from autotune.errors import InputError
+from autotune.ops.embedding_tables import EmbeddingUpdateKnobs
 
 
 def criteo_like() -> Model:

@@ -7,13 +7,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autotune.config.knobs import EmbeddingForwardKnobs
 from autotune.config.model import DataSpec, Model, Table
 from autotune.config.partition import Partition, Placement
 from autotune.data.batches import Batch, make_source
-from autotune.dlrm.sharding import Part, Shard, check_partition, parts_of
+from autotune.dlrm.sharding import check_partition, parts_of
 from autotune.errors import InputError
 from autotune.ops.embedding_bag import initial_weights
+from autotune.ops.embedding_tables import EmbeddingForwardKnobs
+from autotune.ops.shards import Part, Shard
 
 DIM = 16
 

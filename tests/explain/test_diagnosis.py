@@ -38,22 +38,21 @@ def test_choices_are_kept_tied_or_untested(tuned_config: TunedConfig) -> None:
         ("embedding_bag.forward", "memory_bound", "gather", "row bytes"),
         ("top_mlp.0.backward_weights", "compute_bound", "2048x1024x1024", "raced"),
         ("interaction.forward", "below_every_ceiling", "30% of the memory ceiling", "raced"),
-        ("interaction.forward", "wide_interval", "7.00 ms .. 13.0 ms from 30 samples", "budget"),
+        ("interaction.forward", "wide_interval", "7.00 ms to 13.0 ms from 30 samples", "budget"),
         ("other", "outside_operators", "2.00 ms of 78.0 ms", "minibatch"),
-        ("iteration", "note", "2 disturbed rounds", "quiet"),
     ],
 )
 def test_findings_carry_evidence_and_a_remedy(tuned_config: TunedConfig, operator: str, kind: str, evidence: str, remedy: str) -> None:
     finding = found(tuned_config, operator, kind)
     assert evidence in finding.evidence
-    assert remedy in finding.remedy
+    assert remedy in finding.remedy.text
 
 
 def test_what_was_raced_already_needs_another_remedy(tuned_config: TunedConfig) -> None:
     raced = tuned_config.gains[0].model_copy(update={"operator": "top_mlp.0.backward_weights", "candidates": 28})
     finding = found(recorded_with(tuned_config, gains=(raced,)), "top_mlp.0.backward_weights", "compute_bound")
     assert "28 candidates raced" in finding.evidence
-    assert "fewer operations" in finding.remedy
+    assert "fewer operations" in finding.remedy.text
 
 
 def test_findings_are_ranked_by_what_they_would_save(tuned_config: TunedConfig) -> None:
@@ -65,13 +64,13 @@ def test_findings_are_ranked_by_what_they_would_save(tuned_config: TunedConfig) 
 def test_no_gain_is_said(tuned_config: TunedConfig) -> None:
     speedup = Interval(median=1.0, low=0.98, high=1.02, samples=30)
     config = tuned_config.model_copy(update={"significant": False, "speedup": speedup})
-    assert "0.980 .. 1.020" in found(config, "iteration", "no_gain").evidence
+    assert "0.980 to 1.020" in found(config, "iteration", "no_gain").evidence
 
 
 def test_a_kernel_without_huge_pages_is_named(tuned_config: TunedConfig) -> None:
     topology = tuned_config.fingerprint.topology.model_copy(update={"huge_pages": "never"})
     config = tuned_config.model_copy(update={"fingerprint": tuned_config.fingerprint.model_copy(update={"topology": topology})})
-    assert "transparent_hugepage" in found(config, "embedding_bag", "small_pages").remedy
+    assert "transparent_hugepage" in found(config, "embedding_bag", "small_pages").remedy.text
 
 
 def test_a_ceiling_that_was_passed_leaves_nothing(tuned_config: TunedConfig) -> None:
@@ -84,3 +83,22 @@ def test_a_pass_lost_in_the_noise_is_not_diagnosed(tuned_config: TunedConfig) ->
     tiny = Interval(median=1e-5, low=1e-5, high=1e-5, samples=30)
     verdicts = (*tuned_config.verdicts, tuned_config.verdicts[0].model_copy(update={"operator": "loss", "time_s": tiny}))
     assert all(finding.operator != "loss" for finding in explain(recorded_with(tuned_config, verdicts=verdicts)).findings)
+
+
+def test_remarks_of_the_tuning_run_are_notes_and_no_findings(tuned_config: TunedConfig) -> None:
+    remarks = ("2 disturbed rounds were repeated", "the budget ended before all were raced", "4 models were kept in memory")
+    provenance = tuned_config.provenance.model_copy(update={"notes": remarks})
+    account = explain(tuned_config.model_copy(update={"provenance": provenance}))
+    assert not any(remark in finding.evidence for finding in account.findings for remark in remarks)
+    assert tuple(note.text for note in account.notes) == remarks
+    quiet, budget, nothing = (note.remedy for note in account.notes)
+    assert quiet is not None
+    assert "quiet" in quiet.text
+    assert budget is not None
+    assert budget.command == ("autotune", "tune", "small", "--sockets", "1", "--budget", "240s")
+    assert nothing is None
+
+
+def test_the_paragraph_holds_the_whole_evidence_of_the_first_finding(tuned_config: TunedConfig) -> None:
+    account = explain(tuned_config)
+    assert account.findings[0].evidence in account.sentences[2]

@@ -3,12 +3,14 @@
 import pytest
 from configs import recorded_with
 
-from autotune.config.knobs import EmbeddingUpdateKnobs, LayerKnobs
 from autotune.config.measured import MachineState, TimeParts
-from autotune.config.tuned import Interval, TunedConfig
+from autotune.config.tuned import Interval, Prediction, TunedConfig
 from autotune.explain.findings import Finding, find, grouped
+from autotune.explain.remedies import Remedy
 from autotune.explain.tables import tables_in_step
 from autotune.explain.wording import FindingKind
+from autotune.ops.embedding_tables import EmbeddingUpdateKnobs
+from autotune.ops.layer import LayerKnobs
 
 
 def of_kind(config: TunedConfig, kind: FindingKind, operator: str = "") -> list[Finding]:
@@ -41,7 +43,7 @@ def test_the_table_that_is_far_from_its_ceiling_is_named_with_a_strategy_that_pa
     assert finding.operator == "embedding_bag.update"
     assert "table 1 takes 8.00 ms, 4.0x its ceiling of 2.00 ms" in finding.evidence
     assert "50% of its look-ups hit 16 rows" in finding.evidence
-    assert "race_free_modulo" in finding.remedy
+    assert "race_free_modulo" in finding.remedy.text
     assert finding.saving_s == pytest.approx(0.0056)
 
 
@@ -76,7 +78,7 @@ def test_a_layer_that_pads_is_named_with_widths_that_do_not(full_config: TunedCo
     padded = with_knobs(wide, **{"top_mlp.0.backward_weights": LayerKnobs(bn=16, bk=64)})
     (finding,) = of_kind(padded, "padded_layer")
     assert "67 output columns fill vectors of 16 up to 80: 16%" in finding.evidence
-    assert "80 or 64 wide" in finding.remedy
+    assert "80 or 64 wide" in finding.remedy.text
     # Vectors of 8 waste less.
     assert of_kind(narrow, "padded_layer", "top_mlp.0.backward_weights") == []
 
@@ -93,7 +95,7 @@ def test_a_layer_with_few_flops_a_byte_is_memory_bound_by_its_shape(full_config:
     first = with_verdict(full_config, "bottom_mlp.0.forward", binder="memory", fractions={"memory": 0.7, "compute": 0.2})
     (finding,) = of_kind(first, "memory_bound_layer")
     assert "13 x 64" in finding.evidence
-    assert "activations" in finding.remedy
+    assert "activations" in finding.remedy.text
 
 
 def test_the_slow_rank_is_named_with_its_cause(four_sockets: TunedConfig) -> None:
@@ -106,18 +108,20 @@ def test_the_slow_rank_is_named_with_its_cause(four_sockets: TunedConfig) -> Non
 
 
 def test_an_exposed_transfer_names_the_first_knob_that_is_open(four_sockets: TunedConfig) -> None:
-    def remedies(**knobs: object) -> dict[str, str]:
+    def remedies(**knobs: object) -> dict[str, Remedy]:
         communication = four_sockets.config.communication
         assert communication is not None
         config = four_sockets.config.model_copy(update={"communication": communication.model_copy(update=knobs)})
         found = of_kind(four_sockets.model_copy(update={"config": config}), "exposed_transfer")
         return {finding.operator: finding.remedy for finding in found}
 
-    assert "overlap" in remedies()["all_to_all.forward"]
-    assert "--wire any" in remedies(overlap=True)["all_to_all.forward"]
-    assert "bucket" in remedies(overlap=True)["all_reduce"]
-    assert "core" in remedies(overlap=True, wire_dtype="bf16")["all_to_all.forward"]
-    assert "less traffic" in remedies(overlap=True, wire_dtype="bf16", communication_cores=1)["all_to_all.forward"]
+    assert "overlap" in remedies()["all_to_all.forward"].text
+    command = remedies(overlap=True)["all_to_all.forward"].command
+    assert command is not None
+    assert command[-2:] == ("--wire", "any")
+    assert "bucket" in remedies(overlap=True)["all_reduce"].text
+    assert "core" in remedies(overlap=True, wire_dtype="bf16")["all_to_all.forward"].text
+    assert "less traffic" in remedies(overlap=True, wire_dtype="bf16", communication_cores=1)["all_to_all.forward"].text
 
 
 def test_more_threads_than_cores_are_a_finding(four_sockets: TunedConfig, full_config: TunedConfig) -> None:
@@ -134,7 +138,7 @@ def test_a_minibatch_too_small_for_its_forks_is_a_finding(full_config: TunedConf
     many = with_verdict(full_config, "interaction.forward", parallel_regions=3000)
     (finding,) = of_kind(many, "small_minibatch")
     assert "3003 forks and joins of 2 threads, take 7.7%" in finding.evidence
-    assert "4096" in finding.remedy
+    assert "4096" in finding.remedy.text
     # What was measured counts before what the probe's figure makes of it.
     timed = with_verdict(many, "interaction.forward", parts=TimeParts(launch=0.3, off_core=0, imbalance=0, work=0.7))
     (finding,) = of_kind(timed, "small_minibatch")
@@ -154,7 +158,7 @@ def test_below_every_ceiling_the_remedy_follows_what_was_measured(full_config: T
     slow = with_verdict(full_config, key, **UPDATE, parts=parts)
     raced = full_config.gains[0].model_copy(update={"operator": key, "candidates": 9})
     (finding,) = of_kind(recorded_with(slow, gains=(raced,)), "below_every_ceiling", key)
-    assert remedy in finding.remedy
+    assert remedy in finding.remedy.text
     assert of_kind(slow, "waiting_for_cores") == []
 
 
@@ -186,10 +190,19 @@ def test_a_pass_slower_than_predicted_is_a_finding_only_within_the_calibration(f
     predicted = full_config.verdicts[0].predicted
     assert predicted is not None
     early = {"low_s": 0.005, "time_s": 0.006, "high_s": 0.007}
-    slow = with_verdict(full_config, "embedding_bag.forward", predicted=predicted.model_copy(update=early))
+    slow = with_verdict(full_config, "embedding_bag.forward", predicted=predicted.model_copy(update=early), fractions={"memory": 0.3})
     assert of_kind(slow, "slower_than_predicted")[0].saving_s == pytest.approx(0.010)
     outside = predicted.model_copy(update={**early, "extrapolated": "rows of 4 KiB"})
-    assert of_kind(with_verdict(full_config, "embedding_bag.forward", predicted=outside), "slower_than_predicted") == []
+    assert of_kind(with_verdict(slow, "embedding_bag.forward", predicted=outside), "slower_than_predicted") == []
+
+
+def test_a_prediction_below_the_physical_bound_accuses_no_pass(full_config: TunedConfig) -> None:
+    # 16 ms at 90 % of the memory ceiling: no implementation takes less than 14.4 ms.
+    predicted = Prediction(low_s=0.012, time_s=0.0143, high_s=0.0150)
+    below = with_verdict(full_config, "embedding_bag.forward", predicted=predicted, fractions={"memory": 0.9})
+    assert of_kind(below, "slower_than_predicted") == []
+    above = with_verdict(below, "embedding_bag.forward", predicted=predicted.model_copy(update={"time_s": 0.0145}))
+    assert len(of_kind(above, "slower_than_predicted")) == 1
 
 
 def test_findings_with_one_remedy_stand_together_in_the_order_of_their_savings(four_sockets: TunedConfig) -> None:

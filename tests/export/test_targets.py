@@ -8,8 +8,8 @@ import pytest
 
 from autotune.config.tuned import Launch, TunedConfig
 from autotune.errors import InputError
-from autotune.export.env import environment
 from autotune.export.targets import TARGETS, default_output, export
+from autotune.ranks.launch import environment
 
 
 def test_env_lines_give_a_shell_exactly_the_launch(tuned_config: TunedConfig) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 import autotune
 from autotune.config.knobs import RunConfig
 from autotune.config.model import DataSpec
+from autotune.config.partition import Partition, Placement
 from autotune.errors import InputError, MachineError
 
 
@@ -32,13 +35,27 @@ def test_run_on_two_sockets_gives_the_losses_of_one() -> None:
     assert two.config.partition.ranks == 2
 
 
+def test_several_sockets_take_what_one_takes() -> None:
+    """A config of knobs alone, data that no option can say, and a progress that hears rank 0."""
+    heard: list[tuple[object, ...]] = []
+    progress: Any = SimpleNamespace(
+        phase=lambda *words: heard.append(("phase", *words)),
+        advance=lambda *words: heard.append(("advance", *words)),
+        note=lambda *words: heard.append(("note", *words)),
+    )
+    data = DataSpec(pooling_kind="varying")
+    result = autotune.run("tiny", steps=3, sockets=2, config=RunConfig(threads=1, huge_pages=False), data=data, progress=progress)
+    assert (result.config.threads, result.config.huge_pages) == (1, False)
+    assert [words[:2] for words in heard if words[0] == "phase"] == [("phase", "building the model"), ("phase", "training")]
+    assert sum(cast(float, words[1]) for words in heard if words[0] == "advance") == 3
+
+
 def test_errors_of_ranks_are_those_of_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="sockets must be 1 or more, got 0"):
         autotune.run("tiny", sockets=0)
-    with pytest.raises(InputError, match="RunConfig is of one process"):
-        autotune.profile("tiny", sockets=2, config=RunConfig(threads=1))
-    with pytest.raises(InputError, match="pooling_kind varying"):
-        autotune.run("tiny", sockets=2, data=DataSpec(pooling_kind="varying"))
+    of_three = Partition(ranks=3, tables=(Placement(kind="table_wise", ranks=(0,)),) * 4)
+    with pytest.raises(InputError, match="rank 0: the partition is for 3 ranks, got 2"):
+        autotune.run("tiny", sockets=2, config=RunConfig(threads=1, partition=of_three))
     monkeypatch.delenv("AUTOTUNE_OVERSUBSCRIBE")
     with pytest.raises(MachineError, match="every rank needs a core of its own"):
         autotune.tune("tiny", sockets=100_000, output=tmp_path / "out.yaml")

@@ -16,7 +16,7 @@ from quick import QUICK_PROBE
 
 import autotune
 from autotune.config.files import load_tuned, load_tuned_and_record, write_yaml
-from autotune.export.env import environment
+from autotune.ranks.launch import environment
 
 _TIMEOUT_S = 120
 
@@ -141,7 +141,7 @@ def test_tune_writes_a_config_and_leaves_nothing_else(user: User, tuned_file: Pa
 
 
 def test_run_uses_exactly_what_the_config_says(user: User, tuned_file: Path) -> None:
-    config = load_tuned(tuned_file)
+    config = load_tuned_and_record(tuned_file)
     done = user(f"autotune run tiny --config {tuned_file.name} --steps 4 --json")
     assert json.loads(done.stdout)["config"] == config.config.model_dump(mode="json")
     cpus = " ".join(map(str, config.launch.cpus))

@@ -20,7 +20,7 @@ import pytest
 from quick import QUICK_PROBE, model_yaml
 
 import autotune
-from autotune.config.files import load_tuned
+from autotune.config.files import load_tuned_and_record
 from autotune.explain.diagnosis import explain
 from autotune.ops.native import kernels
 from autotune.report.json import to_json
@@ -32,10 +32,11 @@ from functools import partial
 from autotune.probe.store import load_or_probe
 from autotune.probe.ceilings import measure_ceilings
 from autotune.probe.probe import probe
-from autotune.probe.topology import detect
+from autotune.machine.topology import detect
 
 def ceilings_alone(**_):
-    ceilings, notes = measure_ceilings(detect(), budget_s=4.0)
+    measured = measure_ceilings(detect(), budget_s=4.0)
+    ceilings, notes = measured.ceilings, measured.notes
     return probe(quick=True).model_copy(update={"ceilings": ceilings, "notes": notes})
 
 load_or_probe(measure=ceilings_alone)
@@ -88,7 +89,7 @@ class Cores:
     def tuned(self, model: str, output: str, budget: str) -> dict[str, Any]:
         """Tunes, and returns what `explain --json` tells."""
         self.run("-m", "autotune", "tune", model, "--budget", budget, "-o", output)
-        told: dict[str, Any] = json.loads(to_json(explain(load_tuned(self.folder / output))))
+        told: dict[str, Any] = json.loads(to_json(explain(load_tuned_and_record(self.folder / output))))
         return told
 
 

@@ -33,7 +33,7 @@ def test_parts_of_a_region_lie_within_each_other(threads: int, watched: None) ->
     taken_s = time.perf_counter() - begin_s
     teams = TeamTimes(*kernels.take_team_times())
     assert teams.regions == 20
-    assert 0 < teams.longest_s <= teams.wall_s <= taken_s
+    assert 0 < teams.longest_s <= taken_s
     assert 0 < teams.longest_core_s <= teams.longest_s
     assert 0 < teams.mean_core_s <= teams.longest_s * (1 + 1e-9)
     if threads == 1:
@@ -43,7 +43,7 @@ def test_parts_of_a_region_lie_within_each_other(threads: int, watched: None) ->
 def test_taken_once_and_only_while_watched(watched: None) -> None:
     run(2)
     assert kernels.take_team_times()[0] == 1
-    assert kernels.take_team_times() == (0, 0.0, 0.0, 0.0, 0.0)
+    assert kernels.take_team_times() == (0, 0.0, 0.0, 0.0)
     kernels.watch_teams(False)
     run(2)
     assert kernels.take_team_times()[0] == 0
@@ -61,7 +61,7 @@ def test_a_recorder_keeps_the_teams_of_each_pass_and_of_no_other(watched: None) 
         run(1)
     times_s = recorder.take()
     assert {key: teams.regions for key, teams in recorder.teams[-1].items()} == {"pass": 4}
-    assert recorder.teams[-1]["pass"].wall_s <= times_s["pass"]
+    assert recorder.teams[-1]["pass"].longest_s <= times_s["pass"]
     recorder.watch(False)
     with recorder.measure("pass"):
         run(2)

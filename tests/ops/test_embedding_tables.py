@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 
 import pytest
 import torch
 
-from autotune.config.knobs import EmbeddingForwardKnobs, EmbeddingUpdateKnobs
 from autotune.config.profile import Topology
 from autotune.errors import InputError
-from autotune.ops.embedding_bag import EmbeddingBags, EmbeddingForward, EmbeddingUpdate, Lookups, strategies
+from autotune.ops.base import Work
+from autotune.ops.embedding_bag import EmbeddingBags, EmbeddingCase, Lookups, strategies, tables_alone
+from autotune.ops.embedding_tables import EmbeddingForwardKnobs, EmbeddingUpdateKnobs
 from autotune.ops.functional import FusedEmbeddingBags
 
 ROWS, DIM, SAMPLES = (70000, 9, 300), 12, 40
@@ -118,9 +120,11 @@ def test_every_candidate_passes_its_check_and_timing_changes_nothing(topology: T
         for t, rows in enumerate(ROWS):
             bags.load_state(t, torch.rand(rows, generator=torch.Generator().manual_seed(t)))
     before = {name: array.clone() for name, array in bags.arrays().items()}
-    for operator in (EmbeddingForward(bags, [lookups_of(0), lookups_of(1)], SAMPLES), EmbeddingUpdate(bags, [lookups_of(0)], SAMPLES)):
-        case, candidates = operator.case(seed=1), operator.candidates(topology, 2)
-        assert operator.default(topology) in candidates
+    batches = [lookups_of(0), lookups_of(1)]
+    first = next(tables_alone(bags, range(len(ROWS)), batches, SAMPLES))
+    for operator, update in ((first.forward, False), (first.update, True)):
+        case, candidates = EmbeddingCase(bags, batches, SAMPLES, 1, False, update=update), operator.candidates(topology, 2)
+        assert operator.default(2) in candidates
         for knobs in candidates:
             assert not isinstance(knobs, EmbeddingUpdateKnobs) or knobs.strategy in strategies(dtype, optimizer)
             check = case.check(knobs, 2)
@@ -133,10 +137,13 @@ def test_a_split_forward_moves_half_the_row_bytes_and_adagrad_adds_its_state() -
     lookups = lookups_of(0)
     forward, update = (
         {
-            (dtype, optimizer): kind(EmbeddingBags(ROWS, DIM, dtype=dtype, optimizer=optimizer), [lookups], SAMPLES).work()
+            (dtype, optimizer): functools.reduce(
+                Work.__add__, (getattr(table, which).work() for table in tables_alone(bags, range(len(ROWS)), [lookups], SAMPLES))
+            )
             for dtype, optimizer in CHOICES
+            for bags in [EmbeddingBags(ROWS, DIM, dtype=dtype, optimizer=optimizer)]
         }
-        for kind in (EmbeddingForward, EmbeddingUpdate)
+        for which in ("forward", "update")
     )
     for optimizer in ("sgd", "adagrad"):
         whole, split = forward["fp32", optimizer], forward["bf16", optimizer]

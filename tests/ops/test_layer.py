@@ -6,11 +6,11 @@ from typing import get_args
 import pytest
 import torch
 
-from autotune.config.knobs import LayerKnobs
 from autotune.config.model import Dtype, Optimizer
 from autotune.config.profile import Topology
-from autotune.ops.layer import Layer
-from autotune.ops.mlp import LayerPass, Pass
+from autotune.ops.layer import Layer, LayerKnobs
+from autotune.ops.layer_shapes import Direction
+from autotune.ops.mlp import LAYER_PASSES
 
 KINDS = list(itertools.product(get_args(Dtype), get_args(Optimizer)))
 RATE, SAMPLES, INPUTS, OUTPUTS, THREADS = 0.05, 40, 21, 33, 2
@@ -123,13 +123,13 @@ def test_adagrad_from_zero_sums_follows_torch_optim() -> None:
         assert torch.allclose(part, parameter.detach(), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("which", get_args(Pass))
+@pytest.mark.parametrize("which", get_args(Direction))
 @pytest.mark.parametrize(("dtype", "optimizer"), KINDS)
-def test_every_candidate_passes_its_check_and_timing_changes_nothing(dtype: Dtype, optimizer: Optimizer, which: Pass) -> None:
-    op = LayerPass("x", which, 150, INPUTS, OUTPUTS, "relu", masked=True, dtype=dtype, optimizer=optimizer)
+def test_every_candidate_passes_its_check_and_timing_changes_nothing(dtype: Dtype, optimizer: Optimizer, which: Direction) -> None:
+    op = LAYER_PASSES[which]("x", "layer", 150, INPUTS, OUTPUTS, "relu", masked=True, dtype=dtype, optimizer=optimizer)
     case = op.case(seed=3)
     candidates = op.candidates(machine(), THREADS)
-    assert op.default(machine()) in candidates
+    assert op.default(THREADS) in candidates
     for knobs in candidates[:2] + candidates[2::7]:
         check = case.check(knobs, THREADS)
         assert check.passed, (knobs, check)
@@ -141,7 +141,7 @@ def test_every_candidate_passes_its_check_and_timing_changes_nothing(dtype: Dtyp
 
 @pytest.mark.parametrize("part", ["weight", "bias", "weight state", "bias state"])
 def test_a_check_sees_every_part_of_an_adagrad_step(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    op = LayerPass("x", "backward_weights", 150, INPUTS, OUTPUTS, "relu", masked=False, dtype="bf16", optimizer="adagrad")
+    op = LAYER_PASSES["backward_weights"]("x", "layer", 150, INPUTS, OUTPUTS, "relu", masked=False, dtype="bf16", optimizer="adagrad")
     case = op.case(seed=3)
     call = case._call
 
@@ -162,7 +162,7 @@ def test_a_check_sees_every_part_of_an_adagrad_step(part: str, monkeypatch: pyte
 
 
 def test_candidates_in_bf16_have_an_even_reduction() -> None:
-    op = LayerPass("x", "forward", 2048, 479, 1024, "relu", masked=False, dtype="bf16")
+    op = LAYER_PASSES["forward"]("x", "layer", 2048, 479, 1024, "relu", masked=False, dtype="bf16")
     assert all(knobs.bc % 2 == 0 for knobs in op.candidates(machine(), THREADS))
 
 
@@ -176,7 +176,7 @@ def test_candidates_in_bf16_have_an_even_reduction() -> None:
         ("backward_weights", "bf16", "adagrad", 16),
     ],
 )
-def test_a_pass_counts_the_bytes_of_its_weights(which: Pass, dtype: Dtype, optimizer: Optimizer, weights_bytes: int) -> None:
-    work = LayerPass("x", which, 6, 5, 7, "relu", masked=False, dtype=dtype, optimizer=optimizer).work()
+def test_a_pass_counts_the_bytes_of_its_weights(which: Direction, dtype: Dtype, optimizer: Optimizer, weights_bytes: int) -> None:
+    work = LAYER_PASSES[which]("x", "layer", 6, 5, 7, "relu", masked=False, dtype=dtype, optimizer=optimizer).work()
     assert work.bytes == 4 * (6 * 5 + 6 * 7) + weights_bytes * 5 * 7
     assert work.flops == 2 * 5 * 6 * 7

@@ -10,17 +10,18 @@ from pathlib import Path
 import pytest
 
 from autotune.catalog import load_model_by_name
-from autotune.config.knobs import FixedKnobs, LayerKnobs, RunConfig
+from autotune.config.knobs import FixedKnobs, RunConfig
 from autotune.config.profile import Topology
 from autotune.data.batches import make_source
 from autotune.dlrm.model import DLRM
 from autotune.errors import InputError, MachineError
 from autotune.ops import libxsmm
-from autotune.ops.mlp import LayerPass
+from autotune.ops.layer import LayerKnobs
+from autotune.ops.mlp import LAYER_PASSES
 from autotune.ops.native import kernels
 
 CHOSEN = LayerKnobs(implementation="libxsmm")
-PASS = LayerPass("top_mlp.0.forward", "forward", 200, 100, 70, "relu", masked=False)
+PASS = LAYER_PASSES["forward"]("top_mlp.0.forward", "layer", 200, 100, 70, "relu", masked=False)
 
 needs_libxsmm = pytest.mark.skipif(not libxsmm.available(), reason=f"libxsmm does not serve here: {libxsmm.missing()}")
 
@@ -38,7 +39,7 @@ def test_without_it_no_candidate_names_it(absent: None, topology: Topology) -> N
 
 def test_a_config_that_names_it_is_refused_with_the_package_to_install(absent: None) -> None:
     config = RunConfig(threads=1, operators={"loss": FixedKnobs(), "top_mlp.0.forward": CHOSEN})
-    said = r"top_mlp\.0\.forward and 0 more.*no such file.*apt-get install libxsmm-dev.*AUTOTUNE_LIBXSMM"
+    said = r"chooses \(top_mlp\.0\.forward\), got none.*no such file.*apt-get install libxsmm-dev.*AUTOTUNE_LIBXSMM"
     with pytest.raises(MachineError, match=said) as raised:
         libxsmm.require_for(config, "the config")
     assert raised.value.exit_code == 3
@@ -54,7 +55,7 @@ def test_a_model_does_not_start_with_it(absent: None) -> None:
 @needs_libxsmm
 def test_its_candidates_differ_and_match_the_reference(topology: Topology) -> None:
     for which in ("forward", "backward_data", "backward_weights"):
-        operator = LayerPass(f"top_mlp.0.{which}", which, 200, 100, 70, "relu", masked=True)
+        operator = LAYER_PASSES[which](f"top_mlp.0.{which}", "layer", 200, 100, 70, "relu", masked=True)
         case = operator.case(seed=0)
         chosen = [knobs for knobs in operator.candidates(topology, 2) if knobs.implementation == "libxsmm"]
         assert len(chosen) == len(set(chosen)) >= 3
@@ -67,7 +68,7 @@ def test_a_model_in_bf16_is_refused_with_it_and_has_no_such_candidate(topology: 
     model = load_model_by_name("tiny").model_copy(update={"dtype": "bf16"})
     with pytest.raises(InputError, match=r"in bf16 must be blocked or torch.*got libxsmm.*top_mlp\.0\.forward\.implementation"):
         DLRM(model, RunConfig(threads=1, operators={"top_mlp.0.forward": CHOSEN}))
-    halves = LayerPass("top_mlp.0.forward", "forward", 200, 100, 70, "relu", masked=False, dtype="bf16")
+    halves = LAYER_PASSES["forward"]("top_mlp.0.forward", "layer", 200, 100, 70, "relu", masked=False, dtype="bf16")
     assert {knobs.implementation for knobs in halves.candidates(topology, 2)} == {"blocked", "torch"}
 
 

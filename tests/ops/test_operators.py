@@ -4,14 +4,15 @@ import pytest
 import torch
 
 from autotune.catalog import load_model_by_name
-from autotune.config.knobs import EmbeddingUpdateKnobs, LayerKnobs
 from autotune.config.profile import Topology
 from autotune.data.batches import make_source
 from autotune.dlrm.model import DLRM
 from autotune.ops.base import Operator
-from autotune.ops.embedding_bag import EmbeddingBags, EmbeddingForward, EmbeddingUpdate, Lookups
-from autotune.ops.interaction import Interaction
-from autotune.ops.mlp import LayerPass, default_knobs
+from autotune.ops.embedding_bag import EmbeddingBags, EmbeddingForwardKnobs, Lookups, tables_alone
+from autotune.ops.embedding_tables import EmbeddingUpdateKnobs
+from autotune.ops.interaction import InteractionBackward, InteractionForward
+from autotune.ops.layer import LayerKnobs
+from autotune.ops.mlp import LAYER_PASSES, LayerPass, default_knobs
 from autotune.ops.native import cold_sets, empty_rows, leading_dimension, target
 
 THREADS = 2
@@ -37,14 +38,14 @@ def operators(dlrm: DLRM) -> list[Operator]:
 
 
 def test_the_operators_are_the_passes_of_the_config_and_the_loss(dlrm: DLRM, operators: list[Operator]) -> None:
-    assert {op.key for op in operators} == {*dlrm.config.operators, "loss"}
+    assert {op.key for op in operators} == {*dlrm.config.operators, "loss", "bottom_mlp.mask"}
     assert len({op.key for op in operators}) == len(operators)
 
 
 def test_the_default_is_a_candidate_and_candidates_differ(operators: list[Operator]) -> None:
     for op in operators:
         candidates = op.candidates(machine(), THREADS)
-        assert op.default(machine()) in candidates, op.key
+        assert op.default(THREADS) in candidates, op.key
         assert len(set(candidates)) == len(candidates), op.key
 
 
@@ -59,16 +60,16 @@ def test_every_candidate_passes_its_check(operators: list[Operator]) -> None:
 def test_a_check_can_fail(operators: list[Operator], monkeypatch: pytest.MonkeyPatch) -> None:
     broken = {"forward": torch.Tensor.zero_, "backward_data": torch.Tensor.zero_}
     for op in operators:
-        if not isinstance(op, LayerPass) or op.shape[0] not in broken:
+        if not isinstance(op, LayerPass) or op.direction not in broken:
             continue
         case = op.case(seed=3)
-        knobs = op.default(machine())
+        knobs = op.default(THREADS)
         monkeypatch.setattr(case, "_call", lambda layer, inputs, out, *rest: out.zero_())
         assert not case.check(knobs, THREADS).passed, op.key
 
 
 def test_a_check_of_backward_weights_sees_weight_and_bias_and_restores_both(monkeypatch: pytest.MonkeyPatch) -> None:
-    op = LayerPass("top_mlp.0.backward_weights", "backward_weights", 1500, 20, 17, "relu", masked=False)
+    op = LAYER_PASSES["backward_weights"]("top_mlp.0.backward_weights", "layer", 1500, 20, 17, "relu", masked=False)
     case, knobs = op.case(seed=3), LayerKnobs(bc=256)
     assert case.check(knobs, THREADS).passed
     assert case.check(LayerKnobs(implementation="torch"), THREADS).passed  # the first left no trace
@@ -96,7 +97,7 @@ def test_timing_leaves_every_weight_as_it_was(dlrm: DLRM, operators: list[Operat
     for op in operators:
         case = op.case(seed=1)
         for _ in range(3):
-            case.run(op.default(machine()), THREADS)
+            case.run(op.default(THREADS), THREADS)
     for name, weight in dlrm.state_dict().items():
         assert torch.equal(weight, before[name]), name
 
@@ -104,8 +105,9 @@ def test_timing_leaves_every_weight_as_it_was(dlrm: DLRM, operators: list[Operat
 def test_embedding_work_counts_distinct_rows_once_and_traffic_every_time() -> None:
     bags = EmbeddingBags([10, 10], 16)
     lookups = Lookups(torch.tensor([1, 1, 2, 7, 7, 7]), torch.tensor([0, 2, 3, 5, 6]))
-    forward, update = EmbeddingForward(bags, [lookups], 2).work(), EmbeddingUpdate(bags, [lookups], 2).work()
-    row, index_bytes = 64, (6 + 5) * 8
+    (first, second) = tables_alone(bags, [0, 1], [lookups], 2)
+    forward, update = first.forward.work() + second.forward.work(), first.update.work() + second.update.work()
+    row, index_bytes = 64, (6 + 4) * 8
     assert forward.bytes_read == 3 * row + index_bytes
     assert forward.bytes_written == 2 * 2 * row
     assert (forward.row_traffic_bytes, update.row_traffic_bytes) == (6 * row, 12 * row)
@@ -116,26 +118,26 @@ def test_embedding_work_counts_distinct_rows_once_and_traffic_every_time() -> No
 
 @pytest.mark.parametrize("which", ["forward", "backward_data", "backward_weights"])
 def test_a_layer_pass_does_two_flops_a_weight_and_sample(which) -> None:
-    work = LayerPass("x", which, 6, 5, 7, "relu", masked=False).work()
+    work = LAYER_PASSES[which]("x", "layer", 6, 5, 7, "relu", masked=False).work()
     assert work.flops == 2 * 5 * 6 * 7
     weights_passes = 2 if which == "backward_weights" else 1  # the update reads and writes them
     assert work.bytes == 4 * (6 * 5 + 6 * 7 + weights_passes * 5 * 7)
 
 
 def test_interaction_backward_is_twice_the_forward() -> None:
-    forward, backward = (Interaction(direction, 4, 5, 8).work() for direction in ("forward", "backward"))
+    forward, backward = (kind("", 4, 5, 8).work() for kind in (InteractionForward, InteractionBackward))
     assert forward.flops == 2 * 4 * 10 * 8
     assert backward.flops == 2 * forward.flops
 
 
 @pytest.mark.parametrize("cores", [1, 2, 6, 28, 56])
 def test_layer_candidates_fit_the_threads_and_half_of_l2(cores: int) -> None:
-    op = LayerPass("top_mlp.0.forward", "forward", 2048, 479, 1024, "relu", masked=False)
+    op = LAYER_PASSES["forward"]("top_mlp.0.forward", "layer", 2048, 479, 1024, "relu", masked=False)
     for knobs in op.candidates(machine(cores), cores):
         assert isinstance(knobs, LayerKnobs)
         assert cores % knobs.thread_columns == 0
         floats = knobs.bk * knobs.bc + knobs.bn * knobs.bc + knobs.bn * knobs.bk
-        exempt = knobs.bc <= 128 or knobs.implementation != "blocked" or knobs == op.default(machine(cores))
+        exempt = knobs.bc <= 128 or knobs.implementation != "blocked" or knobs == op.default(cores)
         assert floats * 4 <= machine().l2_bytes // 2 or exempt
 
 
@@ -151,13 +153,8 @@ def test_moving_tables_to_other_pages_keeps_their_values() -> None:
     assert all(torch.equal(a, b) for a, b in zip(before, bags.weights, strict=True))
     out = torch.empty(1, 2, 8)
     with target("reference"):
-        bags.forward(Lookups(torch.tensor([49, 6]), torch.tensor([0, 1, 2])), out, EmbeddingForward.default(_Shape(bags), machine()), 1)
+        bags.forward(Lookups(torch.tensor([49, 6]), torch.tensor([0, 1, 2])), out, EmbeddingForwardKnobs(), 1)
     assert torch.equal(out[0, 0], before[0][49])
-
-
-class _Shape:
-    def __init__(self, bags: EmbeddingBags) -> None:
-        self._bags, self._samples = bags, 1
 
 
 @pytest.mark.parametrize("strategy", ["race_free_range", "race_free_modulo", "bucketed", "unfused"])

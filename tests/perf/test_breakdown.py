@@ -24,18 +24,18 @@ def only(time_s: float, teams: TeamTimes) -> TimeParts:
 
 
 def test_each_part_by_itself() -> None:
-    assert only(10.0, TeamTimes(1, 10.0, 10.0, 10.0, 10.0)) == TimeParts(launch=0, off_core=0, imbalance=0, work=1)
+    assert only(10.0, TeamTimes(1, 10.0, 10.0, 10.0)) == TimeParts(launch=0, off_core=0, imbalance=0, work=1)
     # One thread of two does all of it.
-    assert only(10.0, TeamTimes(1, 10.0, 10.0, 10.0, 5.0)) == TimeParts(launch=0, off_core=0, imbalance=0.5, work=0.5)
+    assert only(10.0, TeamTimes(1, 10.0, 10.0, 5.0)) == TimeParts(launch=0, off_core=0, imbalance=0.5, work=0.5)
     # Both do as much, one of them on half a core.
-    assert only(10.0, TeamTimes(1, 10.0, 10.0, 5.0, 5.0)) == TimeParts(launch=0, off_core=0.5, imbalance=0, work=0.5)
+    assert only(10.0, TeamTimes(1, 10.0, 5.0, 5.0)) == TimeParts(launch=0, off_core=0.5, imbalance=0, work=0.5)
     # Dispatch, forks and joins.
-    assert only(10.0, TeamTimes(1, 8.0, 6.0, 6.0, 6.0)) == TimeParts(launch=0.4, off_core=0, imbalance=0, work=0.6)
+    assert only(10.0, TeamTimes(1, 6.0, 6.0, 6.0)) == TimeParts(launch=0.4, off_core=0, imbalance=0, work=0.6)
 
 
 def test_medians_over_steps_and_passes_that_always_ran_a_team() -> None:
-    always = TeamTimes(1, 1.0, 1.0, 1.0, 1.0)
-    steps = [({"a": 1.0, "b": 1.0}, {"a": TeamTimes(1, 1.0, share, share, share), "b": always}) for share in (0.9, 0.2, 0.8)]
+    always = TeamTimes(1, 1.0, 1.0, 1.0)
+    steps = [({"a": 1.0, "b": 1.0}, {"a": TeamTimes(1, share, share, share), "b": always}) for share in (0.9, 0.2, 0.8)]
     steps[1][1].pop("b")
     found = parts_by_pass(steps)
     assert set(found) == {"a"}
@@ -45,9 +45,8 @@ def test_medians_over_steps_and_passes_that_always_ran_a_team() -> None:
 
 @given(st.floats(1e-6, 10), st.lists(st.floats(0, 1), min_size=4, max_size=4))
 def test_parts_add_up_and_none_is_negative(time_s: float, shares: list[float]) -> None:
-    wall_s = time_s * shares[0]
-    longest_s = wall_s * shares[1]
-    teams = TeamTimes(1, wall_s, longest_s, longest_s * shares[2], longest_s * shares[3])
+    longest_s = time_s * shares[0] * shares[1]
+    teams = TeamTimes(1, longest_s, longest_s * shares[2], longest_s * shares[3])
     found = only(time_s, teams)
     assert found.launch + found.off_core + found.imbalance + found.work == pytest.approx(1.0, abs=5e-4)
 

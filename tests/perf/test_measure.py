@@ -5,18 +5,20 @@ from typing import get_args
 import pytest
 import torch
 
+from autotune.bench.noise import NoiseMonitor
 from autotune.catalog import load_model_by_name
-from autotune.config.knobs import LayerKnobs, RunConfig
+from autotune.config.knobs import RunConfig
 from autotune.config.profile import Ceilings, ComputePoint, Fingerprint, Profile, RowPoint, StreamPoint, TimePoint
 from autotune.config.tuned import Interval
 from autotune.data.batches import make_source
 from autotune.dlrm.model import DLRM
 from autotune.errors import InputError
+from autotune.machine.topology import detect
+from autotune.ops.layer import LayerKnobs
 from autotune.ops.mlp import _LayerCase
-from autotune.perf.measure import measure
+from autotune.perf.measure import measure, timed_steps
 from autotune.perf.perturb import _judge, perturb
 from autotune.perf.table import OTHER, OperatorTable
-from autotune.probe.topology import detect
 
 MODEL = load_model_by_name("tiny")
 KINDS = get_args(StreamPoint.model_fields["kind"].annotation)
@@ -52,7 +54,7 @@ def table(dlrm: DLRM, profile: Profile) -> OperatorTable:
 
 
 def test_every_pass_has_a_row_and_the_rest_comes_last(dlrm: DLRM, table: OperatorTable) -> None:
-    assert {row.operator for row in table.rows} == {*dlrm.config.operators, "loss", OTHER}
+    assert {row.operator for row in table.rows} == {*dlrm.config.operators, "loss", "bottom_mlp.mask", OTHER}
     assert table.rows[-1].operator == OTHER
     assert len(table.rows) == len({row.operator for row in table.rows})
 
@@ -129,3 +131,41 @@ def test_a_verdict_is_held_against_what_perturbation_shows(binder, gain, loss, r
 def test_rows_that_do_not_add_up_are_said_to(dlrm: DLRM, profile: Profile, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("autotune.perf.measure._ADDS_UP", -1.0)
     assert any("of the iteration's" in note for note in measure(dlrm, make_source(MODEL), profile, rounds=1).notes)
+
+
+class _Disturbed(NoiseMonitor):
+    """The second and the third step are disturbed."""
+
+    count = 0
+
+    def after(self) -> str:
+        self.count += 1
+        return "noise" if self.count in (2, 3) else ""
+
+
+def test_disturbed_steps_are_repeated_and_keep_their_place_in_the_history(dlrm: DLRM) -> None:
+    steps, notes = timed_steps(dlrm, make_source(MODEL), [_Disturbed()], rounds=3)
+    assert len(steps.passes_s) == 5
+    assert steps.counted == [0, 3, 4]
+    assert steps.back == (5, 2, 1)
+    assert steps.typical in steps.back
+    assert len(steps.iterations_s) == 3
+    assert notes == ("2 of 5 rounds were disturbed (noise): 2 measured again, 0 kept",)
+    spans = dlrm.recorder.history[-steps.typical]
+    assert {key for key, _, _ in spans} == set(steps.passes_s[-steps.typical])
+    assert not dlrm.recorder.watched
+
+
+def test_a_batch_that_points_outside_its_table_is_named(dlrm: DLRM, monkeypatch: pytest.MonkeyPatch) -> None:
+    def step(batch: object) -> float:
+        raise IndexError("an index must lie inside its table")
+
+    monkeypatch.setattr(dlrm, "step", step)
+    with pytest.raises(InputError, match=r"inside its table .*: batch 0\)"):
+        timed_steps(dlrm, make_source(MODEL), [], rounds=3)
+    assert not dlrm.recorder.watched
+
+
+def test_a_disturbed_profile_is_the_first_note(dlrm: DLRM, profile: Profile) -> None:
+    disturbed = profile.model_copy(update={"disturbed": 0.9})
+    assert measure(dlrm, make_source(MODEL), disturbed, rounds=3).notes[0] == disturbed.warnings[0]

@@ -9,9 +9,8 @@ from autotune.catalog import load_model_by_name
 from autotune.config.measured import HOT_ROWS
 from autotune.config.profile import Ceilings, ComputePoint, RowPoint, StreamPoint, TimePoint
 from autotune.data.batches import make_source
-from autotune.dlrm.alone import TableAlone, tables_alone
 from autotune.dlrm.model import DLRM
-from autotune.ops.embedding_bag import EmbeddingBags, Lookups, table_by_table
+from autotune.ops.embedding_bag import EmbeddingBags, Lookups, TableAlone, tables_alone
 from autotune.ops.timing import Recorder
 from autotune.perf.measure import timed_spans
 from autotune.perf.tables import measure_tables, owners_by_bucket, owners_by_range, table_use
@@ -73,34 +72,36 @@ def test_owners_by_bucket_are_those_of_the_kernel(slot: int, threads: int) -> No
 def test_every_table_is_timed_against_its_ceiling_and_stays_as_it_was() -> None:
     model = load_model_by_name("tiny")
     dlrm = DLRM(model)
-    before = [weight.clone() for weight in dlrm.bags.weights]
+    tables = [bags.table(t) for _, bags, t in dlrm.parts()]
+    before = [table.clone() for table in tables]
     uses = measure_tables(dlrm, make_source(model), CEILINGS, budget_s=0.0)
     assert [use.table for use in uses] == [t for t, table in enumerate(model.tables) if table.pooling]
     assert all(use.forward_ceiling_s > 0 and use.update_ceiling_s > 0 for use in uses)
     assert any(use.forward_s > 0 for use in uses)
     assert all(use.lookups == model.minibatch * model.tables[use.table].pooling for use in uses)
-    assert all(torch.equal(now, then) for now, then in zip(dlrm.bags.weights, before, strict=True))
+    assert all(torch.equal(now, then) for now, then in zip(tables, before, strict=True))
 
 
-def test_a_pass_without_look_ups_computes_nothing() -> None:
-    idle = alone(50, [1, 2, 3, 4]).update.idle()
-    assert idle.work().flops == 0
-    before = idle._bags.weights[0].clone()
-    idle.case(0).run(DLRM(load_model_by_name("tiny")).config.operators["embedding_bag.update"], 1)
-    assert torch.equal(idle._bags.weights[0], before)
+def test_a_pass_without_look_ups_changes_nothing() -> None:
+    forward, update = alone(50, [1, 2, 3, 4]).idle()
+    before = update._bags.weights[0].clone()
+    knobs = DLRM(load_model_by_name("tiny")).config.operators
+    forward.run(knobs["embedding_bag.forward"], 1)
+    update.run(knobs["embedding_bag.update"], 1)
+    assert torch.equal(update._bags.weights[0], before)
 
 
 def test_one_table_of_many_computes_what_all_together_do() -> None:
     bags = EmbeddingBags([50, 20], 8, huge_pages=False)
     lookups = Lookups(torch.tensor([1, 2, 3, 4, 7, 7, 0, 19]), torch.tensor([0, 1, 4, 6, 8]))
     whole = torch.empty(2, 2, 8)
-    forward, _, indices = list(table_by_table(bags, [lookups], 2))[1]
+    second = list(tables_alone(bags, [0, 1], [lookups], 2))[1]
+    case = second.cases()[0]
     knobs = DLRM(load_model_by_name("tiny")).config.operators["embedding_bag.forward"]
     bags.forward(lookups, whole, knobs, 1)  # type: ignore[arg-type]
-    alone_out = torch.empty(2, 1, 8)
-    forward._bags.forward(forward._batches[0], alone_out, knobs, 1)  # type: ignore[arg-type]
-    assert indices.tolist() == [7, 7, 0, 19]
-    assert torch.equal(alone_out[:, 0], whole[:, 1])
+    case.run(knobs, 1)
+    assert second.indices.tolist() == [7, 7, 0, 19]
+    assert torch.equal(case._pooled[:, 0], whole[:, 1])
 
 
 def test_a_recorder_remembers_when_passes_ran() -> None:

@@ -5,17 +5,23 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from machines import bare
+from machines import bare, topology
 
 from autotune.catalog import load_model_by_name
+from autotune.config.calibration import CalibrationRun
 from autotune.config.tuned import Interval
+from autotune.dlrm.model import default_config, random_config
 from autotune.errors import InputError
+from autotune.machine.topology import detect
+from autotune.ops.embedding_bag import UPDATE
+from autotune.ops.embedding_tables import EmbeddingUpdateKnobs
+from autotune.ops.layer import LayerKnobs
 from autotune.perf.perturb import _none
+from autotune.perf.predictor import config_of
 from autotune.perf.random_models import random_model
 from autotune.perf.table import OperatorTable, Perturbation
 from autotune.perf.validate import IterationError, _summary, validate
 from autotune.probe.calibrate import calibrate, reference_models
-from autotune.probe.topology import detect
 from autotune.report.layout import to_text
 from autotune.report.predict import validation
 
@@ -51,10 +57,10 @@ def test_a_profile_without_reference_passes_cannot_be_validated() -> None:
 
 def test_a_validation_measures_what_it_is_told_to() -> None:
     """Its structure: quick reference runs are no calibration, so the errors mean nothing."""
-    topology = detect()
-    runs = calibrate(topology, (1,), 1 << 33, quick=True)
+    here = detect()
+    runs = calibrate(here, (1,), 1 << 33, quick=True)
     profile = bare().model_copy(update={"calibration": runs})
-    found = validate(profile, topology, [load_model_by_name("tiny")], budget_s=0.0, available_bytes=1 << 33)
+    found = validate(profile, here, [load_model_by_name("tiny")], budget_s=0.0, available_bytes=1 << 33)
     assert [one.model for one in found.iterations] == ["tiny"]
     assert found.random is None
     assert found.kinds[-1].kind == "all passes"
@@ -87,3 +93,37 @@ def test_a_pass_below_every_ceiling_is_told_by_what_threads_do() -> None:
     assert "overhead or imbalance rules" in _none(1.05, 2.0)
     assert "latency inside" in _none(1.95, 2.0)
     assert "a part" in _none(1.5, 2.0)
+
+
+def test_reference_runs_take_random_knobs_and_keep_them_compactly() -> None:
+    """What a tuner may choose is among what is calibrated: every value of every knob, over all reference models."""
+    machine = topology()
+    met: dict[str, set[object]] = {}
+    for model, _ in reference_models(1e8):
+        for threads in (1, 4):
+            config, default = random_config(model, machine, threads, model.name), default_config(model, machine, threads)
+            assert config == random_config(model, machine, threads, model.name)
+            for key, knobs in config.operators.items():
+                if isinstance(knobs, LayerKnobs) and knobs != default.operators[key]:
+                    assert threads % knobs.thread_columns == 0
+                    for name, value in knobs.model_dump().items():
+                        met.setdefault(name, set()).add(value)
+    assert met["bk"] == {16, 32, 48, 64}
+    assert met["loop_order"] == {"rows_outer", "columns_outer"}
+    assert {24, 32, 48, 64, 96, 128} <= met["bn"]
+    assert {128, 256, 512, 1024} <= met["bc"]
+    assert met["thread_columns"] == {1, 2, 4}
+    run = CalibrationRun(model=model, threads=4, iteration_s=1.0, passes_s={}, knobs=config.operators)
+    dumped = run.model_dump(mode="json")
+    assert CalibrationRun.model_validate(dumped) == run
+    assert all("implementation" not in knobs for knobs in dumped["knobs"].values())
+
+
+def test_a_run_of_an_older_file_is_that_of_the_defaults_and_its_strategy() -> None:
+    model = load_model_by_name("tiny")
+    old = CalibrationRun(model=model, threads=2, strategy="atomic", iteration_s=1.0, passes_s={})
+    default = default_config(model, topology(), 2)
+    update = default.operators[UPDATE]
+    assert isinstance(update, EmbeddingUpdateKnobs)
+    wanted = {**default.operators, UPDATE: update.model_copy(update={"strategy": "atomic"})}
+    assert config_of(old, topology()).operators == wanted

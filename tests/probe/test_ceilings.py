@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from machines import bare
 
-from autotune.bench.noise import Reading
+from autotune.bench.rounds import Measurement, Round
+from autotune.bench.samples import Samples
+from autotune.catalog import load_model_by_name
 from autotune.config.profile import Ceilings, Topology
+from autotune.dlrm.model import default_config
 from autotune.errors import InputError, MachineError
+from autotune.machine.topology import detect
 from autotune.ops.native import kernels
-from autotune.probe.ceilings import BUSY, _Witness, measure_ceilings, thread_counts
-from autotune.probe.loops import ROW_BYTES, Arrays, Sizes, cached_walk, choose_sizes, loops_at, permutation_slice
+from autotune.perf.estimate import estimate
+from autotune.probe.ceilings import BestLoops, best_loops, measure_ceilings, measured_again, thread_counts
+from autotune.probe.loops import ROW_BYTES, Arrays, Loop, Sizes, cached_walk, choose_sizes, loops_at, permutation_slice
 from autotune.probe.probe import probe
-from autotune.probe.topology import detect
 
 MIB, GIB = 1 << 20, 1 << 30
 
@@ -42,7 +47,8 @@ class Steps:
 @pytest.fixture(scope="module")
 def quick() -> tuple[Ceilings, tuple[str, ...], Steps]:
     steps = Steps()
-    return *measure_ceilings(detect(), budget_s=2.0, progress=steps, quick=True), steps
+    found = measure_ceilings(detect(), budget_s=2.0, progress=steps, quick=True)
+    return found.ceilings, found.notes, steps
 
 
 def test_every_pattern_is_measured_at_every_thread_count(quick: tuple[Ceilings, tuple[str, ...], Steps]) -> None:
@@ -71,30 +77,71 @@ def test_progress_ends_at_its_total(quick: tuple[Ceilings, tuple[str, ...], Step
     assert steps.done == steps.total
 
 
-class _Busy(_Witness):
-    """Every round is disturbed."""
-
-    def __init__(self, cpus: Iterable[int]) -> None:
-        super().__init__(cpus)
-        self._read = self._made_up
-        self._at = 0.0
-
-    def _made_up(self) -> Reading:
-        self._at += 1.0
-        return Reading(self._at, self._at, 0.0, 0.0, None)
+LOOPS = [Loop(("fma",), "", lambda: None, 8.0), Loop(("stream", "read"), "", lambda: None, 4.0), Loop(("gemm",), "x", lambda: None, 6.0)]
 
 
-def test_disturbed_rounds_count_and_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("autotune.probe.ceilings._Witness", _Busy)
-    monkeypatch.setattr("autotune.probe.ceilings.choose_sizes", lambda topology, available, quick: choose_sizes(topology, available, True))
-    monkeypatch.setattr("autotune.probe.ceilings._ROUNDS", 3)
-    _, notes = measure_ceilings(detect(), budget_s=30.0, threads=[1])
-    assert any("3 of 3 rounds were disturbed (other programs took 1.00 CPUs)" in note and BUSY in note for note in notes), notes
+def measured(*times_s: tuple[float, ...], disturbed: tuple[int, ...] = (), repeated: tuple[int, ...] = ()) -> Measurement:
+    """Made-up rounds: the times of every loop of `LOOPS`, round by round."""
+    names = [f"{loop.point} {loop.variant}" for loop in LOOPS]
+    rounds = tuple(
+        Round(i, {name: (time_s,) for name, time_s in zip(names, taken, strict=True)}, "noise" * (i in disturbed), i not in repeated, 1.0)
+        for i, taken in enumerate(zip(*times_s, strict=True))
+    )
+    samples = {name: Samples(tuple(one.times_s[name][0] for one in rounds if one.counts)) for name in names}
+    return Measurement(rounds, samples, ("a note",))
+
+
+QUIET, VARIED = (1.0, 1.0, 1.0, 1.0), (1.0, 2.0, 3.0, 4.0)
+
+
+def test_ceilings_that_varied_are_disturbed() -> None:
+    best = best_loops(LOOPS, measured(QUIET, VARIED, QUIET))
+    assert best.rates == {("fma",): (8.0, ""), ("stream", "read"): (4.0 / 2.5, ""), ("gemm",): (6.0, "x")}
+    assert best.disturbed == {("stream", "read")}
+    assert best.notes == ("a note", "1 of 3 ceilings varied by more than 20% between quartiles")
+
+
+def test_all_ceilings_are_disturbed_where_most_rounds_were() -> None:
+    """Steady foreign load varies nothing, and takes its part of everything."""
+    assert best_loops(LOOPS, measured(QUIET, QUIET, QUIET, disturbed=(0, 1))).disturbed == frozenset()
+    assert best_loops(LOOPS, measured(QUIET, QUIET, QUIET, disturbed=(0, 1, 3))).disturbed == {loop.point for loop in LOOPS}
+
+
+def test_under_foreign_load_the_fastest_of_all_rounds_counts_a_repeated_one_too() -> None:
+    best = best_loops(LOOPS, measured(QUIET, (2.0, 4.0, 4.0, 4.0), QUIET, disturbed=(0, 1), repeated=(0,)))
+    assert best.rates["stream", "read"] == (2.0, "")
+
+
+def loops_with(share: float) -> BestLoops:
+    points: list[tuple[Any, ...]] = [("stream", i) for i in range(10)]
+    return BestLoops({point: (1.0, "") for point in points}, frozenset(points[: round(10 * share)]))
+
+
+def test_a_disturbed_thread_count_is_measured_again_and_the_less_disturbed_result_kept() -> None:
+    shares = {1: [0.2, 0.0], 2: [1.0, 0.3], 4: [0.7, 0.9]}
+    asked: list[int] = []
+
+    def measure(count: int, budget_s: float) -> BestLoops:
+        asked.append(count)
+        return loops_with(shares[count][asked.count(count) - 1])
+
+    best = measured_again((1, 2, 4), measure, 10.0)
+    assert asked == [1, 2, 4, 2, 4]
+    assert [len(best[count].disturbed) for count in (1, 2, 4)] == [2, 3, 7]
+    assert all("measured twice" in best[count].notes[0] for count in (2, 4))
+
+
+def test_a_profile_whose_ceilings_varied_warns_in_the_first_note_of_every_result() -> None:
+    profile = bare().model_copy(update={"disturbed": 55 / 58})
+    assert "95% of its ceilings varied" in profile.warnings[0]
+    model = load_model_by_name("tiny")
+    assert estimate(model, profile, default_config(model, detect())).notes[0] == profile.warnings[0]
+    assert estimate(model, bare(), default_config(model, detect())).notes[:1] != profile.warnings
 
 
 def test_torch_keeps_its_threads() -> None:
     before = torch.get_num_threads()
-    ceilings, _ = measure_ceilings(detect(), budget_s=0.1, threads=[1], quick=True)
+    ceilings = measure_ceilings(detect(), budget_s=0.1, threads=[1], quick=True).ceilings
     assert torch.get_num_threads() == before
     assert {p.threads for p in ceilings.fma} == {1}
 

@@ -4,11 +4,11 @@ import pytest
 
 from autotune.config.measured import MachineState, differs
 from autotune.config.profile import Profile
-from autotune.probe.drift import Present, as_probed, ceilings_now
+from autotune.probe.drift import Drift, as_probed, ceilings_now
 
 
 def test_a_look_is_a_share_of_what_was_probed(hardware_profile: Profile) -> None:
-    first = Present(hardware_profile, 1)
+    first = Drift(hardware_profile, 1)
     assert first.state is None
     first.look()
     # The same machine under a profile that promises a hundred times as much of both.
@@ -19,7 +19,7 @@ def test_a_look_is_a_share_of_what_was_probed(hardware_profile: Profile) -> None
             "fma": tuple(p.model_copy(update={"flops_per_s": 100 * p.flops_per_s}) for p in ceilings.fma),
         }
     )
-    second = Present(hardware_profile.model_copy(update={"ceilings": double}), 1)
+    second = Drift(hardware_profile.model_copy(update={"ceilings": double}), 1)
     second.look()
     assert first.state is not None
     assert second.state is not None
@@ -28,7 +28,7 @@ def test_a_look_is_a_share_of_what_was_probed(hardware_profile: Profile) -> None
 
 
 def test_nothing_is_looked_at_where_the_profile_knows_no_such_team(hardware_profile: Profile) -> None:
-    other = Present(hardware_profile, 7)
+    other = Drift(hardware_profile, 7)
     other.look()
     assert other.state is None
 

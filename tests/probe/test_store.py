@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,9 @@ import pytest
 from autotune.bench.progress import Progress
 from autotune.config.files import load_profile, write_yaml
 from autotune.config.profile import PROFILE_SCHEMA, Ceilings, Profile
+from autotune.machine.topology import detect, fingerprint, hardware_id
 from autotune.ops.native import kernels
-from autotune.probe.ceilings import BUSY
 from autotune.probe.store import load_or_probe
-from autotune.probe.topology import detect, fingerprint, hardware_id
 
 HERE = fingerprint(detect(), kernels.target())
 NO_CEILINGS = Ceilings(fma=(), gemm=(), stream=(), gather=(), scatter=(), fork_join=())
@@ -34,12 +34,13 @@ class Notes:
 class Probe:
     """Measures nothing, and counts how often."""
 
-    def __init__(self) -> None:
+    def __init__(self, **changes: Any) -> None:
         self.calls = 0
+        self._changes = changes
 
     def __call__(self, *, progress: Progress) -> Profile:
         self.calls += 1
-        return made(name=f"probe {self.calls}")
+        return made(name=f"probe {self.calls}", **self._changes)
 
 
 def made(**changes: Any) -> Profile:
@@ -105,13 +106,44 @@ def test_a_profile_of_another_machine_or_release_is_replaced_with_a_note(cached:
     assert named in notes.notes[0]
 
 
-def test_a_profile_measured_on_a_busy_machine_is_used_with_a_note(cached: Path) -> None:
-    cached.parent.mkdir(parents=True)
-    write_yaml(cached, made(notes=(f"2 threads: 9 of 9 rounds were disturbed; {BUSY}: probe again", "something small")))
+def store(path: Path, profile: Profile) -> None:
+    path.parent.mkdir(parents=True)
+    write_yaml(path, profile)
+
+
+def test_a_disturbed_profile_is_measured_again_and_replaced(cached: Path) -> None:
+    store(cached, made(disturbed=55 / 58))
+    notes = Notes()
+    assert load_or_probe(measure=Probe(), progress=notes).name == "probe 1"
+    assert notes.notes == ["95% of the cached profile's ceilings were disturbed while they were measured, probing anew"]
+    assert load_profile(cached).name == "probe 1"
+
+
+def test_a_profile_that_stays_disturbed_says_so_to_every_command_that_uses_it(cached: Path) -> None:
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    probe = Probe(disturbed=0.9, created=now)
+    store(cached, made(disturbed=55 / 58))
+    notes = Notes()
+    assert load_or_probe(measure=probe, progress=notes).is_disturbed
+    assert "90% of its ceilings varied" in notes.notes[-1]
+    # Not every command of a session probes again.
+    notes = Notes()
+    assert load_or_probe(measure=probe, progress=notes).warnings == tuple(notes.notes)
+    assert probe.calls == 1
+    assert "--refresh" in notes.notes[0]
+
+
+@pytest.mark.parametrize("created", ["yesterday", "2025-01-01T00:00:00"])
+def test_a_disturbed_profile_without_a_date_is_measured_again(cached: Path, created: str) -> None:
+    store(cached, made(disturbed=0.9, created=created))
+    assert load_or_probe(measure=Probe()).name == "probe 1"
+
+
+def test_a_few_disturbed_ceilings_are_no_reason_to_probe(cached: Path) -> None:
+    store(cached, made(disturbed=0.3))
     notes = Notes()
     assert load_or_probe(measure=Probe(), progress=notes).name == "cached"
-    assert len(notes.notes) == 1
-    assert "--refresh" in notes.notes[0]
+    assert notes.notes == []
 
 
 def test_another_torch_is_no_reason_to_probe(cached: Path) -> None:

@@ -14,9 +14,10 @@ from autotune.explain.diagnosis import Explanation, explain
 from autotune.explain.timeline import Bar, Timeline
 from autotune.explain.whatif import OperatorChange, WhatIf
 from autotune.report.charts import SHOWN_RANKS, place_labels
-from autotune.report.figures import figures
+from autotune.report.figures import as_file, figures
 from autotune.report.html import page
-from autotune.report.svg import Scale, element
+from autotune.report.svg import WIDTH, Key, Scale, element
+from autotune.report.svg import figure as svg_figure
 from autotune.report.trace import trace
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}
@@ -102,6 +103,12 @@ def test_names_are_escaped_everywhere(full_config: TunedConfig) -> None:
     assert '<i>a & "b"</i>' in "".join(found.text)
 
 
+def test_notes_stand_below_the_findings_and_commands_are_marked(full_config: TunedConfig) -> None:
+    text = page(explain(full_config))
+    assert text.index("2 disturbed rounds were repeated") > text.index('class="remedy"')
+    assert "<code>autotune tune " in text
+
+
 def test_every_operator_stands_in_table_roofline_and_timeline(four_sockets: TunedConfig) -> None:
     account = explain(four_sockets)
     text = page(account)
@@ -134,22 +141,33 @@ def test_many_ranks_are_told_not_drawn(four_sockets: TunedConfig) -> None:
     assert f">rank {SHOWN_RANKS}</text>" not in text
 
 
-def test_figures_are_png_and_svg_of_the_same_names(account: Explanation) -> None:
-    found = dict(figures(account))
-    stems = {name.rsplit(".", 1)[0] for name in found}
-    assert {f"{stem}.{kind}" for stem in stems for kind in ("png", "svg")} == set(found)
-    assert {"timeline", "timeline-predicted", "gains"} <= stems
-    assert ("roofline" in stems) == (account.roofline is not None)
-    for name, content in found.items():
-        if name.endswith(".png"):
-            assert content.startswith(b"\x89PNG")
-        else:
-            assert ElementTree.fromstring(content).tag.endswith("svg")
+def test_figures_are_the_drawings_of_the_page_as_files_that_stand_alone(account: Explanation) -> None:
+    drawn = {figure.name: figure for figure in figures(account)}
+    assert {"timeline", "timeline-predicted", "gains"} <= set(drawn)
+    assert ("roofline" in drawn) == (account.roofline is not None)
+    text = page(account)
+    for figure in drawn.values():
+        assert figure.svg in text
+        content = as_file(figure)
+        assert "var(" not in content
+        root = ElementTree.fromstring(content)
+        assert root.tag == "{http://www.w3.org/2000/svg}svg"
+        shapes = set(re.findall(r'class="([^"]+)"', figure.svg))
+        assert all(f".{name}" in content for names in shapes for name in names.split() if name not in {"mark", "title", "c0", "b-none"})
 
 
 def test_figures_are_the_same_each_time(full_config: TunedConfig) -> None:
     account = explain(full_config)
-    assert dict(figures(account)) == dict(figures(account))
+    assert list(figures(account)) == list(figures(account))
+
+
+def test_a_legend_wraps_within_the_figure() -> None:
+    keys = [Key("<rect/>", f"a label of some length {i}") for i in range(9)]
+    root = ElementTree.fromstring(str(svg_figure("f", 100.0, keys=keys)))
+    places = [(float(entry.attrib["x"]), float(entry.attrib["y"]), len(entry.text or "")) for entry in root.findall("text")]
+    assert len(places) == 9
+    assert all(x + 6.2 * length <= WIDTH for x, _, length in places)
+    assert max(y for _, y, _ in places) < float(root.attrib["viewBox"].split()[3])
 
 
 def test_a_trace_has_complete_events_on_named_lanes(four_sockets: TunedConfig) -> None:

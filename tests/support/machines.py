@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from autotune.config.calibration import CalibrationRun
+from autotune.config.knobs import Knobs
 from autotune.config.model import Model
 from autotune.config.network import InterfaceRate, Network, NetworkFit, Together
 from autotune.config.profile import Ceilings, ComputePoint, Fingerprint, Profile, RowPoint, StreamPoint, TimePoint, Topology
-from autotune.dlrm.model import default_config
-from autotune.perf.features import Machine, terms_of
+from autotune.dlrm.model import random_config
+from autotune.dlrm.schedule import schedule
+from autotune.ops.base import Residence
+from autotune.ops.overhead import KEY as OTHER
+from autotune.ops.overhead import Overhead
+from autotune.ops.schedule import Pass
+from autotune.perf.cache_model import residences
+from autotune.perf.features import Machine, features_of
 from autotune.perf.predictor import Predictor
-from autotune.perf.regression import USUAL, weighted
-from autotune.perf.steps import residences, step_passes, whole_tables
+from autotune.perf.regression import weighted
 from autotune.probe.calibrate import reference_models
 
 THREADS = (1, 4)
@@ -62,14 +71,14 @@ def network(ranks: int = 4, bandwidth: float = 1e9) -> Network:
     return Network(backend="gloo", interface="x", ranks=ranks, hosts=1, interfaces=interfaces, points=(), fits=fits, together=together)
 
 
-def true_times(model: Model, profile: Profile, threads: int, factor: float = 1.0) -> dict[str, float]:
-    """Each pass as its usual law says, times `factor`."""
-    machine = Machine(profile, threads)
-    shapes = step_passes(model, whole_tables(model))
-    knobs = default_config(model, profile.fingerprint.topology, threads).operators
+def true_times(model: Model, profile: Profile, threads: int, knobs: Mapping[str, Knobs], factor: float = 1.0) -> dict[str, float]:
+    """Each pass as its prior weights say, times `factor`."""
+    machine, passes = Machine(profile, threads), schedule(model).passes
+    places = residences(passes, machine.own_bytes, machine.shared_bytes)
+    between = Pass(OTHER, Overhead(OTHER, len(passes)))
     return {
-        one.key: factor * weighted(terms_of(one, place, knobs.get(one.key), machine, True), USUAL.get(one.kind, {}))
-        for one, place in zip(shapes, residences(shapes, machine.own_bytes, machine.shared_bytes), strict=True)
+        each.key: factor * weighted(features_of(each, place, knobs.get(each.key), machine), each.operator.prior)
+        for each, place in [*zip(passes, places, strict=True), (between, Residence(0.0, 0.0, 0.0))]
     }
 
 
@@ -79,10 +88,39 @@ def calibrated(factor: float = 1.0) -> Profile:
     runs = []
     for model, _ in reference_models(1e8):
         for threads in THREADS:
-            times = true_times(model, profile, threads, factor)
-            runs.append(CalibrationRun(model=model, threads=threads, iteration_s=sum(times.values()), passes_s=times))
+            knobs = random_config(model, profile.fingerprint.topology, threads, f"{model.name} on {threads}").operators
+            times = true_times(model, profile, threads, knobs, factor)
+            runs.append(CalibrationRun(model=model, threads=threads, iteration_s=sum(times.values()), passes_s=times, knobs=knobs))
     return profile.model_copy(update={"calibration": tuple(runs)})
 
 
 def predictor(profile: Profile) -> Predictor:
     return Predictor(profile)
+
+
+def topology_of(cores: int = 4, **changes: Any) -> Topology:
+    values: dict[str, Any] = {
+        "cpu_model": "Example 9000",
+        "vendor": "Example",
+        "sockets": 1,
+        "physical_cores": cores,
+        "logical_cpus": cores,
+        "allowed_cpus": tuple(range(cores)),
+        "core_cpus": tuple((cpu,) for cpu in range(cores)),
+        "socket_of_core": (0,) * cores,
+        "numa_nodes": {0: tuple(range(cores))},
+        "l1d_bytes": 32768,
+        "l2_bytes": 1 << 20,
+        "l3_bytes": 1 << 25,
+        "l3_instances": 1,
+        "isa": ("avx2", "fma"),
+        "cpu_quota": None,
+        "memory_bytes": 1 << 34,
+        "memory_limit_bytes": None,
+        "huge_pages": "never",
+    }
+    return Topology(**values | changes)
+
+
+def fingerprint_of(cores: int = 4, **changes: Any) -> Fingerprint:
+    return Fingerprint(topology=topology_of(cores, **changes), kernel="6.1", versions={"torch": "2.13", "autotune": "0.1.0"}, target="avx2")

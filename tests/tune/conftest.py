@@ -10,14 +10,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from machines import fingerprint_of, topology_of
 
 from autotune import catalog
 from autotune.bench.samples import Samples
-from autotune.config.knobs import InteractionKnobs, Knobs, LayerKnobs, RunConfig
+from autotune.config.knobs import Knobs, RunConfig
 from autotune.config.model import Model
-from autotune.config.profile import Fingerprint, Topology
+from autotune.config.profile import Topology
 from autotune.config.tuned import MeasuredPass
 from autotune.ops.base import Case, Check, Operator, Work
+from autotune.ops.interaction import InteractionKnobs
+from autotune.ops.layer import LayerKnobs
 from autotune.perf.table import OTHER, OperatorTable
 from autotune.tune.budget import Deadline
 from autotune.tune.journal import Journal
@@ -86,14 +89,20 @@ class FakeCase(Case):
 
 class FakeOperator(Operator):
     def __init__(self, world: World, key: str) -> None:
-        self.world, self.key = world, key
-        if key != "interaction.forward":
-            self.shape = ("forward", 64)
+        super().__init__(key)
+        self.world = world
+
+    @property
+    def shape(self) -> Any:
+        return None if self.key == "interaction.forward" else ("forward", 64)
+
+    def run(self, memory: Any, knobs: Any, threads: int) -> None:
+        raise AssertionError("only its case runs")
 
     def work(self) -> Work:
         return Work(1, 1, 1)
 
-    def default(self, machine: Topology) -> Knobs:
+    def default(self, threads: int) -> Knobs:
         return CANDIDATES[self.key][0]
 
     def candidates(self, machine: Topology, threads: int) -> Sequence[Knobs]:
@@ -156,34 +165,6 @@ def fake_measure(dlrm: FakeDLRM, source: FakeSource, *, rounds: int, budget_s: f
     none = Samples((1e-5,)).to_interval()
     rows.append(MeasuredPass(operator=OTHER, time_s=none, fractions={}, binder="none", detail=""))
     return OperatorTable("tiny", "nothing", 64, dlrm.config.threads, none, tuple(rows), ())
-
-
-def topology_of(cores: int = 4, **changes: Any) -> Topology:
-    values: dict[str, Any] = {
-        "cpu_model": "Example 9000",
-        "vendor": "Example",
-        "sockets": 1,
-        "physical_cores": cores,
-        "logical_cpus": cores,
-        "allowed_cpus": tuple(range(cores)),
-        "core_cpus": tuple((cpu,) for cpu in range(cores)),
-        "socket_of_core": (0,) * cores,
-        "numa_nodes": {0: tuple(range(cores))},
-        "l1d_bytes": 32768,
-        "l2_bytes": 1 << 20,
-        "l3_bytes": 1 << 25,
-        "l3_instances": 1,
-        "isa": ("avx2", "fma"),
-        "cpu_quota": None,
-        "memory_bytes": 1 << 34,
-        "memory_limit_bytes": None,
-        "huge_pages": "never",
-    }
-    return Topology(**values | changes)
-
-
-def fingerprint_of(cores: int = 4, **changes: Any) -> Fingerprint:
-    return Fingerprint(topology=topology_of(cores, **changes), kernel="6.1", versions={"torch": "2.13", "autotune": "0.1.0"}, target="avx2")
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from autotune.config.knobs import LayerKnobs
 from autotune.config.tuned import RaceResult
 from autotune.errors import VerificationError
+from autotune.ops.layer import LayerKnobs
 from autotune.tune.races import OperatorGroup, Racer, group_operators, race_choices
 
 KEY = "bottom_mlp.0.forward"

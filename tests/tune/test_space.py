@@ -6,9 +6,12 @@ from typing import Any
 import optuna
 import pytest
 
-from autotune.config.knobs import EmbeddingForwardKnobs, InteractionKnobs, LayerKnobs, RunConfig
+from autotune.config.knobs import RunConfig
 from autotune.config.partition import CommunicationKnobs
-from autotune.tune.space import Group, Space, changes, huge_page_choices, is_valid, thread_choices
+from autotune.ops.embedding_tables import EmbeddingForwardKnobs
+from autotune.ops.interaction import InteractionKnobs
+from autotune.ops.layer import LayerKnobs
+from autotune.tune.space import Group, Space, changes, huge_page_choices, thread_choices
 
 DEFAULT = LayerKnobs(bk=16)
 WIDE = LayerKnobs(bk=32, thread_columns=4)
@@ -49,7 +52,8 @@ def test_page_sizes_are_a_choice_only_on_request(fake: SimpleNamespace, offer: s
     ],
 )
 def test_changes_are_named(default: Any, chosen: Any, words: str) -> None:
-    assert changes(default, chosen) == words
+    named = changes(default, chosen) if isinstance(default, RunConfig) else default.changes(chosen)
+    assert named == words
 
 
 def space() -> Space:
@@ -67,7 +71,7 @@ def test_no_draw_is_invalid_and_equal_shapes_share_a_choice() -> None:
         trial = study.ask()
         config = here.suggest(trial)
         study.tell(trial, 1.0)
-        assert all(is_valid(knobs, config.threads) for knobs in config.operators.values())
+        assert all(knobs.valid_for(config.threads) for knobs in config.operators.values())
         assert config.operators["a"] == config.operators["b"]
         assert config.operators["c"] == InteractionKnobs(samples_per_task=8)
         seen.add((config.threads, config.huge_pages, config.operators["a"]))

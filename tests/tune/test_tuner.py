@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from autotune.config.knobs import InteractionKnobs, LayerKnobs
+from autotune.ops.interaction import InteractionKnobs
+from autotune.ops.layer import LayerKnobs
 from autotune.tune.tuner import Tuner
 
 LAYER, INTERACTION = LayerKnobs(bk=32, thread_columns=1), InteractionKnobs(samples_per_task=128)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from autotune.config.tuned import Interval
-from autotune.tune.verify import holds, verify_on
+from autotune.tune.verify import holds, verify
 
 
 def interval(low: float, median: float, high: float) -> Interval:
@@ -46,7 +46,7 @@ def test_it_measures_and_judges(fake: SimpleNamespace, world: Any) -> None:
 
     def verified() -> Any:
         dlrm = fake.DLRM(world, fake.default_for())
-        return verify_on(config, dlrm, fake.Source(world), fake.default_for(), budget_s=5.0, clock=world.clock, notes=("other torch",))
+        return verify(config, dlrm, fake.Source(world), fake.default_for(), budget_s=5.0, clock=world.clock, notes=("other torch",))
 
     world.threads = {4: 1.0, 2: 0.8}
     good = verified()

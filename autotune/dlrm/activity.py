@@ -1,0 +1,40 @@
+"""What the main thread of a rank is doing, so that a supervisor can tell a rank that hangs from one that waits for it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Activity:
+    """What the main thread does, and since when."""
+
+    what: str = "starting"
+    waits: bool = False
+    """It only waits for other ranks."""
+    limited: bool = False
+    """It never takes long: where it does, the supervisor ends the run."""
+    since_s: float = field(default_factory=time.monotonic)
+
+
+_activity = Activity()
+
+
+def current_activity() -> Activity:
+    """What the main thread is doing now."""
+    return _activity
+
+
+@contextmanager
+def busy(what: str, *, waits: bool = False, limited: bool = False) -> Iterator[None]:
+    """Marks what the main thread does inside; see `Activity` for the arguments."""
+    global _activity
+    before = _activity
+    _activity = Activity(what, waits, limited)
+    try:
+        yield
+    finally:
+        _activity = Activity(before.what, before.waits, before.limited)

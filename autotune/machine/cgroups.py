@@ -1,0 +1,81 @@
+"""Limits that the control groups of this process set, versions 1 and 2 alike.
+
+Source: Linux kernel documentation, admin-guide/cgroup-v1 and cgroup-v2; mountinfo in proc_pid_mountinfo(5).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+
+from autotune.machine.sysfs import parse_cpu_list, read_text
+
+# Limit, usage, prefix of the hierarchical counters in memory.stat: version 2, then version 1.
+_MEMORY_FILES = (("memory.max", "memory.current", ""), ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_"))
+
+
+class Cgroups:
+    """Limits of all cgroups from this process's own up to the topmost visible one, version 1 and 2 alike."""
+
+    def __init__(self, sysfs: Path, proc: Path) -> None:
+        self._sysfs = sysfs
+        self._own: dict[str, str] = {}
+        for line in read_text(proc / "self/cgroup").splitlines():
+            _, controllers, path = (*line.split(":", 2), "", "")[:3]
+            self._own |= dict.fromkeys(controllers.split(","), path)
+        self._mounts: dict[str, tuple[str, str]] = {}
+        for line in read_text(proc / "self/mountinfo").splitlines():
+            before, _, after = line.partition(" - ")
+            fields, kind = before.split(), after.split()
+            if len(fields) >= 5 and kind and kind[0] in ("cgroup", "cgroup2"):
+                names = kind[-1].split(",") if kind[0] == "cgroup" else [""]
+                self._mounts = dict.fromkeys(names, (fields[3], fields[4])) | self._mounts
+
+    @cached_property
+    def memory(self) -> list[tuple[int, int]]:
+        """Limit and usage without file cache, bytes, of every cgroup that has a limit."""
+        found = []
+        for folder in self._folders("memory"):
+            for limit_name, usage_name, prefix in _MEMORY_FILES:
+                limit, usage = read_text(folder / limit_name), read_text(folder / usage_name)
+                if limit.isdigit():
+                    stat = dict(re.findall(r"^(\w+) (\d+)$", read_text(folder / "memory.stat"), re.MULTILINE))
+                    cache = sum(int(stat.get(f"{prefix}{kind}_file", 0)) for kind in ("active", "inactive"))
+                    found.append((int(limit), max(0, int(usage) - cache) if usage.isdigit() else 0))
+        return found
+
+    @property
+    def cpu_quota(self) -> float | None:
+        """CPUs' worth of time, the least on the path."""
+        quotas = []
+        for folder in self._folders("cpu"):
+            version_1 = [read_text(folder / name) for name in ("cpu.cfs_quota_us", "cpu.cfs_period_us")]
+            for pair in (read_text(folder / "cpu.max").split(), version_1):
+                if len(pair) == 2 and all(text.isdigit() and int(text) for text in pair):
+                    quotas.append(int(pair[0]) / int(pair[1]))
+        return min(quotas, default=None)
+
+    @property
+    def cpuset(self) -> set[int]:
+        """CPUs of the nearest cpuset that is not empty; empty when there is none."""
+        for folder in self._folders("cpuset"):
+            for name in ("cpuset.cpus.effective", "cpuset.effective_cpus", "cpuset.cpus"):
+                if cpus := parse_cpu_list(read_text(folder / name)):
+                    return set(cpus)
+        return set()
+
+    def _folders(self, controller: str) -> Iterator[Path]:
+        """Folders of the cgroups of this process, its own first: those of the controller's own hierarchy, then those of version 2."""
+        for key in (controller, ""):
+            if key and self._own and key not in self._own:
+                continue
+            root, mount = self._mounts.get(key, ("/", f"/sys/fs/cgroup/{key}"))
+            top = self._sysfs / mount.removeprefix("/sys/") if mount.startswith("/sys/") else Path(mount)
+            path = self._own.get(key, "/")
+            # The path is the host's where the container has no cgroup namespace, and then starts with the mount's root.
+            inside = path[len(root) :] if path == root or path.startswith(root.rstrip("/") + "/") else ""
+            parts = [part for part in inside.split("/") if part and part != ".."]
+            for depth in range(len(parts), -1, -1):
+                yield top.joinpath(*parts[:depth])

@@ -1,0 +1,60 @@
+"""The optimizer's step on dense weights whose gradients come from all ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from autotune.config.knobs import Knobs
+from autotune.config.model import FLOAT_BYTES
+from autotune.ops.base import Family, Features, Operator, Rates, Residence, Work
+from autotune.ops.layer import Layer
+from autotune.ops.memory import Memory
+from autotune.ops.shards import Shard
+
+KEY = "optimizer"
+OPTIMIZER = Family("optimizer", "#9467bd")
+
+
+@dataclass(eq=False)
+class DenseOptimizer(Operator):
+    """One step of every layer, and of the tables whose gradients are reduced densely.
+
+    Args:
+        layers: their names; gradients are the buffers ``<layer>.w`` and ``<layer>.b``.
+        weights: parameters of all layers.
+        shard: of the tables; their gradients are the buffers ``table.<number>``. Empty without such tables.
+    """
+
+    layers: tuple[str, ...]
+    weights: int
+    shard: str = ""
+
+    kind: ClassVar[str] = KEY
+    family: ClassVar[Family] = OPTIMIZER
+    runs_alone: ClassVar[bool] = False
+    prior: ClassVar[Mapping[str, float]] = {}
+
+    def work(self) -> Work:
+        """Weights step once all gradients are in, and are packed then: gradient and weight are read, weight and two packed copies
+        written."""
+        size = FLOAT_BYTES * self.weights
+        return Work(size // 2, 3 * size, 3 * size)
+
+    def size(self) -> Mapping[str, float]:
+        return {"weights": float(FLOAT_BYTES * self.weights)}
+
+    def features(self, knobs: Knobs | None, residence: Residence, rates: Rates) -> Features:
+        return {"moved": self.work().bytes / rates.stream_bytes_per_s}
+
+    def run(self, memory: Memory, knobs: Any, threads: int) -> None:
+        rate = memory.model.learning_rate
+        for name in self.layers:
+            layer: Layer = memory.modules[name]
+            layer.d_weight, layer.d_bias = memory.buffers[f"{name}.w"], memory.buffers[f"{name}.b"]
+            layer.descend(rate, threads)
+        if self.shard:
+            shard: Shard = memory.modules[f"shard.{self.shard}"]
+            for part, bags, t in shard.tables:
+                bags.descend(t, memory.buffers[f"table.{part.table}"], rate)

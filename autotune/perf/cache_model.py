@@ -1,0 +1,75 @@
+"""Where the arrays of a step are found when a pass begins: caches by random replacement, walked over the schedule until nothing changes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from autotune.ops.base import Residence
+from autotune.ops.schedule import ROWS, Pass
+
+_WALKS = 6
+"""Steps until what a cache holds at one place of a step hardly changes from one step to the next."""
+
+
+def residences(passes: Sequence[Pass], own_bytes: float, shared_bytes: float) -> list[Residence]:
+    """For every pass of a step in the steady state: where its arrays are found.
+
+    Args:
+        own_bytes: capacity of all cores' own caches together.
+        shared_bytes: capacity of the last level.
+    """
+    own, shared = _Cache(own_bytes), _Cache(shared_bytes)
+    places: list[Residence] = []
+    for _ in range(_WALKS):
+        places = []
+        for each in passes:
+            memory = far = kept = 0.0
+            for buffer in each.touches:
+                in_shared = shared.held(buffer.name)
+                if buffer.name == ROWS:
+                    kept = in_shared
+                else:
+                    memory += buffer.size_bytes * (1 - in_shared)
+                    far += buffer.size_bytes * max(0.0, in_shared - own.held(buffer.name))
+            places.append(Residence(memory, far, kept))
+            sizes = {buffer.name: buffer.size_bytes for buffer in each.touches}
+            # Rows and pooled vectors are touched in turns, other arrays one after another.
+            for together in [sizes] if each.operator.interleaved else [{name: size} for name, size in sizes.items()]:
+                own.touch(together)
+                shared.touch(together)
+    return places
+
+
+class _Cache:
+    """What a cache still holds of arrays: after `d` bytes were fetched into it, exp(-d / capacity) of what was there before. That is random
+    replacement, which hashed sets, and a last level shared with strangers, come near. What all fits is never driven out.
+
+    Args:
+        capacity_bytes: Of the cache.
+    """
+
+    def __init__(self, capacity_bytes: float) -> None:
+        self._capacity_bytes = max(capacity_bytes, 1.0)
+        self._touched: list[tuple[dict[str, float], float]] = []
+        """Arrays touched together, in the order of their last touch, and what had to be fetched of them."""
+
+    def held(self, name: str) -> float:
+        """Share of an array."""
+        since = 0.0
+        for together, fetched_bytes in reversed(self._touched):
+            passed = fetched_bytes / self._capacity_bytes
+            if name in together:  # its first elements saw all of what was fetched beside them, its last ones nothing
+                return math.exp(-since) * (-math.expm1(-passed) / passed if passed > 1e-9 else 1.0)
+            since += passed
+        return 0.0
+
+    def touch(self, together: dict[str, float]) -> None:
+        """Touch arrays, by name their bytes, element by element in turns."""
+        fetched_bytes = sum(size * (1 - self.held(name)) for name, size in together.items())
+        for earlier, _ in self._touched:
+            for name in together:
+                earlier.pop(name, None)
+        while self._touched and not self._touched[0][0]:  # nobody asks what came before
+            self._touched.pop(0)
+        self._touched.append((dict(together), fetched_bytes))

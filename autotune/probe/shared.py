@@ -1,0 +1,123 @@
+"""The profile that ranks share: the machine's ceilings, probed apart with every core, and the network between the ranks."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from pathlib import Path
+
+from autotune.bench.progress import NO_PROGRESS, Progress
+from autotune.config.files import cache_folder, load_profile, write_yaml
+from autotune.config.knobs import RunConfig
+from autotune.config.network import Network
+from autotune.config.profile import Fingerprint, Profile, Topology
+from autotune.dlrm.activity import busy
+from autotune.errors import AutotuneError, InputError, MachineError
+from autotune.machine.topology import fingerprint, hardware_id
+from autotune.ops.native import kernels
+from autotune.probe.network import measure_network
+from autotune.probe.store import load_or_probe, usable
+from autotune.ranks import group
+from autotune.ranks.driver import run_apart
+from autotune.ranks.environment import VARIABLES, interface
+from autotune.ranks.launch import environment, launch_of
+
+
+def shared_profile(
+    whole: Topology,
+    *,
+    backend: str = "gloo",
+    refresh: bool = False,
+    refresh_network: bool = False,
+    progress: Progress = NO_PROGRESS,
+) -> Profile:
+    """The profile of rank 0's machine with the network between all ranks, cached or measured now. Every rank calls it.
+
+    One rank has no network, and probes in its own process.
+
+    Args:
+        whole: This machine with every core, as seen before the ranks were bound.
+        backend: Of torch.distributed, in use.
+        refresh: Measure both anew.
+        refresh_network: Measure the network anew.
+
+    Raises:
+        MachineError: the probe failed.
+    """
+    if group.size() == 1:
+        return load_or_probe(refresh=refresh, progress=progress)
+    first = group.rank() == 0
+    here = fingerprint(whole, kernels.target())
+    path = _path(here, backend, group.size()) if first else None
+    profile: Profile | None = None
+    network: Network | None = None
+    if first:
+        profile = load_or_probe(refresh=refresh, progress=progress, measure=partial(_probe_apart, whole, refresh), here=here)
+        network = None if refresh or refresh_network or path is None else _load(path, here)
+    with busy("waiting for the probe", waits=True):
+        cached = group.broadcast(network)
+    network = cached or measure_network(backend, progress=progress)
+    if profile is not None:
+        profile = profile.model_copy(update={"network": network})
+        if path is not None and cached is None:
+            _store(path, profile, progress)
+    profile = group.broadcast(profile)
+    assert profile is not None
+    return profile
+
+
+def cached_profile(whole: Topology, ranks: int, backend: str = "gloo") -> Profile | None:
+    """What an earlier probe of so many ranks left, if anything; without a network where only the machine was probed."""
+    here = fingerprint(whole, kernels.target())
+    path = _path(here, backend, ranks)
+    if path is None:
+        return None
+    alone = path.with_name(f"{hardware_id(here)}.yaml")
+    for file in (path, alone):
+        try:
+            profile = load_profile(file) if file.exists() else None
+        except (InputError, OSError):
+            continue
+        if profile is not None and usable(profile, here):
+            return profile
+    return None
+
+
+def _path(here: Fingerprint, backend: str, ranks: int) -> Path | None:
+    try:
+        name = f"{hardware_id(here)}.{ranks}-ranks-{backend}-{interface().replace(' ', '-').replace('/', '-')}.yaml"
+        return cache_folder() / "profiles" / name
+    except InputError:
+        return None
+
+
+def _load(path: Path, here: Fingerprint) -> Network | None:
+    try:
+        profile = load_profile(path) if path.exists() else None
+    except (InputError, OSError):
+        return None
+    return profile.network if profile is not None and usable(profile, here) else None
+
+
+def _store(path: Path, profile: Profile, progress: Progress) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_yaml(path, profile)
+    except (InputError, OSError) as error:
+        progress.note(f"the network's profile is not kept ({error})")
+
+
+def _probe_apart(whole: Topology, refresh: bool, progress: Progress) -> Profile:
+    """A rank is bound to its part of the cores; a process with all of them measures the machine, while the ranks wait."""
+    kept = {name: value for name, value in os.environ.items() if name not in VARIABLES}
+    environ = {name: value for name, value in kept.items() if not name.startswith(("OMP_", "AUTOTUNE_RANKS", "AUTOTUNE_RESTARTED"))}
+    team = RunConfig(threads=whole.physical_cores, huge_pages=whole.huge_pages != "never")
+    environ |= environment(launch_of(team, whole))
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, set(whole.allowed_cpus))
+    try:
+        return run_apart(load_or_probe, {"refresh": refresh, "progress": progress}, environ=environ)
+    except AutotuneError as error:
+        raise MachineError(f"the machine must be probed first, got: {error}; run autotune probe") from error
+    finally:
+        os.sched_setaffinity(0, before)

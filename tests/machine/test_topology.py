@@ -1,0 +1,403 @@
+from __future__ import annotations
+
+import ctypes
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autotune.config.profile import Fingerprint, Topology
+from autotune.errors import InputError, MachineError
+from autotune.machine import topology
+from autotune.machine.sysfs import parse_cpu_list
+from autotune.machine.topology import (
+    available_memory_bytes,
+    core_binding,
+    detect,
+    fingerprint,
+    fingerprint_differences,
+    hardware_id,
+    software_differences,
+)
+
+GIB = 1 << 30
+X86 = "vendor_id : GenuineIntel\nmodel name : Model X\nflags : fpu avx2 fma avx512f"
+
+
+def write(path: Path, text: str | int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"{text}\n")
+
+
+def listed(cpus: list[int]) -> str:
+    return ",".join(map(str, cpus))
+
+
+@dataclass
+class Machine:
+    """A machine as folders: `sysfs` and `proc` below `root`."""
+
+    root: Path
+    cpus: list[int] = field(default_factory=list)
+
+    @property
+    def sysfs(self) -> Path:
+        return self.root / "sys"
+
+    @property
+    def proc(self) -> Path:
+        return self.root / "proc"
+
+    def cpu(self, cpu: int) -> Path:
+        return self.sysfs / f"devices/system/cpu/cpu{cpu}"
+
+    def core(self, cpus: list[int], package: int = 0) -> None:
+        for cpu in cpus:
+            self.cpus.append(cpu)
+            write(self.cpu(cpu) / "topology/core_cpus_list", listed(cpus))
+            write(self.cpu(cpu) / "topology/physical_package_id", package)
+
+    def cache(self, level: int, size: str, shared: list[int], kind: str = "Unified") -> None:
+        for cpu in shared:
+            index = self.cpu(cpu) / f"cache/index{level if kind != 'Instruction' else 9}"
+            for name, value in (("level", level), ("type", kind), ("size", size), ("coherency_line_size", 64)):
+                write(index / name, value)
+            write(index / "shared_cpu_list", listed(shared))
+
+    def node(self, node: int, cpus: list[int]) -> None:
+        write(self.sysfs / f"devices/system/node/node{node}/cpulist", listed(cpus))
+
+    def system(self, memory_kib: int = 64 << 20, available_kib: int = 32 << 20, fields: str = X86) -> None:
+        write(self.proc / "cpuinfo", "\n".join(f"processor : {cpu}\n{fields}\n" for cpu in sorted(self.cpus)))
+        write(self.proc / "meminfo", f"MemTotal: {memory_kib} kB\nMemAvailable: {available_kib} kB")
+
+    def cgroup(self, line: str, mount: str) -> None:
+        write(self.proc / "self/cgroup", line)
+        write(self.proc / "self/mountinfo", mount)
+
+    def detect(self, allowed: list[int] | None = None) -> Topology:
+        return detect(self.sysfs, self.proc, self.cpus if allowed is None else allowed)
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    return Machine(tmp_path)
+
+
+@pytest.fixture
+def two_sockets(machine: Machine) -> Machine:
+    """2 sockets x 2 cores x 2 hyperthreads, numbered as Linux does: siblings are 4 apart, sockets alternate by pairs."""
+    for package, cores in enumerate(([0, 1], [2, 3])):
+        cpus = [*cores, *(core + 4 for core in cores)]
+        for core in cores:
+            machine.core([core, core + 4], package)
+            machine.cache(1, "48K", [core, core + 4], "Data")
+            machine.cache(1, "32K", [core, core + 4], "Instruction")
+            machine.cache(2, "2048K", [core, core + 4])
+        machine.cache(3, "36M", cpus)
+        machine.node(package, cpus)
+    machine.system()
+    write(machine.sysfs / "kernel/mm/transparent_hugepage/enabled", "always [madvise] never")
+    return machine
+
+
+def v2(machine: Machine, path: str = "/a/b", root: str = "/") -> Path:
+    machine.cgroup(f"0::{path}", f"30 20 0:25 {root} /sys/fs/cgroup rw - cgroup2 cgroup2 rw,nsdelegate")
+    return machine.sysfs / "fs/cgroup"
+
+
+def test_two_sockets_with_hyperthreads(two_sockets: Machine) -> None:
+    t = two_sockets.detect()
+    assert (t.sockets, t.physical_cores, t.logical_cpus) == (2, 4, 8)
+    assert t.core_cpus == ((0, 4), (1, 5), (2, 6), (3, 7))
+    assert t.socket_of_core == (0, 0, 1, 1)
+    assert t.numa_nodes == {0: (0, 1, 4, 5), 1: (2, 3, 6, 7)}
+    assert (t.l1d_bytes, t.l2_bytes, t.l3_bytes, t.l3_instances) == (48 << 10, 2 << 20, 36 << 20, 2)
+    assert (t.cpu_model, t.vendor, t.isa) == ("Model X", "GenuineIntel", ("avx2", "fma", "avx512f"))
+    assert (t.memory_bytes, t.memory_limit_bytes, t.cpu_quota, t.huge_pages) == (64 * GIB, None, None, "madvise")
+
+
+def test_a_process_bound_to_the_second_socket_sees_that_alone(two_sockets: Machine) -> None:
+    t = two_sockets.detect([2, 3])
+    assert (t.sockets, t.physical_cores, t.logical_cpus, t.l3_instances) == (1, 2, 2, 1)
+    assert (t.core_cpus, t.socket_of_core, t.numa_nodes) == (((2,), (3,)), (0, 0), {1: (2, 3)})
+    assert t.l2_bytes == 2 << 20, "a hyperthread that is not allowed is no second core"
+
+
+def test_a_single_core(machine: Machine) -> None:
+    machine.core([0])
+    machine.cache(1, "32K", [0], "Data")
+    machine.cache(2, "1024K", [0])
+    machine.cache(3, "8192K", [0])
+    machine.node(0, [0])
+    machine.system()
+    t = machine.detect()
+    assert (t.sockets, t.physical_cores, t.core_cpus, t.l3_bytes) == (1, 1, ((0,),), 8 << 20)
+    assert core_binding(t, 1) == (0,)
+
+
+def test_no_l3(machine: Machine) -> None:
+    machine.core([0])
+    machine.cache(2, "1M", [0])
+    machine.system()
+    t = machine.detect()
+    assert (t.l2_bytes, t.l3_bytes, t.l3_instances) == (1 << 20, 0, 0)
+
+
+def test_a_cache_without_a_size_is_worked_out_from_its_sets(machine: Machine) -> None:
+    machine.core([0])
+    machine.cache(2, "", [0])
+    write(machine.cpu(0) / "cache/index2/number_of_sets", 1024)
+    write(machine.cpu(0) / "cache/index2/ways_of_associativity", 8)
+    machine.system()
+    assert machine.detect().l2_bytes == 1024 * 8 * 64
+
+
+def test_a_hybrid_machine_takes_the_smallest_share_of_a_core(machine: Machine) -> None:
+    machine.core([0, 1])
+    machine.cache(2, "2M", [0, 1])
+    for cpu in (2, 3, 4, 5):
+        machine.core([cpu])
+    machine.cache(2, "4M", [2, 3, 4, 5])
+    machine.system()
+    t = machine.detect()
+    assert (t.core_cpus, t.l2_bytes) == (((0, 1), (2,), (3,), (4,), (5,)), 1 << 20)
+    assert core_binding(t, 6, oversubscribe=True) == (0, 2, 3, 4, 5, 1)
+
+
+def test_a_numa_node_of_memory_alone_is_left_out(machine: Machine) -> None:
+    machine.core([0])
+    machine.core([1])
+    machine.node(0, [0, 1])
+    machine.node(2, [])
+    machine.system()
+    assert machine.detect().numa_nodes == {0: (0, 1)}
+
+
+def test_an_offline_cpu_is_not_counted(machine: Machine) -> None:
+    for cpu in (0, 1, 3):
+        machine.core([cpu])
+    write(machine.cpu(2) / "online", 0)
+    machine.node(0, [0, 1, 3])
+    machine.system()
+    assert machine.detect([0, 1, 2, 3]).allowed_cpus == (0, 1, 3)
+
+
+def test_a_container_without_sysfs_still_has_cores(machine: Machine) -> None:
+    t = detect(machine.sysfs, machine.proc, [3, 5])
+    assert (t.core_cpus, t.sockets, t.numa_nodes) == (((3,), (5,)), 1, {0: (3, 5)})
+    assert (t.l1d_bytes, t.l2_bytes, t.l3_bytes, t.line_bytes) == (32 << 10, 256 << 10, 0, 64)
+    assert (t.isa, t.huge_pages, t.vendor) == ((), "unknown", "unknown")
+    assert t.memory_bytes > 0
+
+
+def test_cores_and_sockets_from_cpuinfo_where_sysfs_has_no_topology(machine: Machine) -> None:
+    blocks = [f"processor : {cpu}\nphysical id : {cpu // 4}\ncore id : {cpu // 2 % 2}\n" for cpu in range(8)]
+    write(machine.proc / "cpuinfo", "\n".join(blocks))
+    t = detect(machine.sysfs, machine.proc, range(8))
+    assert (t.core_cpus, t.socket_of_core) == (((0, 1), (2, 3), (4, 5), (6, 7)), (0, 0, 1, 1))
+
+
+def test_aarch64(machine: Machine) -> None:
+    machine.core([0], package=-1)
+    machine.core([1], package=-1)
+    machine.system(fields="Features : fp asimd asimddp sve bf16 i8mm\nCPU implementer : 0x41\nCPU part : 0xd40")
+    t = machine.detect()
+    assert (t.cpu_model, t.vendor, t.sockets) == ("Neoverse-V1", "ARM", 1)
+    assert t.isa == ("asimd", "asimddp", "bf16", "i8mm", "sve")
+
+
+def test_an_extension_that_one_cpu_lacks_is_not_offered(machine: Machine) -> None:
+    write(machine.proc / "cpuinfo", "processor : 0\nflags : avx2 avx512f\n\nprocessor : 1\nflags : avx2\n")
+    assert detect(machine.sysfs, machine.proc, [0, 1]).isa == ("avx2",)
+    assert detect(machine.sysfs, machine.proc, [0]).isa == ("avx2", "avx512f")
+
+
+def test_limits_of_a_v2_container_are_the_least_on_the_path(two_sockets: Machine) -> None:
+    top = v2(two_sockets)
+    write(top / "a/cpu.max", "150000 100000")
+    write(top / "a/b/cpu.max", "max 100000")
+    write(top / "a/memory.max", 8 * GIB)
+    write(top / "a/b/memory.max", "max")
+    write(top / "a/b/cpuset.cpus.effective", "0-1,4-5")
+    t = two_sockets.detect()
+    assert (t.cpu_quota, t.memory_limit_bytes, t.allowed_cpus) == (1.5, 8 * GIB, (0, 1, 4, 5))
+
+
+def test_limits_of_a_v1_container(two_sockets: Machine) -> None:
+    names = ("cpu,cpuacct", "memory", "cpuset")
+    write(two_sockets.proc / "self/cgroup", "\n".join(f"{i}:{name}:/docker/x" for i, name in enumerate(names, 1)))
+    mounts = [f"3{i} 20 0:2{i} /docker/x /sys/fs/cgroup/{name} rw - cgroup cgroup rw,{name}" for i, name in enumerate(names)]
+    write(two_sockets.proc / "self/mountinfo", "\n".join(mounts))
+    top = two_sockets.sysfs / "fs/cgroup"
+    write(top / "cpu,cpuacct/cpu.cfs_quota_us", 200000)
+    write(top / "cpu,cpuacct/cpu.cfs_period_us", 100000)
+    write(top / "memory/memory.limit_in_bytes", 4 * GIB)
+    write(top / "memory/memory.usage_in_bytes", 3 * GIB)
+    write(top / "memory/memory.stat", f"total_active_file {GIB}\ntotal_inactive_file {GIB}")
+    write(top / "cpuset/cpuset.cpus", "0,4")
+    t = two_sockets.detect()
+    assert (t.cpu_quota, t.memory_limit_bytes, t.core_cpus) == (2.0, 4 * GIB, ((0, 4),))
+    assert available_memory_bytes(t, two_sockets.sysfs, two_sockets.proc) == 3 * GIB
+
+
+def test_limits_that_do_not_bind_are_no_limits(two_sockets: Machine) -> None:
+    top = v2(two_sockets)
+    write(top / "a/memory.max", 1 << 62)
+    write(two_sockets.sysfs / "fs/cgroup/cpu.cfs_quota_us", -1)
+    t = two_sockets.detect()
+    assert (t.memory_limit_bytes, t.cpu_quota) == (None, None)
+
+
+def test_a_v2_cgroup_that_bears_a_controllers_name_is_not_mistaken_for_it(two_sockets: Machine) -> None:
+    top = v2(two_sockets)
+    write(top / "memory/memory.max", GIB)
+    assert two_sockets.detect().memory_limit_bytes is None
+
+
+def test_a_cpuset_in_other_numbers_is_ignored(two_sockets: Machine) -> None:
+    write(v2(two_sockets) / "cpuset.cpus.effective", "100-101")
+    assert two_sockets.detect([0, 1]).allowed_cpus == (0, 1)
+
+
+def test_available_memory_is_the_least_that_any_cgroup_leaves(two_sockets: Machine) -> None:
+    top = v2(two_sockets)
+    t = two_sockets.detect()
+    assert available_memory_bytes(t, two_sockets.sysfs, two_sockets.proc) == 32 * GIB
+    write(top / "a/memory.max", 20 * GIB)
+    write(top / "a/memory.current", 18 * GIB)
+    write(top / "a/b/memory.max", 10 * GIB)
+    write(top / "a/b/memory.current", 5 * GIB)
+    write(top / "a/memory.stat", f"anon {10 * GIB}\nactive_file {GIB}\ninactive_file {2 * GIB}")
+    assert available_memory_bytes(two_sockets.detect(), two_sockets.sysfs, two_sockets.proc) == 5 * GIB
+    write(top / "a/memory.current", 25 * GIB)
+    assert available_memory_bytes(two_sockets.detect(), two_sockets.sysfs, two_sockets.proc) == 0
+
+
+def test_binding_takes_one_hyperthread_a_core_and_the_first_socket_first(two_sockets: Machine) -> None:
+    t = two_sockets.detect()
+    assert core_binding(t, 3) == (0, 1, 2)
+    assert core_binding(t, 10, oversubscribe=True) == (0, 1, 2, 3, 4, 5, 6, 7, 0, 1)
+
+
+def test_more_threads_than_cores_are_refused_with_the_way_out(two_sockets: Machine) -> None:
+    with pytest.raises(MachineError, match=r"must not exceed the 4 physical cores .* got 5; use 4 or fewer"):
+        core_binding(two_sockets.detect(), 5)
+    with pytest.raises(InputError, match="threads must be at least 1, got 0"):
+        core_binding(two_sockets.detect(), 0)
+
+
+def test_no_allowed_cpu_is_refused(machine: Machine) -> None:
+    with pytest.raises(InputError, match="at least one CPU"):
+        detect(machine.sysfs, machine.proc, [])
+
+
+@given(st.sets(st.integers(0, 300)))
+def test_cpu_lists_are_read_as_they_are_written(cpus: set[int]) -> None:
+    assert parse_cpu_list(listed(sorted(cpus))) == tuple(sorted(cpus))
+
+
+@given(st.integers(0, 200), st.integers(0, 100))
+def test_cpu_ranges(first: int, length: int) -> None:
+    assert parse_cpu_list(f"{first}-{first + length}\n") == tuple(range(first, first + length + 1))
+
+
+@given(st.sets(st.integers(0, 7), min_size=1))
+def test_any_affinity_gives_a_consistent_topology(tmp_path_factory: pytest.TempPathFactory, allowed: set[int]) -> None:
+    machine = Machine(tmp_path_factory.mktemp("machine"))
+    for core in range(4):
+        machine.core([core, core + 4], package=core // 2)
+    machine.system()
+    t = machine.detect(sorted(allowed))
+    assert sorted(cpu for core in t.core_cpus for cpu in core) == list(t.allowed_cpus) == sorted(allowed)
+    assert len(t.socket_of_core) == len(t.core_cpus) == t.physical_cores
+    assert set(t.socket_of_core) == set(range(t.sockets))
+    assert len(set(core_binding(t, t.physical_cores))) == t.physical_cores
+
+
+def changed(base: Fingerprint, **fields: object) -> Fingerprint:
+    return base.model_copy(update={"topology": base.topology.model_copy(update=fields)})
+
+
+@pytest.fixture
+def base(two_sockets: Machine) -> Fingerprint:
+    return fingerprint(two_sockets.detect(), "avx2")
+
+
+def test_the_fingerprint_names_the_versions(base: Fingerprint) -> None:
+    assert set(base.versions) == {"python", "torch", "numpy", "autotune"}
+    assert base.target == "avx2"
+    assert Fingerprint.model_validate_json(base.model_dump_json()) == base
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"l2_bytes": 1048576}, "l2_bytes: config 2097152, here 1048576"),
+        ({"cpu_model": "Model Y"}, "cpu_model: config Model X, here Model Y"),
+        ({"sockets": 1}, "sockets: config 2, here 1"),
+        ({"isa": ("avx2", "fma")}, "isa: config avx512f, here without"),
+        ({"memory_bytes": 32 * GIB}, f"memory_bytes: config {64 * GIB}, here {32 * GIB}"),
+        ({"cpu_quota": 2.0}, "cpu_quota: config None, here 2.0"),
+        ({"numa_nodes": {0: (0,)}}, "numa_nodes: config 2, here 1"),
+    ],
+)
+def test_other_hardware_is_named_and_has_another_id(base: Fingerprint, fields: dict[str, object], words: str) -> None:
+    here = changed(base, **fields)
+    assert fingerprint_differences(base, here) == [words]
+    assert hardware_id(here) != hardware_id(base)
+
+
+def test_another_kernel_target_is_a_difference(base: Fingerprint) -> None:
+    here = base.model_copy(update={"target": "scalar"})
+    assert fingerprint_differences(base, here) == ["target: config avx2, here scalar"]
+    assert hardware_id(here) != hardware_id(base)
+
+
+def test_the_same_hardware_in_other_numbers_or_settings_is_no_difference(base: Fingerprint) -> None:
+    here = changed(base, memory_bytes=63 * GIB, allowed_cpus=(8, 9), memory_limit_bytes=GIB, huge_pages="never")
+    assert fingerprint_differences(base, here) == []
+    assert hardware_id(here) == hardware_id(base)
+
+
+def test_software_differences(base: Fingerprint) -> None:
+    here = changed(base, huge_pages="never").model_copy(update={"kernel": "9.9", "versions": base.versions | {"torch": "1.0"}})
+    assert software_differences(base, here) == [
+        f"kernel: config {base.kernel}, here 9.9",
+        "huge_pages: config madvise, here never",
+        f"torch: config {base.versions['torch']}, here 1.0",
+    ]
+    assert software_differences(base, base) == []
+
+
+def test_cores_that_openmp_bound_this_thread_away_from_are_still_allowed(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    class OpenMP:
+        def omp_get_num_places(self) -> int:
+            return 2
+
+        def omp_get_place_num_procs(self, place: int) -> int:
+            return 1
+
+        def omp_get_place_proc_ids(self, place: int, ids: list[int]) -> None:
+            ids[0] = (4, 6)[place]
+
+    write(machine.proc / "self/maps", "7f00-7f01 r-xp 00000000 00:01 2 /opt/torch/lib/libgomp.so.1")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {4})
+    monkeypatch.setattr(topology, "_SEEN_AT_IMPORT", frozenset({8}))
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: OpenMP())
+    monkeypatch.delenv("OMP_PLACES", raising=False)
+    monkeypatch.delenv("GOMP_CPU_AFFINITY", raising=False)
+    monkeypatch.delenv("KMP_AFFINITY", raising=False)
+    monkeypatch.delenv("OMP_PROC_BIND", raising=False)
+    assert detect(machine.sysfs, machine.proc).allowed_cpus == (4,)
+    monkeypatch.setenv("OMP_PROC_BIND", "close")
+    assert detect(machine.sysfs, machine.proc).allowed_cpus == (4, 6, 8)
+
+
+def test_this_machine_can_be_described() -> None:
+    t = detect()
+    assert t.physical_cores <= t.logical_cpus
+    assert 0 < available_memory_bytes(t) <= t.memory_bytes

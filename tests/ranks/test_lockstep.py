@@ -1,0 +1,64 @@
+"""A world of one: what drives several ranks drives one, and nothing of it changes what the model does."""
+
+from __future__ import annotations
+
+import pytest
+
+from autotune import catalog
+from autotune.config.knobs import RunConfig
+from autotune.config.model import Model
+from autotune.data.batches import make_source
+from autotune.dlrm.model import DLRM
+from autotune.ranks import group
+from autotune.ranks.environment import ALONE
+from autotune.ranks.lockstep import Lockstep, take_recorded
+
+
+@pytest.fixture
+def model() -> Model:
+    return catalog.load_model_by_name("tiny")
+
+
+@pytest.fixture
+def lockstep(model: Model) -> Lockstep:
+    return Lockstep(model, RunConfig(threads=1), make_source(model), seed=3)
+
+
+def test_one_rank_trains_as_the_model_does(model: Model, lockstep: Lockstep) -> None:
+    dlrm, source = DLRM(model, RunConfig(threads=1), seed=3), make_source(model)
+    assert [lockstep.step(lockstep.batch(i)) for i in range(3)] == [dlrm.step(source.batch(i)) for i in range(3)]
+    assert (lockstep.rank, lockstep.ranks, lockstep.minibatch) == (0, 1, model.minibatch)
+
+
+def test_what_rank_0_returns_is_the_result(lockstep: Lockstep) -> None:
+    assert lockstep.drive(lambda driven: (driven is lockstep, driven.description)) == (True, lockstep.description)
+
+
+def test_a_task_runs_here_with_its_arguments(lockstep: Lockstep) -> None:
+    lockstep.recorder.take()
+    lockstep.step(lockstep.batch(0))
+    own = [lockstep.recorder.take()]
+    assert lockstep.everywhere(take_recorded, own, 1) == [own]
+    assert lockstep.everywhere(take_recorded, own, steps=0) == [[]]
+
+
+def test_another_config_keeps_the_weights(lockstep: Lockstep) -> None:
+    before = lockstep.dlrm
+    lockstep.configure(RunConfig(threads=1, huge_pages=False))
+    assert lockstep.dlrm is before
+    assert lockstep.config.huge_pages is False
+
+
+def test_an_error_of_rank_0_is_the_callers(lockstep: Lockstep) -> None:
+    with pytest.raises(ZeroDivisionError):
+        lockstep.drive(lambda _: 1 / 0)
+
+
+def test_collectives_of_a_process_that_is_alone() -> None:
+    assert group.gather("own") == ["own"]
+    assert group.broadcast("own") == "own"
+    group.barrier()
+    group.agree("config", "a")
+    assert (group.rank(), group.size()) == (0, 1)
+    with group.joined(ALONE):
+        assert group.size() == 1
