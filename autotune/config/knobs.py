@@ -67,14 +67,13 @@ def registered_knobs() -> dict[str, type[Knobs]]:
 
 
 def _by_kind(value: Any, handler: Any) -> Knobs:
-    if isinstance(value, Knobs):
-        return value
-    kind = value.get("kind") if isinstance(value, dict) else None
-    known = registered_knobs()
+    if not isinstance(value, dict):
+        knobs: Knobs = handler(value)
+        return knobs
+    kind, known = value.get("kind"), registered_knobs()
     if kind not in known:
-        rule, step = f"kind must be one of {', '.join(sorted(known))}", "correct it"
-        at = ("kind",) if isinstance(value, dict) else ()
-        raise PydanticCustomError("autotune", "{rule}, got {got}; {step}", {"rule": rule, "got": repr(kind), "step": step, "at": at})
+        context = {"rule": f"kind must be one of {', '.join(sorted(known))}", "got": repr(kind), "step": "correct it", "at": ("kind",)}
+        raise PydanticCustomError("autotune", "{rule}, got {got}; {step}", context)
     try:
         return known[kind].model_validate(value)
     except ValidationError as error:

@@ -10,12 +10,21 @@ from typing import Literal
 from autotune.config.measured import TableUse, differs
 from autotune.config.tuned import Interval, TunedConfig
 from autotune.explain import wording
-from autotune.explain.layers import layer_findings
+from autotune.explain.operators import operator_findings
 from autotune.explain.remedies import Remedy
 from autotune.explain.tables import tables_in_step
-from autotune.explain.terms import ITERATION, OTHER, WORTH_NAMING, above_ceiling_s, below, family, is_transfer, iteration_s, ranks_on_host
+from autotune.explain.terms import (
+    ITERATION,
+    OTHER,
+    WORTH_NAMING,
+    above_ceiling_s,
+    below,
+    is_transfer,
+    iteration_s,
+    ranks_on_host,
+    reads_tables,
+)
 from autotune.explain.wording import FindingKind
-from autotune.ops.embedding_tables import EmbeddingForwardKnobs, EmbeddingUpdateKnobs
 from autotune.perf.roofline import BOUND_FRACTION, fork_join_s
 
 _BOUND: dict[str, FindingKind] = {"memory": "memory_bound", "compute": "compute_bound", "network": "network_bound"}
@@ -32,16 +41,14 @@ _HOT_SHARE = 0.25
 _WAITING_SHARE = 0.02
 # What names a cause makes the plain verdict of the same pass superfluous.
 _GENERAL: tuple[FindingKind, ...] = ("memory_bound", "compute_bound", "below_every_ceiling")
-_SPECIFIC: tuple[FindingKind, ...] = (
-    "table_far_from_ceiling", "skewed_lookups", "padded_layer", "uneven_blocks", "memory_bound_layer",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Finding:
     """One thing worth knowing, with its evidence and what to do about it."""
 
-    kind: FindingKind
+    kind: str
+    """A `FindingKind`, or one of an operator's own."""
     operator: str
     """Operator pass, or ``iteration``."""
     saving_s: float
@@ -68,8 +75,13 @@ def notes(config: TunedConfig) -> tuple[Note, ...]:
 def find(config: TunedConfig) -> tuple[Finding, ...]:
     """All findings, the largest saving first."""
     findings = [*_of_iteration(config), *_of_operators(config), *_of_tables(config), *_of_transfers(config), *_of_ranks(config)]
-    findings += [Finding(*fields) for fields in layer_findings(config)]
-    known = {finding.operator for finding in findings if finding.kind in _SPECIFIC}
+    observed = list(operator_findings(config))
+    findings += [
+        Finding(observation.kind, key, observation.saving_s, observation.evidence, Remedy(observation.remedy))
+        for key, observation in observed
+    ]
+    known = {finding.operator for finding in findings if finding.kind in ("table_far_from_ceiling", "skewed_lookups")}
+    known |= {key for key, _ in observed}
     findings = [finding for finding in findings if finding.kind not in _GENERAL or finding.operator not in known]
     return tuple(sorted(findings, key=lambda finding: -finding.saving_s))
 
@@ -207,31 +219,33 @@ def _far_remedy(config: TunedConfig, which: str, worst: TableUse, hot: bool) -> 
     key = f"embedding_bag.{which}"
     knobs = config.config.operators.get(key)
     raced = any(gain.operator == key and gain.candidates > 1 for gain in config.gains)
-    if isinstance(knobs, EmbeddingUpdateKnobs):
-        better = _better_strategy(worst, knobs.strategy)
+    strategy = getattr(knobs, "strategy", None)
+    if strategy is not None:
+        better = _better_strategy(worst, strategy)
         if better is not None and config.config.threads > 1:
-            return wording.strategy_remedy(knobs.strategy, _load(worst, knobs.strategy), better, _load(worst, better))
+            return wording.strategy_remedy(strategy, _load(worst, strategy), better, _load(worst, better))
         if hot:
-            return wording.hot_table_remedy(config, knobs.strategy)
-    distance = knobs.prefetch_distance if isinstance(knobs, EmbeddingForwardKnobs | EmbeddingUpdateKnobs) else 0
+            return wording.hot_table_remedy(config, strategy)
+    distance = getattr(knobs, "prefetch_distance", 0)
     return wording.far_table_remedy(config, which, raced, distance)
 
 
 def _skewed(config: TunedConfig) -> Iterator[Finding]:
     """Under the strategy in force one thread gets more look-ups of a table than the others, and another strategy parts them evenly."""
     knobs, threads = config.config.operators.get("embedding_bag.update"), config.config.threads
-    if not isinstance(knobs, EmbeddingUpdateKnobs) or threads < 2:
+    strategy = getattr(knobs, "strategy", None)
+    if strategy is None or threads < 2:
         return
-    uneven = [use for use in tables_in_step(config) if _better_strategy(use, knobs.strategy) is not None]
-    waiting_s = {use: use.update_s * (1.0 - 1.0 / _load(use, knobs.strategy)) for use in uneven}
+    uneven = [use for use in tables_in_step(config) if _better_strategy(use, strategy) is not None]
+    waiting_s = {use: use.update_s * (1.0 - 1.0 / _load(use, strategy)) for use in uneven}
     # Threads scan the tables one after another without a join between them, so unevenness of several tables may cancel out.
     worst = max(uneven, key=lambda use: waiting_s[use], default=None)
     if worst is None or waiting_s[worst] < WORTH_NAMING * iteration_s(config):
         return
-    better, load = _better_strategy(worst, knobs.strategy), _load(worst, knobs.strategy)
+    better, load = _better_strategy(worst, strategy), _load(worst, strategy)
     assert better is not None
-    evidence = wording.skew_evidence(worst.table, wording.hot_rows(worst.hot_share, worst.hot_rows), knobs.strategy, threads, load)
-    remedy = wording.strategy_remedy(knobs.strategy, load, better, _load(worst, better))
+    evidence = wording.skew_evidence(worst.table, wording.hot_rows(worst.hot_share, worst.hot_rows), strategy, threads, load)
+    remedy = wording.strategy_remedy(strategy, load, better, _load(worst, better))
     yield Finding("skewed_lookups", "embedding_bag.update", waiting_s[worst], evidence, remedy)
 
 
@@ -288,7 +302,7 @@ def _of_ranks(config: TunedConfig) -> Iterator[Finding]:
         return
     most = max(means, key=lambda key: slowest.passes_s[key] - means[key])
     looked = statistics.fmean(row.lookups for row in ranks)
-    of_tables = family(most).startswith("embedding")
+    of_tables = reads_tables(most)
     cause = wording.lookups_cause(slowest.lookups / looked, slowest.tables) if of_tables and looked else ""
     evidence = wording.uneven_ranks_evidence(
         slowest.rank, slowest.compute_s / mean_s - 1.0, most, slowest.passes_s[most] - means[most], cause

@@ -10,11 +10,11 @@ from autotune.config.model import Model
 from autotune.config.partition import Placement
 from autotune.config.tuned import TunedConfig
 from autotune.explain.terms import family
+from autotune.ops.base import families
 
 # More parts than these are not told apart by eye: then the tables of one kind are one part.
 _SHOWN_TABLES = 64
 
-FAMILIES = ("embedding forward", "embedding update", "bottom MLP", "top MLP", "interaction", "waiting", "other")
 """What the passes are grouped into, in the order of the bars."""
 
 
@@ -74,7 +74,7 @@ def loads(config: TunedConfig) -> tuple[Load, ...]:
 
 
 def _by_family(times_s: Mapping[str, float]) -> tuple[Part, ...]:
-    sums = dict.fromkeys(FAMILIES, 0.0)
+    sums = dict.fromkeys((each.name for each in families()), 0.0)
     for operator, time_s in times_s.items():
         sums[family(operator)] += time_s
     return tuple(Part(name, name, time_s) for name, time_s in sums.items() if time_s > 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from autotune.config.tuned import MeasuredPass, TunedConfig
+from autotune.ops.base import family_of, operator_of
 from autotune.perf.roofline import Reason, reason
 
 OTHER = "other"
@@ -13,12 +14,10 @@ ITERATION = "iteration"
 # Shares below this are lost in the noise of an iteration (10 % between quartiles), whatever binds them.
 WORTH_NAMING = 0.01
 
-_TRANSFERS = ("all_to_all", "all_reduce")
-
-
 def is_transfer_key(operator: str) -> bool:
     """Whether a pass waits for other ranks."""
-    return operator.startswith(_TRANSFERS)
+    kind = operator_of(operator)
+    return kind is not None and kind.waits_for_others
 
 
 def is_transfer(verdict: MeasuredPass) -> bool:
@@ -48,11 +47,11 @@ def ranks_on_host(config: TunedConfig) -> int:
 
 
 def family(operator: str) -> str:
-    """The group of an operator pass."""
-    if is_transfer_key(operator):
-        return "waiting"
-    side, _, which = operator.partition(".")
-    named = {"bottom_mlp": "bottom MLP", "top_mlp": "top MLP", "interaction": "interaction"}
-    if side == "embedding_bag":
-        return "embedding update" if which == "update" else "embedding forward"
-    return named.get(side, "other")
+    """Name of the family of an operator pass."""
+    return family_of(operator).name
+
+
+def reads_tables(operator: str) -> bool:
+    """Whether a pass is bound by random rows of embedding tables."""
+    kind = operator_of(operator)
+    return kind is not None and kind.interleaved

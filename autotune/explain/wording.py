@@ -7,7 +7,8 @@ from typing import Literal
 
 from autotune.config.tuned import TunedConfig
 from autotune.explain.remedies import Remedy, longer_budget, plan_tables, probe_again, prove, tune_again
-from autotune.explain.terms import family
+from autotune.explain.terms import reads_tables
+from autotune.ops import all_reduce, all_to_all
 from autotune.units import format_bytes, format_time
 
 FindingKind = Literal[
@@ -18,9 +19,6 @@ FindingKind = Literal[
     "outside_operators",
     "table_far_from_ceiling",
     "skewed_lookups",
-    "padded_layer",
-    "uneven_blocks",
-    "memory_bound_layer",
     "uneven_ranks",
     "exposed_transfer",
     "oversubscribed_cores",
@@ -92,7 +90,7 @@ def remedy(config: TunedConfig, kind: FindingKind, operator: str, *, raced: bool
         return Remedy("tune again with a larger budget, so that its candidates are raced", longer_budget(config))
     if kind == "below_every_ceiling" and below:
         return Remedy(_BELOW[below])
-    if kind == "memory_bound" and family(operator).startswith("embedding"):
+    if kind == "memory_bound" and reads_tables(operator):
         return Remedy(_EMBEDDING_MEMORY)
     text, command = _REMEDIES[kind]
     return Remedy(text, command(config) if command is not None else None)
@@ -173,37 +171,6 @@ def skew_evidence(table: int, hot: str, strategy: str, threads: int, load: float
     return f"table {table}: {hot}, and under {strategy} the busiest of {threads} threads gets {load:.2f}x the mean."
 
 
-def padded_evidence(columns: int, covered: int, lanes: int) -> str:
-    padding = f"{1 - columns / covered:.0%} of the arithmetic is padding"
-    return f"its {columns} output columns fill vectors of {lanes} up to {covered}: {padding}."
-
-
-def padded_remedy(columns: int, covered: int, lanes: int) -> Remedy:
-    if columns < lanes:
-        return Remedy("a layer so narrow is cheapest in torch's own product (implementation: torch), or fused with its neighbour")
-    return Remedy(f"make the layer {covered} or {columns // lanes * lanes} wide, a multiple of {lanes}")
-
-
-def uneven_blocks_evidence(blocks: int, panels: int, threads: int, load: float) -> str:
-    return f"{blocks} row blocks x {panels} panels over {threads} threads: the busiest gets {load:.2f}x the mean."
-
-
-def uneven_blocks_remedy(bn: int, threads: int) -> Remedy:
-    return Remedy(f"smaller row blocks (bn below {bn}) or a minibatch of a multiple of {bn * threads} rows deals them out evenly")
-
-
-def memory_layer_evidence(inputs: int, outputs: int, intensity: float, balance: float) -> str:
-    return f"{inputs} x {outputs} does {intensity:.1f} flops a byte, and this machine needs {balance:.0f} to be kept busy by arithmetic."
-
-
-def memory_layer_remedy(activations: float) -> Remedy:
-    """`activations`: their share of the bytes."""
-    if activations > 0.5:
-        fixed = f"{activations:.0%} of its bytes are activations, which no minibatch changes"
-        return Remedy(f"{fixed}: bf16 halves them, a wider layer uses them more")
-    return Remedy(f"{1 - activations:.0%} of its bytes are weights: a larger minibatch re-uses them")
-
-
 def uneven_ranks_evidence(rank: int, over_mean: float, operator: str, excess_s: float, cause: str) -> str:
     why = f", {cause}" if cause else ""
     return f"rank {rank} computes {over_mean:.0%} longer than the mean, {format_time(excess_s)} of it in {operator}{why}."
@@ -228,9 +195,9 @@ def exposed_remedy(config: TunedConfig, operator: str, overlap: bool, wire_dtype
     """The first knob that is still open."""
     if not overlap:
         return Remedy("set communication.overlap: true, so that it runs beside the MLPs")
-    if operator.startswith("all_to_all") and wire_dtype == "fp32":
+    if operator in (all_to_all.FORWARD, all_to_all.BACKWARD) and wire_dtype == "fp32":
         return Remedy("tune again with any wire dtype: bf16 halves its bytes", tune_again(config, "--wire", "any"))
-    if operator.startswith("all_reduce") and bucket_bytes > 1 << 20:
+    if operator == all_reduce.KEY and bucket_bytes > 1 << 20:
         return Remedy(f"smaller buckets start earlier: communication.bucket_bytes below {format_bytes(bucket_bytes)}")
     if not cores:
         return Remedy("leave the network a core (communication.communication_cores: 1)")

@@ -165,6 +165,10 @@ class AllToAll(Collective):
 
     kind: ClassVar[str] = "all_to_all"
 
+    @classmethod
+    def is_key(cls, key: str) -> bool:
+        return key in (FORWARD, BACKWARD)
+
     @property
     def short_name(self) -> str:
         return "all-to-all fwd" if self.direction == "forward" else "all-to-all bwd"

@@ -36,6 +36,10 @@ class Family:
     """Hexadecimal, of charts."""
 
 
+OUTSIDE = Family("other", "#9aa0a6")
+"""Of what lies outside every operator, and of passes too short to tell apart."""
+
+
 @dataclass(frozen=True)
 class RowAccess:
     """Whole rows of one table, met in random order."""
@@ -217,8 +221,6 @@ class Observation:
 
     kind: str
     """``padded_layer``: findings of one kind are grouped."""
-    title: str
-    """The kind in words."""
     saving_s: float
     """Seconds per iteration that would go at most."""
     evidence: str
@@ -256,6 +258,21 @@ class Operator(ABC):
         super().__init_subclass__(**kwargs)
         if cls.kind:
             Operator.registry[cls.kind] = cls
+
+    @classmethod
+    def is_key(cls, key: str) -> bool:
+        """Whether a pass of this name is one of this operator's."""
+        return key == cls.kind
+
+    @classmethod
+    def family_of(cls, key: str) -> Family:
+        """The family of a pass of this operator."""
+        return cls.family
+
+    @classmethod
+    def families(cls) -> tuple[Family, ...]:
+        """Every family that its passes may have."""
+        return (cls.family,)
 
     @property
     def short_name(self) -> str:
@@ -334,6 +351,23 @@ class Live:
     memory: Memory
     batches: tuple[Mapping[str, Any], ...]
     """Look-ups by name of the shard, one mapping a batch."""
+
+
+def operator_of(key: str) -> type[Operator] | None:
+    """The operator whose passes are named so; None for a name that no operator claims."""
+    return next((operator for operator in Operator.registry.values() if operator.is_key(key)), None)
+
+
+def family_of(key: str) -> Family:
+    """The family of a pass by its name."""
+    operator = operator_of(key)
+    return OUTSIDE if operator is None else operator.family_of(key)
+
+
+def families() -> list[Family]:
+    """Every family there is, in the order in which operators are registered; what no operator claims comes last."""
+    named = {family.name: family for operator in Operator.registry.values() for family in operator.families()}
+    return [*(family for name, family in named.items() if name != OUTSIDE.name), OUTSIDE]
 
 
 def heaviest(operators: Sequence[Operator]) -> Operator:

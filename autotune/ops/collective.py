@@ -11,7 +11,7 @@ from autotune.config.partition import CommunicationKnobs
 from autotune.ops.base import Family, Operator
 from autotune.ops.memory import Memory
 
-NETWORK = Family("network", "#d62728")
+WAITING = Family("waiting", "#d9dce1")
 
 
 def wire_bytes(knobs: CommunicationKnobs) -> int:
@@ -23,7 +23,7 @@ def wire_bytes(knobs: CommunicationKnobs) -> int:
 class Collective(Operator):
     """A transfer among all ranks, begun at its place in the step and waited for before what depends on it."""
 
-    family: ClassVar[Family] = NETWORK
+    family: ClassVar[Family] = WAITING
     runs_alone: ClassVar[bool] = False
     waits_for_others: ClassVar[bool] = True
 

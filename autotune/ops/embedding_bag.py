@@ -33,7 +33,8 @@ from autotune.ops.native import kernels, target, torch, zeros
 from autotune.ops.shards import Part, Shard
 
 __all__ = [
-    "EMBEDDING",
+    "EMBEDDING_FORWARD",
+    "EMBEDDING_UPDATE",
     "FORWARD",
     "UPDATE",
     "EmbeddingBags",
@@ -52,7 +53,8 @@ __all__ = [
 
 FORWARD = "embedding_bag.forward"
 UPDATE = "embedding_bag.update"
-EMBEDDING = Family("embedding", "#1f77b4")
+EMBEDDING_FORWARD = Family("embedding forward", "#2a78d6")
+EMBEDDING_UPDATE = Family("embedding update", "#7fb2ec")
 
 _EPSILON = 2.0**-23
 _STATE_LINE_BYTES = 64
@@ -149,7 +151,6 @@ class _Embedding(Operator):
     uniform: bool = False
     """Whether every row is as likely as any other."""
 
-    family: ClassVar[Family] = EMBEDDING
     interleaved: ClassVar[bool] = True
     gather: ClassVar[bool]
 
@@ -305,6 +306,7 @@ class EmbeddingForward(_Embedding):
     """Pooled look-ups of all tables of a rank."""
 
     kind: ClassVar[str] = FORWARD
+    family: ClassVar[Family] = EMBEDDING_FORWARD
     gather: ClassVar[bool] = True
     knobs_type: ClassVar[type[Knobs]] = EmbeddingForwardKnobs
     prior: ClassVar[Mapping[str, float]] = {
@@ -342,6 +344,7 @@ class EmbeddingUpdate(_Embedding):
     """Whether additions must have a fixed order, since other ranks hold copies of the same rows."""
 
     kind: ClassVar[str] = UPDATE
+    family: ClassVar[Family] = EMBEDDING_UPDATE
     gather: ClassVar[bool] = False
     knobs_type: ClassVar[type[Knobs]] = EmbeddingUpdateKnobs
     prior: ClassVar[Mapping[str, float]] = {

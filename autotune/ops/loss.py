@@ -7,14 +7,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from autotune.config.knobs import FixedKnobs, Knobs
-from autotune.ops.base import Case, Check, Family, Features, Operator, Rates, Residence, Work
+from autotune.ops.base import OUTSIDE, Case, Check, Family, Features, Operator, Rates, Residence, Work
 from autotune.ops.memory import Memory
 from autotune.ops.native import torch, zeros
 
 KEY = "loss"
-LOSS = Family("loss", "#7f7f7f")
-
-
 def binary_cross_entropy(probabilities: torch.Tensor, labels: torch.Tensor, d_logits: torch.Tensor) -> float:
     """Mean of -(y log p + (1-y) log(1-p)), logarithms clamped at -100 as in torch; d_logits = (p - y) / N, written.
 
@@ -46,7 +43,7 @@ class Loss(Operator):
     output: str = ""
 
     kind: ClassVar[str] = KEY
-    family: ClassVar[Family] = LOSS
+    family: ClassVar[Family] = OUTSIDE
     prior: ClassVar[Mapping[str, float]] = {"samples": 31.0, "call": 177.0}
 
     def work(self) -> Work:

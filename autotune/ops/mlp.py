@@ -18,14 +18,15 @@ from autotune.config.model import FLOAT_BYTES, Dtype, Optimizer
 from autotune.config.profile import Topology
 from autotune.errors import InputError
 from autotune.ops import libxsmm
-from autotune.ops.base import Case, Check, Family, Features, Operator, Rates, Residence, Work
+from autotune.ops.base import Case, Check, Family, Features, Measured, Observation, Operator, Rates, Residence, Work
 from autotune.ops.layer import Activation, Layer, LayerKnobs
 from autotune.ops.layer_features import GEMM_PRIOR, blocked_features, weight_features
+from autotune.ops.layer_findings import layer_findings
 from autotune.ops.layer_shapes import Direction, padded, shape_of
 from autotune.ops.memory import Memory
 from autotune.ops.native import cold_sets, empty_rows, kernels, torch
 
-MLP = Family("mlp", "#2ca02c")
+BOTTOM, TOP = Family("bottom MLP", "#1f9d55"), Family("top MLP", "#8bd3a8")
 
 WIDTHS: tuple[Literal[16, 32, 48, 64], ...] = (64, 48, 32, 16)
 _ROW_BLOCKS = (64, 128, 32, 48, 96, 24)
@@ -65,9 +66,21 @@ class LayerPass(Operator):
     above: str = ""
     reduced: bool = False
 
-    family: ClassVar[Family] = MLP
     direction: ClassVar[Direction]
     knobs_type: ClassVar[type[Knobs]] = LayerKnobs
+
+    @classmethod
+    def is_key(cls, key: str) -> bool:
+        layer, _, direction = key.rpartition(".")
+        return "_mlp." in layer and direction == cls.direction
+
+    @classmethod
+    def family_of(cls, key: str) -> Family:
+        return BOTTOM if key.startswith("bottom") else TOP
+
+    @classmethod
+    def families(cls) -> tuple[Family, ...]:
+        return (BOTTOM, TOP)
 
     @property
     def shape(self) -> Hashable:
@@ -159,6 +172,9 @@ class LayerPass(Operator):
     def case(self, seed: int, warm: bool = False) -> Case:
         return _LayerCase(self, seed, warm)
 
+    def findings(self, measured: Measured) -> Iterator[Observation]:
+        return layer_findings(self.direction, (self.samples, self.inputs, self.outputs), self.work(), measured)
+
 
 @dataclass(eq=False)
 class LayerForward(LayerPass):
@@ -227,7 +243,12 @@ class ReluMask(Operator):
     columns: int
 
     kind: ClassVar[str] = "mlp.mask"
-    family: ClassVar[Family] = MLP
+
+    @classmethod
+    def is_key(cls, key: str) -> bool:
+        return key == "bottom_mlp.mask"
+
+    family: ClassVar[Family] = BOTTOM
     prior: ClassVar[Mapping[str, float]] = {"moved": 3.6, "call": 7.0}
 
     def work(self) -> Work:

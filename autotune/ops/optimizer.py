@@ -8,13 +8,12 @@ from typing import Any, ClassVar
 
 from autotune.config.knobs import Knobs
 from autotune.config.model import FLOAT_BYTES
-from autotune.ops.base import Family, Features, Operator, Rates, Residence, Work
+from autotune.ops.base import OUTSIDE, Family, Features, Operator, Rates, Residence, Work
 from autotune.ops.layer import Layer
 from autotune.ops.memory import Memory
 from autotune.ops.shards import Shard
 
 KEY = "optimizer"
-OPTIMIZER = Family("optimizer", "#9467bd")
 
 
 @dataclass(eq=False)
@@ -32,7 +31,7 @@ class DenseOptimizer(Operator):
     shard: str = ""
 
     kind: ClassVar[str] = KEY
-    family: ClassVar[Family] = OPTIMIZER
+    family: ClassVar[Family] = OUTSIDE
     runs_alone: ClassVar[bool] = False
     prior: ClassVar[Mapping[str, float]] = {}
 

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from autotune.config.knobs import Knobs
-from autotune.ops.base import Family, Features, Operator, Rates, Residence, Work
+from autotune.ops.base import OUTSIDE, Family, Features, Operator, Rates, Residence, Work
 from autotune.ops.memory import Memory
 
 KEY = "other"
-OUTSIDE = Family("other", "#c7c7c7")
 
 
 @dataclass(eq=False)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from autotune.config.knobs import Knobs
 from autotune.config.model import FLOAT_BYTES
 from autotune.ops.base import Family, Features, Operator, Rates, Residence, Work
-from autotune.ops.embedding_bag import EMBEDDING, EmbeddingUpdate
+from autotune.ops.embedding_bag import EMBEDDING_FORWARD, EmbeddingUpdate
 from autotune.ops.embedding_tables import EmbeddingBags, EmbeddingUpdateKnobs
 from autotune.ops.memory import Memory
 from autotune.ops.native import torch
@@ -20,7 +20,7 @@ from autotune.ops.shards import Part, Shard
 class _Copy(Operator):
     """A pass that only moves bytes, within a step."""
 
-    family: ClassVar[Family] = EMBEDDING
+    family: ClassVar[Family] = EMBEDDING_FORWARD
     runs_alone: ClassVar[bool] = False
 
     def features(self, knobs: Knobs | None, residence: Residence, rates: Rates) -> Features:

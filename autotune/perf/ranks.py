@@ -15,7 +15,7 @@ from autotune.config.network import Network
 from autotune.config.profile import Ceilings, Profile
 from autotune.config.tuned import Interval, MeasuredPass
 from autotune.ops import all_reduce, all_to_all
-from autotune.ops.base import Work
+from autotune.ops.base import Work, operator_of
 from autotune.ops.embedding_bag import FORWARD
 from autotune.perf.estimate import estimate
 from autotune.perf.measure import beside, doubts, measure, operator_row, samples_by_pass, timed_parts, timed_spans, timed_steps
@@ -243,6 +243,7 @@ def _slowest_notes(ranks: Sequence[RankRow], medians: Sequence[Mapping[str, floa
     most = max(excess, key=lambda key: excess[key])
     looked = statistics.fmean(row.lookups for row in ranks)
     why = f"{format_time(excess[most])} of it in {most}"
-    if most.startswith("embedding") and looked:
+    operator = operator_of(most)
+    if operator is not None and operator.interleaved and looked:
         why += f", with {slowest.lookups / looked:.2f}x the mean look-ups in {slowest.tables} tables"
     return (f"rank {slowest.rank} is the slowest: it computes {slowest.compute_s / mean_s - 1:.0%} longer than the mean, {why}",)

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from autotune.explain.loads import FAMILIES, Load, Part
+from autotune.explain.loads import Load, Part
 from autotune.explain.roofline import Ceiling, Point, Roofline
 from autotune.explain.terms import family
 from autotune.explain.timeline import Bar, Timeline
+from autotune.ops.base import families
 from autotune.report.layout import operator_names
 from autotune.report.numbers import ms, percent
 from autotune.report.svg import CHAR, WIDTH, Key, Scale, binder_shape, element, figure, mark, text, x_axis, y_axis
@@ -24,6 +25,12 @@ SHOWN_RANKS = 16
 def _css(name: str) -> str:
     """``embedding forward`` -> ``f-embedding-forward``."""
     return "f-" + name.lower().replace(" ", "-")
+
+
+def _look(family: str) -> dict[str, str]:
+    """Attributes of a bar: its class, and the family's own colour for one that the style sheet does not know."""
+    colours = {each.name: each.colour for each in families()}
+    return {"class_": f"bar {_css(family)}", "fill": colours.get(family, colours["other"])}
 
 
 def roofline(result: Roofline) -> Markup:
@@ -125,7 +132,7 @@ def timeline(result: Timeline) -> Markup:
             at, tall = (top, high) if bar.lane == "compute" else (top + high + 3, thin)
             parts.append(_bar(bar, x, at, tall))
     kinds = {_kind(bar) for bar in result.bars}
-    keys = _colours(name for name in (*FAMILIES, "network") if name in kinds)
+    keys = _colours(name for name in (*(each.name for each in families()), "network") if name in kinds)
     return figure(f"Timeline of one iteration, {result.source}", bottom + _BOTTOM, *parts, keys=keys)
 
 
@@ -141,7 +148,7 @@ def _bar(bar: Bar, x: Scale, top: float, tall: float) -> str:
         f"{bar.operator}\nrank {bar.rank} {what} {format_time(bar.end_s - bar.begin_s)}\n"
         f"from {ms(bar.begin_s)} to {ms(bar.end_s)} ms"
     )
-    shape = element("rect", x=left, y=top, width=max(right - left, 0.6), height=tall, class_=f"bar {_css(_kind(bar))}")
+    shape = element("rect", x=left, y=top, width=max(right - left, 0.6), height=tall, **_look(_kind(bar)))
     (short,) = operator_names([bar.operator], 0)
     if tall > 14 and right - left > CHAR * len(short) + 6:
         shape += text(short, (left + right) / 2, top + tall / 2 + 4, class_="in-bar", text_anchor="middle")
@@ -201,7 +208,7 @@ def stacked(
         for part in parts_of(load):
             left, right = x(at / scale), x((at + part.value) / scale)
             at += part.value
-            shape = element("rect", x=left, y=top, width=max(right - left, 0.3), height=tall, class_=f"bar {_css(part.family)}")
+            shape = element("rect", x=left, y=top, width=max(right - left, 0.3), height=tall, **_look(part.family))
             if right - left > CHAR * len(part.name) + 6:
                 shape += text(part.name, (left + right) / 2, top + tall / 2 + 4, class_="in-bar", text_anchor="middle")
             drawn.append(mark(shape, f"rank {load.rank}: {part.name}\n{tell(part.value)}"))
@@ -211,7 +218,7 @@ def stacked(
 
 def _colours(families: Iterable[str]) -> list[Key]:
     """Legend of families of passes, or of kinds of tables."""
-    return [Key(element("rect", x=1, y=1, width=12, height=12, class_=f"bar {_css(name)}"), name) for name in families]
+    return [Key(element("rect", x=1, y=1, width=12, height=12, **_look(name)), name) for name in families]
 
 
 def _binders(binders: Iterable[str]) -> Iterator[Key]:

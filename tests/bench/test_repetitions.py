@@ -6,13 +6,13 @@ from itertools import chain, repeat
 from typing import Any
 
 import pytest
-from autotune.probe.topology import detect
 
 from autotune.bench.noise import NoiseMonitor
 from autotune.bench.repetitions import LEAST_STEPS, OTHER, TimedModel, fastest_passes, repetitions, timed_steps
 from autotune.catalog import load_model_by_name
 from autotune.config.calibration import CalibrationRun
 from autotune.dlrm.model import default_config
+from autotune.machine.topology import detect
 
 TINY = load_model_by_name("tiny")
 

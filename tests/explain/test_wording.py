@@ -30,9 +30,6 @@ EVIDENCE: dict[str, list[tuple[Any, ...]]] = {
         ("forward", 1, None, 4.1e-4, 1e-4, 3, ""),
     ],
     "skew_evidence": [(1, "38% of its look-ups hit 12 rows", "bucketed", 2, 1.9)],
-    "padded_evidence": [(67, 80, 16)],
-    "uneven_blocks_evidence": [(2, 5, 2, 1.28)],
-    "memory_layer_evidence": [(13, 64, 5.1, 12.0)],
     "uneven_ranks_evidence": [(2, 0.3, "embedding_bag.forward", 0.004, ""), (2, 0.3, "loss", 0.004, "with 2.00x the mean look-ups")],
     "exposed_evidence": [(0.004, 0.001, 1 << 20)],
     "waiting_evidence": [(0.004, 0.078, "loss", (0,)), (0.004, 0.078, "loss", tuple(range(12)))],
@@ -51,15 +48,13 @@ SENTENCES: dict[str, list[tuple[Any, ...]]] = {
         for saving_s in (0.0, 0.0144)
     ],
     "nothing_sentence": [()],
+    "unmeasured_sentence": [()],
 }
 REMEDIES: dict[str, list[tuple[Any, ...]]] = {
     "small_minibatch_remedy": [(2048, 0.05, 2), (2048, 0.05, 1)],
     "strategy_remedy": [("race_free_range", 1.9, "bucketed", 1.05)],
     "hot_table_remedy": [("atomic",), ("bucketed",)],
     "far_table_remedy": [("update", False, 8), ("update", True, 8)],
-    "padded_remedy": [(67, 80, 16), (1, 16, 16)],
-    "uneven_blocks_remedy": [(64, 2)],
-    "memory_layer_remedy": [(0.9,), (0.1,)],
     "uneven_ranks_remedy": [(2, True), (2, False)],
     "exposed_remedy": [
         ("all_to_all.forward", False, "fp32", 1 << 22, 0), ("all_to_all.forward", True, "fp32", 1 << 22, 0),
@@ -69,7 +64,7 @@ REMEDIES: dict[str, list[tuple[Any, ...]]] = {
     "note_remedy": [("the budget ended",), ("2 disturbed rounds",)],
 }  # fmt: skip
 SPECIFIC = {
-    "table_far_from_ceiling", "skewed_lookups", "padded_layer", "uneven_blocks", "memory_bound_layer", "uneven_ranks", "exposed_transfer",
+    "table_far_from_ceiling", "skewed_lookups", "uneven_ranks", "exposed_transfer",
     "oversubscribed_cores", "small_minibatch",
 }  # fmt: skip
 

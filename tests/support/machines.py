@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,10 +10,12 @@ from autotune.config.calibration import CalibrationRun
 from autotune.config.knobs import Knobs
 from autotune.config.model import Model
 from autotune.config.network import InterfaceRate, Network, NetworkFit, Together
-from autotune.config.profile import Ceilings, ComputePoint, Fingerprint, Profile, RowPoint, StreamPoint, TimePoint, Topology
+from autotune.config.profile import PROFILE_SCHEMA, Ceilings, ComputePoint, Fingerprint, Profile, RowPoint, StreamPoint, TimePoint, Topology
 from autotune.dlrm.model import random_config
 from autotune.dlrm.schedule import schedule
+from autotune.machine.topology import detect, fingerprint
 from autotune.ops.base import Residence
+from autotune.ops.native import kernels
 from autotune.ops.overhead import KEY as OTHER
 from autotune.ops.overhead import Overhead
 from autotune.ops.schedule import Pass
@@ -124,3 +127,22 @@ def topology_of(cores: int = 4, **changes: Any) -> Topology:
 
 def fingerprint_of(cores: int = 4, **changes: Any) -> Fingerprint:
     return Fingerprint(topology=topology_of(cores, **changes), kernel="6.1", versions={"torch": "2.13", "autotune": "0.1.0"}, target="avx2")
+
+
+def made_up_profile() -> Profile:
+    """Ceilings of nobody's machine under this machine's fingerprint: enough for verdicts, without a probe."""
+    cores = range(1, detect().physical_cores + 1)
+    kinds: Any = ("read", "copy", "triad", "copy_nt", "update")
+    sizes = itertools.product((64, 1024), (1 << 20, 1 << 28), cores)
+    rows = tuple(RowPoint(row_bytes=b, working_set_bytes=w, threads=n, bandwidth_bytes_per_s=1e10) for b, w, n in sizes)
+    ceilings = Ceilings(
+        fma=tuple(ComputePoint(threads=n, flops_per_s=1e11 * n) for n in cores),
+        gemm=tuple(ComputePoint(threads=n, flops_per_s=9e10 * n) for n in cores),
+        stream=tuple(StreamPoint(kind=kind, threads=n, bandwidth_bytes_per_s=2e10) for kind in kinds for n in cores),
+        gather=rows,
+        scatter=rows,
+        fork_join=tuple(TimePoint(threads=n, time_s=1e-6) for n in cores),
+    )
+    here = fingerprint(detect(), kernels.target())
+    about = {"name": "made-up", "source": "this test", "created": "2025-01-01T00:00:00Z"}
+    return Profile(schema=PROFILE_SCHEMA, fingerprint=here, ceilings=ceilings, **about)

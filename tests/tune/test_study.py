@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import itertools
 import os
 import signal
 import subprocess
@@ -11,11 +10,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from machines import made_up_profile
 
 from autotune.api import tune, verify
 from autotune.config.files import dump_yaml, load_tuned, load_tuned_and_record
 from autotune.config.model import Model
-from autotune.config.profile import PROFILE_SCHEMA, Ceilings, ComputePoint, Profile, RowPoint, StreamPoint, TimePoint
 from autotune.config.tuned import TunedConfig
 from autotune.data.batches import make_source
 from autotune.dlrm.defaults import in_full
@@ -25,25 +24,6 @@ from autotune.machine.topology import detect, fingerprint
 from autotune.ops.native import kernels
 from autotune.tune.journal import Journal
 from autotune.tune.study import study_name
-
-
-def made_up_profile() -> Profile:
-    """Ceilings of nobody's machine under this machine's fingerprint: enough for verdicts, without a probe."""
-    cores = range(1, detect().physical_cores + 1)
-    kinds: Any = ("read", "copy", "triad", "copy_nt", "update")
-    sizes = itertools.product((64, 1024), (1 << 20, 1 << 28), cores)
-    rows = tuple(RowPoint(row_bytes=b, working_set_bytes=w, threads=n, bandwidth_bytes_per_s=1e10) for b, w, n in sizes)
-    ceilings = Ceilings(
-        fma=tuple(ComputePoint(threads=n, flops_per_s=1e11 * n) for n in cores),
-        gemm=tuple(ComputePoint(threads=n, flops_per_s=9e10 * n) for n in cores),
-        stream=tuple(StreamPoint(kind=kind, threads=n, bandwidth_bytes_per_s=2e10) for kind in kinds for n in cores),
-        gather=rows,
-        scatter=rows,
-        fork_join=tuple(TimePoint(threads=n, time_s=1e-6) for n in cores),
-    )
-    here = fingerprint(detect(), kernels.target())
-    about = {"name": "made-up", "source": "this test", "created": "2025-01-01T00:00:00Z"}
-    return Profile(schema=PROFILE_SCHEMA, fingerprint=here, ceilings=ceilings, **about)
 
 
 @pytest.mark.parametrize(("sockets", "words"), [(0, "1 or more, got 0"), (-1, "1 or more")])
