@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 from autotune import catalog
 from autotune.bench.progress import NO_PROGRESS, Progress
 from autotune.config.base import MAX_SEARCH_SEED
-from autotune.config.files import check_writable, load_tuned
+from autotune.config.files import check_writable
+from autotune.config.files import load_tuned as _load_config
+from autotune.config.files import load_tuned_and_record as load_tuned
 from autotune.config.model import UNCHANGED, Changes, DataSpec, Model
 from autotune.config.partition import CommunicationKnobs, Partition
 from autotune.config.profile import Profile, Topology
@@ -309,8 +311,9 @@ def verify(
         def hold(lockstep: Lockstep) -> Verification:
             left_s = max(deadline.left_s, 0.1 * budget_s)
             monitor = NoiseMonitor(session.topology.allowed_cpus)
+            assert session.tuned is not None
             return verify_in_lockstep(
-                tuned, lockstep, lockstep, default, budget_s=left_s, progress=progress, monitor=monitor, notes=session.notes
+                session.tuned, lockstep, lockstep, default, budget_s=left_s, progress=progress, monitor=monitor, notes=session.notes
             )
 
         keep = models_in_memory(session.model, session.ranks, session.cores.whole)
@@ -427,8 +430,10 @@ def compare(
     cores.start()
     from autotune.compare import compare as comparison
     from autotune.compare.peers import PEERS
+    from autotune.dlrm.defaults import in_full
     from autotune.probe.store import load_or_probe
 
+    tuned = None if tuned is None else in_full(tuned, workload)[0]
     machine = load_or_probe(refresh=not cached_profile, progress=progress)
     return comparison.compare(
         workload,
@@ -454,14 +459,14 @@ def explain(
     """
     from autotune.explain.forecast import forecast
 
-    return forecast(_tuned(config), changes, common=common, timeline=timeline)
+    return forecast(_recorded(config), changes, common=common, timeline=timeline)
 
 
 def what_if(config: TunedConfig | str | Path, changes: str) -> WhatIf:
     """What ``bandwidth=2x,cores=56,dtype=bf16`` would change, predicted. See `explain.whatif.what_if`."""
     from autotune.explain import whatif
 
-    return whatif.what_if(_tuned(config), changes)
+    return whatif.what_if(_recorded(config), changes)
 
 
 def export(config: TunedConfig | str | Path, to: str) -> str:
@@ -498,6 +503,10 @@ def _model(model: ModelName) -> Model:
 
 
 def _tuned(config: TunedConfig | str | Path) -> TunedConfig:
+    return config if isinstance(config, TunedConfig) else _load_config(config)
+
+
+def _recorded(config: TunedConfig | str | Path) -> TunedConfig:
     return config if isinstance(config, TunedConfig) else load_tuned(config)
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 
 import pytest
+from configs import recorded_with
 
 from autotune.config.knobs import FixedKnobs, RunConfig
 from autotune.config.measured import RankRow, TableUse, TimedSpan
 from autotune.config.model import Model, Table
 from autotune.config.partition import CommunicationKnobs, Partition, Placement
 from autotune.config.profile import Ceilings, ComputePoint, Fingerprint, Profile, RowPoint, StreamPoint, TimePoint, Topology
-from autotune.config.tuned import Gain, Interval, Launch, Prediction, Provenance, TunedConfig, Verdict
+from autotune.config.tuned import Gain, Interval, Launch, MeasuredPass, Prediction, Provenance, Record, TunedConfig
 from autotune.ops.embedding_tables import EmbeddingForwardKnobs, EmbeddingUpdateKnobs
 from autotune.ops.interaction import InteractionKnobs
 from autotune.ops.layer import LayerKnobs
@@ -80,19 +81,19 @@ def tuned_config(topology: Topology) -> TunedConfig:
         ),
     )
     verdicts = (
-        Verdict(operator="embedding_bag.forward", time_s=around(0.016), binder="memory", fractions={"memory": 0.9}, detail="gather"),
-        Verdict(
+        MeasuredPass(operator="embedding_bag.forward", time_s=around(0.016), binder="memory", fractions={"memory": 0.9}, detail="gather"),
+        MeasuredPass(
             operator="top_mlp.0.backward_weights",
             time_s=around(0.05),
             binder="compute",
             fractions={"memory": 0.2, "compute": 0.7},
             detail="2048x1024x1024",
         ),
-        Verdict(operator="interaction.forward", time_s=around(0.01, 0.3), binder="none", fractions={"memory": 0.3}, detail=""),
-        Verdict(operator="other", time_s=around(0.002), binder="none", fractions={}, detail=""),
+        MeasuredPass(operator="interaction.forward", time_s=around(0.01, 0.3), binder="none", fractions={"memory": 0.3}, detail=""),
+        MeasuredPass(operator="other", time_s=around(0.002), binder="none", fractions={}, detail=""),
     )
     return TunedConfig(
-        schema=1,
+        schema=3,
         model="small",
         model_hash="ab" * 32,
         sockets=1,
@@ -103,8 +104,10 @@ def tuned_config(topology: Topology) -> TunedConfig:
         tuned_iteration_s=around(0.078),
         speedup=around(1.15),
         significant=True,
-        gains=gains,
-        verdicts=verdicts,
+        bound_by={verdict.operator: verdict.binder for verdict in verdicts},
+        record=Record(
+            schema=1, model="small", model_hash="ab" * 32, sockets=1, created="2025-01-01T00:00:00Z", gains=gains, verdicts=verdicts
+        ),
         fingerprint=Fingerprint(topology=topology, kernel="6.1", versions={"python": "3.11", "torch": "2.10"}, target="avx2"),
         provenance=Provenance(
             created="2025-01-01T00:00:00Z",
@@ -177,11 +180,11 @@ def full_config(tuned_config: TunedConfig, hardware_profile: Profile) -> TunedCo
     profile = hardware_profile.model_copy(
         update={"ceilings": hardware_profile.ceilings.model_copy(update={"scatter": hardware_profile.ceilings.gather})}
     )
-    changed = {
+    recorded = {
         "model": model.name, "workload": model, "profile": profile, "verdicts": tuple(verdicts), "tables": (use,), "timeline": tuple(spans),
-        "predicted_iteration": Prediction(low_s=0.07, time_s=0.075, high_s=0.08),
     }  # fmt: skip
-    return tuned_config.model_copy(update=changed)
+    predicted = Prediction(low_s=0.07, time_s=0.075, high_s=0.08)
+    return recorded_with(tuned_config, **recorded).model_copy(update={"model": model.name, "predicted_iteration": predicted})
 
 
 @pytest.fixture(scope="session")
@@ -189,8 +192,8 @@ def four_sockets(full_config: TunedConfig) -> TunedConfig:
     """On four ranks: a split and a replicated table, transfers, one rank slower than the others for its look-ups."""
     sent = {"bytes_sent": 2**20, "binder": "network"}
     transfers = (
-        Verdict(operator="all_to_all.forward", time_s=around(0.004), fractions={"network": 0.8}, detail="1.00 MiB", hidden_s=0.001, **sent),
-        Verdict(operator="all_reduce", time_s=around(0.002), fractions={"network": 0.7}, detail="", hidden_s=0.0, **sent),
+        MeasuredPass(operator="all_to_all.forward", time_s=around(0.004), fractions={"network": 0.8}, detail="", hidden_s=0.001, **sent),
+        MeasuredPass(operator="all_reduce", time_s=around(0.002), fractions={"network": 0.7}, detail="", hidden_s=0.0, **sent),
     )
     passes = {verdict.operator: verdict.time_s.median for verdict in (*full_config.verdicts[:3], *transfers)}
     ranks, spans = [], []
@@ -211,8 +214,7 @@ def four_sockets(full_config: TunedConfig) -> TunedConfig:
     config = full_config.config.model_copy(
         update={"partition": Partition(ranks=4, tables=tables), "communication": CommunicationKnobs(overlap=False)}
     )
-    changed = {
-        "sockets": 4, "config": config, "verdicts": (*full_config.verdicts, *transfers), "ranks": tuple(ranks), "timeline": tuple(spans),
-        "launch": full_config.launch.model_copy(update={"rank_cpus": ((0,), (1,), (2,), (3,))}),
-    }  # fmt: skip
-    return full_config.model_copy(update=changed)
+    verdicts = (*full_config.verdicts, *transfers)
+    recorded = recorded_with(full_config, sockets=4, verdicts=verdicts, ranks=tuple(ranks), timeline=tuple(spans))
+    launch = full_config.launch.model_copy(update={"rank_cpus": ((0,), (1,), (2,), (3,))})
+    return recorded.model_copy(update={"sockets": 4, "config": config, "launch": launch})

@@ -36,7 +36,7 @@ def _columns(row: Any) -> Iterable[tuple[str, Any]]:
 
 def _fields(row: Any) -> Iterable[tuple[str, Any]]:
     if isinstance(row, BaseModel):
-        return [(name, getattr(row, name)) for name in type(row).model_fields]
+        return [(name, getattr(row, name)) for name in (*type(row).model_fields, *type(row).model_computed_fields)]
     if is_dataclass(row):
         return [(field.name, getattr(row, field.name)) for field in fields(row)]
     raise TypeError(f"a row of a table must be a dataclass or a model, got {type(row).__name__}")

@@ -49,6 +49,8 @@ def command(
         show(api.what_if(config, what_if), predictions.what_if, as_json, output)
         return
     account = api.explain(config, changes=[what_if] if what_if is not None else [], common=html is not None, timeline=files)
+    if account.missing:
+        say(f"note: {account.missing}")
     if html is not None:
         from autotune.report.html import page
 

@@ -5,18 +5,20 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import re
 import secrets
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, BinaryIO, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
 from autotune.config.knobs import Knobs
 from autotune.config.model import MODEL_SCHEMA, Model
 from autotune.config.profile import PROFILE_SCHEMA, Profile
-from autotune.config.tuned import TUNED_SCHEMA, TunedConfig
-from autotune.config.yaml_io import LineMap, dump_yaml, load_yaml
+from autotune.config.tuned import RECORD_SCHEMA, TUNED_SCHEMA, Record, TunedConfig
+from autotune.config.yaml_io import LineMap, dump_yaml, load_json, load_yaml
 from autotune.errors import InputError
 
 __all__ = [
@@ -27,10 +29,13 @@ __all__ = [
     "load_model",
     "load_profile",
     "load_tuned",
+    "load_tuned_and_record",
     "load_yaml",
     "make_folder",
-    "write_bytes_atomic",
+    "record_path",
+    "replacing",
     "write_text_atomic",
+    "write_tuned",
     "write_yaml",
 ]
 
@@ -45,16 +50,29 @@ def load(cls: type[T], path: str | Path, schema_version: int) -> T:
     Raises:
         InputError: unreadable, malformed, of a newer schema, or invalid; names the rule, the value, ``file:line: key`` and the next step.
     """
-    values, lines = load_yaml(path)
+    return validate(cls, *load_yaml(path), schema_version)
+
+
+def validate(cls: type[T], values: Any, lines: LineMap, schema_version: int) -> T:
+    """A file's plain values as a `cls`. Raises: InputError, see `load`."""
+    _check_file(cls, values, lines, schema_version)
+    return _validate(cls, values, values, lines)
+
+
+def _check_file(cls: type[BaseModel], values: Any, lines: LineMap, schema_version: int) -> None:
     if not isinstance(values, dict):
         rule = f"a {cls.__name__} file must hold keys and values"
         raise InputError(f"{rule}, got {_brief(values)} ({lines.place()}); begin it with schema: {schema_version}")
     _check_schema(values, lines, schema_version)
+
+
+def _validate(cls: type[T], values: Any, in_file: Any, lines: LineMap) -> T:
+    """`values` as a `cls`; errors name their place among the values `in_file`, where those of an older schema are laid out otherwise."""
     try:
         # Through JSON, strictly: lists become tuples, but no string becomes a number.
         return cls.model_validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
-        raise InputError(_explain(error, cls, values, lines)) from None
+        raise InputError(_explain(error, cls, in_file, lines)) from None
 
 
 def _check_schema(values: dict[str | int, Any], lines: LineMap, newest: int) -> None:
@@ -164,8 +182,61 @@ def load_profile(path: str | Path) -> Profile:
 
 
 def load_tuned(path: str | Path) -> TunedConfig:
-    """A tuned config. Raises: InputError, see `load`."""
-    return load(TunedConfig, path, TUNED_SCHEMA)
+    """A tuned config without the record beside it: enough to run, verify and export it. Files up to schema 2 hold their record.
+
+    Raises:
+        InputError: see `load`.
+    """
+    values, lines = load_yaml(path)
+    _check_file(TunedConfig, values, lines, TUNED_SCHEMA)
+    if "record" in values:
+        step = f"the record is a file of its own, {record_path(path).name}: remove the key"
+        raise InputError(f"unknown key 'record' ({lines.place('record')}); {step}")
+    if values["schema"] >= _FIRST_WITH_RECORD:
+        return _validate(TunedConfig, values, values, lines)
+    moved = {key: value for key, value in values.items() if key in _ONCE_IN_CONFIG}
+    config = {key: value for key, value in values.items() if key not in moved}
+    tuned = _validate(TunedConfig, config | {"schema": TUNED_SCHEMA}, values, lines)
+    identity = tuned.identity
+    whose = {"model": identity.model, "model_hash": identity.model_hash, "sockets": identity.sockets, "created": identity.created}
+    return tuned.with_record(_validate(Record, {"schema": RECORD_SCHEMA, **whose, **moved}, values, lines))
+
+
+# Before schema 3 of the config, these stood in it.
+_FIRST_WITH_RECORD = 3
+_ONCE_IN_CONFIG = ("gains", "verdicts", "workload", "profile", "tables", "ranks", "timeline", "state")
+
+
+def record_path(path: str | Path) -> Path:
+    """Where the record of a tuned config lies: ``small.record.json`` beside ``small.tuned.yaml``, or beside ``small.yaml``."""
+    file = Path(path)
+    return file.with_name(f"{re.sub(r'(?<=.)([.]tuned)?[.]ya?ml$', '', file.name)}.record.json")
+
+
+def load_tuned_and_record(path: str | Path) -> TunedConfig:
+    """A tuned config with all that was measured for it; without the record's part where there is no record file.
+
+    Raises:
+        InputError: see `load`; or the record is cut short, of a newer schema, or belongs to another config.
+    """
+    tuned, file = load_tuned(path), record_path(path)
+    if tuned.record is not None or not file.exists():
+        return tuned
+    record = validate(Record, *load_json(file), RECORD_SCHEMA)
+    if record.identity != tuned.identity:
+        raise InputError(
+            f"a record must belong to the config beside it, got {file} of {record.identity}, {path} of {tuned.identity}; "
+            "put each beside its own, or remove the record"
+        )
+    return tuned.with_record(record)
+
+
+def write_tuned(path: str | Path, config: TunedConfig) -> None:
+    """Write a tuned config, its record first: a config never stands beside the record of another. Raises: InputError, see `replacing`."""
+    if config.record is not None:
+        # Without what follows from the rest, such as rates: a reader computes it.
+        write_text_atomic(record_path(path), config.record.model_dump_json(round_trip=True, by_alias=True, indent=1) + "\n")
+    write_yaml(path, config.file_form())
 
 
 def cache_folder() -> Path:
@@ -215,12 +286,16 @@ def make_folder(path: str | Path) -> None:
 
 
 def write_text_atomic(path: str | Path, text: str) -> None:
-    """As `write_bytes_atomic`, in UTF-8."""
-    write_bytes_atomic(path, text.encode())
+    """Replace a file by `text` in UTF-8. Raises: InputError, see `replacing`."""
+    with replacing(path) as file:
+        file.write(text.encode())
 
 
-def write_bytes_atomic(path: str | Path, content: bytes) -> None:
-    """Replace a file by `content`: temporary file in the same folder, fsync, rename. A reader sees the old file or the new one, whole.
+@contextmanager
+def replacing(path: str | Path) -> Iterator[BinaryIO]:
+    """A file to write into that takes the place of `path` when the block ends, and nothing when it fails.
+
+    A temporary file in the same folder, fsync, rename, fsync of the folder: a reader sees the old file or the new one, whole.
 
     Raises:
         InputError: it cannot be written; names the folder and the next step.
@@ -230,11 +305,11 @@ def write_bytes_atomic(path: str | Path, content: bytes) -> None:
     try:
         try:
             # os.open obeys the umask, as a plain open would; a file that is there keeps its mode.
-            descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
-            with open(descriptor, "wb") as file:
+            descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
+            with open(descriptor, "w+b") as file:
                 if target.exists():
                     os.fchmod(file.fileno(), target.stat().st_mode & 0o777)
-                file.write(content)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, target)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,14 +34,15 @@ class LineMap:
     marks: dict[KeyPath, tuple[int, int]]
 
     def place(self, *path: str | int) -> str:
-        """``file:line: tables[2].dim``, or the line of the nearest enclosing value."""
+        """``file:line: tables[2].dim``, or the line of the nearest enclosing value; no line where the map has none."""
         keys = tuple(map(str, path))
         known = keys
         while known and known not in self.marks:
             known = known[:-1]
         line = self.marks.get(known, (1, 1))[0]
         spoken = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in path).lstrip(".")
-        return f"{self.file}:{line}: {spoken}" if spoken else f"{self.file}:{line}"
+        at = f"{self.file}:{line}" if self.marks else self.file
+        return f"{at}: {spoken}" if spoken else at
 
 
 class _Loader(yaml.SafeLoader):
@@ -193,3 +195,18 @@ def load_yaml(path: str | Path) -> tuple[Any, LineMap]:
         InputError: the file cannot be read, or see `parse_yaml`.
     """
     return parse_yaml(read_text(path), str(path))
+
+
+def load_json(path: str | Path) -> tuple[Any, LineMap]:
+    """Plain values of a JSON file, its places without lines.
+
+    Raises:
+        InputError: the file cannot be read, or is no whole JSON text; names file, line, column and the problem.
+    """
+    try:
+        return json.loads(read_text(path)), LineMap(str(path), {})
+    except json.JSONDecodeError as error:
+        at = f"{path}:{error.lineno}:{error.colno}"
+        raise InputError(f"malformed JSON: {error.msg} ({at}); the file was cut short or edited: restore or remove it") from None
+    except RecursionError:
+        raise InputError(f"malformed JSON: nested too deeply ({path}); restore or remove it") from None

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import pickle
-import secrets
 import warnings
 import zipfile
 from collections import Counter
@@ -17,7 +14,7 @@ from typing import Any
 
 import torch
 
-from autotune.config.files import check_writable
+from autotune.config.files import replacing
 from autotune.config.model import Model
 from autotune.dlrm.model import DLRM
 from autotune.errors import InputError
@@ -66,23 +63,14 @@ def save_checkpoint(
     Raises:
         InputError: the file cannot be written.
     """
-    check_writable(path)
-    target = Path(os.path.realpath(path))
     entries = {**_public_entries(len(state), float((meta or {}).get("learning_rate", 0.0))), **(meta or {}), "state_dict": _compact(state)}
     if optimizer_state:
         entries[OPTIMIZER_STATE] = _compact(optimizer_state)
-    temporary = target.with_name(f".{target.name[:64]}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
-        with temporary.open("xb") as file:
+        with replacing(path) as file:
             torch.save(entries, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(target)
-    except (OSError, RuntimeError) as error:
+    except RuntimeError as error:
         raise InputError(f"a checkpoint must be writable, got {error} ({path}); choose another path or free space there") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)

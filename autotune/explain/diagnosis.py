@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from autotune.config.measured import TableUse
 from autotune.config.profile import Fingerprint
-from autotune.config.tuned import Gain, Interval, Prediction, Provenance, TunedConfig, Verdict
+from autotune.config.tuned import Gain, Interval, MeasuredPass, Prediction, Provenance, TunedConfig
 from autotune.explain import wording
 from autotune.explain.findings import Finding, Note, find, notes
 from autotune.explain.loads import Load, loads
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from autotune.explain.whatif import WhatIf
 
 __all__ = [
-    "ITERATION", "OTHER", "Account", "Choice", "Explanation", "Finding", "Remaining", "explain",
+    "ITERATION", "OTHER", "Choice", "Explanation", "Finding", "Remaining", "explain",
 ]  # fmt: skip
 
 
@@ -54,32 +54,6 @@ class Remaining:
 
 
 @dataclass(frozen=True)
-class Account:
-    """One operator pass with what was measured, what was predicted, and what is left."""
-
-    operator: str
-    time_s: Interval
-    share: float
-    """Share of the iteration, 0 to 1."""
-    flops_per_s: float | None
-    """Rate of arithmetic; None where nothing is counted."""
-    bandwidth_bytes_per_s: float | None
-    """Compulsory bytes per second; of gather and scatter the row bytes that pass; of a transfer what is sent."""
-    intensity: float | None
-    """Flops per byte of the same bytes."""
-    binder: str
-    fractions: dict[str, float]
-    detail: str
-    above_ceiling_s: float | None
-    """None where no ceiling describes it."""
-    hidden_s: float | None
-    """Seconds behind other passes; None except for a transfer."""
-    predicted: Prediction | None
-    over_predicted: float | None
-    """Measured over predicted."""
-
-
-@dataclass(frozen=True)
 class Explanation:
     """The account of one tuned config: what terminal, JSON and page show."""
 
@@ -96,11 +70,9 @@ class Explanation:
     significant: bool
     predicted_iteration: Prediction | None
     choices: tuple[Choice, ...]
-    """Largest saving first, then those where the default stands."""
-    verdicts: tuple[Verdict, ...]
-    """Verdict on each operator pass, longest first."""
-    operators: tuple[Account, ...]
-    """The same with all that follows from it, in the order they run."""
+    """Largest saving first, then those where the default stands; empty without a record."""
+    operators: tuple[MeasuredPass, ...]
+    """Every pass in the order they run, `share` being its part of their sum."""
     remaining: tuple[Remaining, ...]
     """Largest first; passes that no ceiling describes are left out."""
     findings: tuple[Finding, ...]
@@ -108,7 +80,7 @@ class Explanation:
     notes: tuple[Note, ...]
     """Remarks of the tuning run; no findings."""
     roofline: Roofline | None
-    """None where the config holds no work, as in files of version 1."""
+    """None without a record, and where it holds no work."""
     timelines: tuple[Timeline, ...]
     """Measured, then predicted, as far as they are known."""
     loads: tuple[Load, ...]
@@ -121,6 +93,10 @@ class Explanation:
     """Why nothing could be predicted anew, where that was tried; empty otherwise."""
     fingerprint: Fingerprint
     provenance: Provenance
+    bound_by: dict[str, str]
+    """One line a pass, from the config itself: all that is known of the passes without a record."""
+    missing: str
+    """What is missing without the record; empty where it is at hand."""
 
 
 def explain(
@@ -133,7 +109,7 @@ def explain(
         predicted: a timeline to be shown beside the measured one.
         unpredicted: why there is none, where one was wanted.
     """
-    findings = find(config)
+    findings, total_s = find(config), iteration_s(config)
     timelines = (measured(config), predicted)
     return Explanation(
         model=config.model,
@@ -147,8 +123,7 @@ def explain(
         significant=config.significant,
         predicted_iteration=config.predicted_iteration,
         choices=_choices(config),
-        verdicts=tuple(sorted(config.verdicts, key=lambda verdict: -verdict.time_s.median)),
-        operators=tuple(_account(verdict, iteration_s(config)) for verdict in config.verdicts),
+        operators=tuple(v.model_copy(update={"share": v.time_s.median / total_s if total_s else 0.0}) for v in config.verdicts),
         remaining=_remaining(config),
         findings=findings,
         notes=notes(config),
@@ -160,6 +135,8 @@ def explain(
         unpredicted=unpredicted,
         fingerprint=config.fingerprint,
         provenance=config.provenance,
+        bound_by=config.bound_by,
+        missing="" if config.record else wording.record_missing(config.model),
     )
 
 
@@ -178,34 +155,16 @@ def _sentences(config: TunedConfig, findings: Sequence[Finding]) -> tuple[str, s
             config.model, config.sockets, config.config.threads, config.tuned_iteration_s.median, config.default_iteration_s.median, gain,
             config.significant,
         ),
-        wording.binder_sentence(shares, above_s, total_s),
-        wording.next_sentence(first.operator, first.saving_s, first.evidence, first.remedy) if first else wording.nothing_sentence(),
+        wording.binder_sentence(shares, above_s, total_s) if total_s else wording.unmeasured_sentence(),
+        wording.next_sentence(first.operator, first.saving_s, first.evidence, first.remedy)
+        if first
+        else wording.nothing_sentence() * bool(total_s),
     )  # fmt: skip
 
 
-def _account(verdict: Verdict, total_s: float) -> Account:
-    time_s, passing = verdict.time_s.median, verdict.row_traffic_bytes or verdict.bytes
-    moved = passing or verdict.bytes_sent
-    whole_s = time_s + (verdict.hidden_s or 0.0)
-    predicted = verdict.predicted
-    return Account(
-        operator=verdict.operator,
-        time_s=verdict.time_s,
-        share=time_s / total_s if total_s else 0.0,
-        flops_per_s=verdict.flops / time_s if verdict.flops and time_s else None,
-        bandwidth_bytes_per_s=moved / whole_s if moved and whole_s else None,
-        intensity=verdict.flops / passing if verdict.flops and passing else None,
-        binder=verdict.binder,
-        fractions=dict(verdict.fractions),
-        detail=verdict.detail,
-        above_ceiling_s=above_ceiling_s(verdict) if verdict.fractions else None,
-        hidden_s=verdict.hidden_s,
-        predicted=predicted,
-        over_predicted=time_s / predicted.time_s if predicted is not None and predicted.time_s else None,
-    )
-
-
 def _choices(config: TunedConfig) -> tuple[Choice, ...]:
+    if config.record is None:
+        return ()
     raced = [_raced(gain) for gain in config.gains]
     named = {gain.operator for gain in config.gains}
     untested = [

@@ -39,7 +39,8 @@ def forecast(config: TunedConfig, changes: Sequence[str] = (), *, common: bool =
     predictor = Predictor(config.profile, ranks_on_host(config)) if config.profile is not None else None
     asked = [what_if(config, one, predictor) for one in changes]
     if config.workload is None or config.profile is None or predictor is None:
-        return explain(config, asked, unpredicted="the config was written by an older version, without its model and profile; tune again")
+        lacking = "the model and the profile of the tuning run are not at hand; put its record beside the config, or tune again"
+        return explain(config, asked, unpredicted=lacking)
     try:
         more = [what_if(config, one, predictor) for one in _COMMON + _COMMON_OF_MANY * (config.sockets > 1)] if common else []
         simulated = _simulated(config, config.workload, config.profile, predictor) if timeline else None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from autotune.config.profile import Ceilings
-from autotune.config.tuned import TunedConfig, Verdict
+from autotune.config.tuned import MeasuredPass, TunedConfig
 from autotune.explain.terms import OTHER, ranks_on_host
 from autotune.perf.roofline import gemm_ceiling, peak_ceiling, row_ceiling, stream_ceiling
 from autotune.perf.share import per_rank
@@ -51,7 +51,7 @@ class Roofline:
 
 
 def roofline(config: TunedConfig) -> Roofline | None:
-    """The roofline of one rank; None where the config holds no work, as in files of version 1."""
+    """The roofline of one rank; None without a record, and where it holds no work, as beside configs of version 1."""
     counted = [verdict for verdict in config.verdicts if verdict.flops and verdict.bytes]
     if not counted:
         return None
@@ -64,13 +64,15 @@ def roofline(config: TunedConfig) -> Roofline | None:
     )
 
 
-def _point(verdict: Verdict) -> Point:
-    time_s = verdict.time_s.median
+def _point(verdict: MeasuredPass) -> Point:
+    # Only passes with counted work get here.
+    assert verdict.intensity is not None
+    assert verdict.flops_per_s is not None
     return Point(
         operator=verdict.operator,
-        intensity=verdict.flops / (verdict.row_traffic_bytes or verdict.bytes),
-        flops_per_s=verdict.flops / time_s,
-        time_s=time_s,
+        intensity=verdict.intensity,
+        flops_per_s=verdict.flops_per_s,
+        time_s=verdict.time_s.median,
         binder=verdict.binder,
         fractions=dict(verdict.fractions),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from autotune.config.tuned import TunedConfig, Verdict
+from autotune.config.tuned import MeasuredPass, TunedConfig
 from autotune.ops.base import family_of, operator_of
 from autotune.perf.roofline import Reason, reason
 
@@ -20,7 +20,7 @@ def is_transfer_key(operator: str) -> bool:
     return kind is not None and kind.waits_for_others
 
 
-def is_transfer(verdict: Verdict) -> bool:
+def is_transfer(verdict: MeasuredPass) -> bool:
     return is_transfer_key(verdict.operator)
 
 
@@ -29,12 +29,12 @@ def iteration_s(config: TunedConfig) -> float:
     return sum(verdict.time_s.median for verdict in config.verdicts)
 
 
-def above_ceiling_s(verdict: Verdict) -> float:
-    """``time x (1 - highest fraction)``: what remains when the nearest ceiling is reached."""
-    return verdict.time_s.median * max(0.0, 1.0 - max(verdict.fractions.values(), default=1.0))
+def above_ceiling_s(verdict: MeasuredPass) -> float:
+    """Time above the nearest ceiling; 0 where no ceiling describes the pass."""
+    return verdict.above_ceiling_s or 0.0
 
 
-def below(verdict: Verdict) -> Reason | None:
+def below(verdict: MeasuredPass) -> Reason | None:
     """What rules a pass below every ceiling; None where that was not measured."""
     if verdict.binder != "none" or verdict.parts is None:
         return None

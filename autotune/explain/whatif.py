@@ -93,8 +93,8 @@ def what_if(config: TunedConfig, changes: str, predictor: Predictor | None = Non
     """
     if config.workload is None or config.profile is None:
         raise InputError(
-            f"what-if needs the model and the profile in the config, got schema {config.schema_version} without them; tune again, which "
-            "writes both"
+            f"what-if needs the model and the profile of the tuning run, got the config of {config.model} without them; put its record "
+            "beside it, or tune again, which writes both"
         )
     on_host = ranks_on_host(config)
     case = _Case(config.workload, config.profile, config.config, on_host=on_host)

@@ -259,3 +259,16 @@ def next_sentence(operator: str, saving_s: float, evidence: str, remedy: Remedy)
 
 def nothing_sentence() -> str:
     return "No finding would save a noticeable part of an iteration."
+
+
+def unmeasured_sentence() -> str:
+    """The second sentence for a config without its record."""
+    return "What bound each pass is known by one line alone; the record, put beside the config, tells what to do next."
+
+
+def record_missing(model: str) -> str:
+    """What is missing where no record lies beside the config."""
+    return (
+        f"no record of {model} lies beside its config: passes, choices, tables, timeline and profile are missing; "
+        "put the .record.json that tune wrote beside it"
+    )

@@ -30,7 +30,7 @@ class OperatorEstimate:
     """One operator pass on the slowest rank."""
 
     key: str
-    """As in a `RunConfig` and in `OperatorRow`: ``top_mlp.0.forward``; the last one, `other`, is what lies outside every pass."""
+    """As in a `RunConfig` and in `MeasuredPass`: ``top_mlp.0.forward``; the last one, `other`, is what lies outside every pass."""
     lane: Lane
     prediction: Prediction
     """Of the pass by itself, whether or not it hides behind others."""

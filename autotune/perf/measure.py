@@ -13,10 +13,10 @@ from autotune.bench.passes import PassTimes
 from autotune.bench.progress import NO_PROGRESS, Progress
 from autotune.bench.rounds import EachRound, Observer, run_rounds, timed
 from autotune.bench.samples import Samples
-from autotune.config.measured import TimedSpan, TimeParts, differs
+from autotune.config.measured import MachineState, TimedSpan, TimeParts, differs
 from autotune.config.model import DataSpec
 from autotune.config.profile import Ceilings, Profile
-from autotune.config.tuned import Interval, Prediction
+from autotune.config.tuned import Interval, MeasuredPass, Prediction
 from autotune.data.batches import Batch, BatchSource
 from autotune.dlrm.model import DLRM
 from autotune.dlrm.train import WARMUP_STEPS
@@ -26,7 +26,7 @@ from autotune.ops.timing import Recorder
 from autotune.perf.breakdown import parts_by_pass
 from autotune.perf.estimate import Estimate, OperatorEstimate, estimate
 from autotune.perf.roofline import BARE, Hardware, verdict
-from autotune.perf.table import OTHER, MachineState, OperatorRow, OperatorTable
+from autotune.perf.table import OTHER, OperatorTable
 from autotune.probe.drift import Drift, ceilings_now
 
 _MIN_ROUNDS = 3
@@ -179,7 +179,9 @@ def measure(
 def beside(table: OperatorTable, predicted: Estimate) -> OperatorTable:
     """The table with what was predicted beside what was measured; of a transfer it is what is exposed."""
     of = {one.key: one for one in predicted.operators}
-    rows = tuple(replace(row, predicted=_shown(of[row.key])) if row.key in of else row for row in table.rows)
+    rows = tuple(
+        row.model_copy(update={"predicted": _shown(of[row.operator])}) if row.operator in of else row for row in table.rows
+    )
     return replace(table, rows=rows, predicted=predicted.iteration)
 
 
@@ -203,7 +205,7 @@ def _of_state(state: MachineState | None, profile: Profile) -> tuple[str, ...]:
     return (f"{what}: other programs, another clock, or a busy host; shares of ceilings are of what there was",)
 
 
-def doubts(rows: Sequence[OperatorRow], iteration: Interval, profile: Profile) -> tuple[str, ...]:
+def doubts(rows: Sequence[MeasuredPass], iteration: Interval, profile: Profile) -> tuple[str, ...]:
     """What a reader should know about rows that do not fit each other, or the profile."""
     notes: tuple[str, ...] = ()
     apart = sum(row.time_s.median for row in rows) / iteration.median - 1.0
@@ -213,8 +215,8 @@ def doubts(rows: Sequence[OperatorRow], iteration: Interval, profile: Profile) -
     reached = max(highest.fractions.values(), default=0.0)
     if reached > _TOO_FAST:
         notes += (
-            f"{highest.key} reached {reached:.0%} of its ceiling: the machine was slower when it was probed ({profile.created}), or much "
-            "of the data came from a cache; if other rows pass 100 % too, run autotune probe --refresh when it is quiet",
+            f"{highest.operator} reached {reached:.0%} of its ceiling: the machine was slower when it was probed ({profile.created}), or "
+            "much of the data came from a cache; if other rows pass 100 % too, run autotune probe --refresh when it is quiet",
         )
     return notes
 
@@ -228,22 +230,19 @@ def operator_row(
     threads: int,
     parts: TimeParts | None = None,
     hardware: Hardware = BARE,
-) -> OperatorRow:
+) -> MeasuredPass:
     """One pass against its ceilings; without a `work` there is nothing to hold it against."""
     if work is None:
         detail = "outside every operator: Python between the passes"
-        return OperatorRow(key, time_s, time_s.median / iteration_s, 0, 0, None, None, None, {}, "none", detail)
+        return MeasuredPass(operator=key, time_s=time_s, share=time_s.median / iteration_s, fractions={}, binder="none", detail=detail)
     # Within a step an operator reads what the one before has just written.
     found = verdict(work, time_s.median, ceilings, threads, warm=True, parts=parts, hardware=hardware)
-    return OperatorRow(
-        key=key,
+    return MeasuredPass(
+        operator=key,
         time_s=time_s,
         share=time_s.median / iteration_s,
         flops=work.flops,
         bytes=work.bytes,
-        flops_per_s=work.flops / time_s.median,
-        bandwidth_bytes_per_s=(work.row_traffic_bytes or work.bytes) / time_s.median,
-        intensity=work.intensity,
         fractions=found.fractions,
         binder=found.binder,
         detail=found.detail,

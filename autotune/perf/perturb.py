@@ -58,7 +58,7 @@ def perturb(
         cache_bytes: of all caches that the threads can fill: a warm case larger than this is not resident.
         rounds: interleaved rounds for each pass.
     """
-    verdicts = {row.key: row.binder for row in table.rows}
+    verdicts = {row.operator: row.binder for row in table.rows}
     operators = [operator for operator in dlrm.operators(source) if operator.key in verdicts and operator.runs_alone]
     threads, found, witness = dlrm.config.threads, [], Witness()
     progress.phase("perturbing operators", len(operators))

@@ -10,10 +10,10 @@ from autotune.bench.noise import NoiseMonitor
 from autotune.bench.progress import NO_PROGRESS, Progress
 from autotune.bench.rounds import run_rounds
 from autotune.bench.samples import Samples, ratio
-from autotune.config.measured import TimedSpan, TimeParts
+from autotune.config.measured import RankRow, TimedSpan, TimeParts
 from autotune.config.network import Network
 from autotune.config.profile import Ceilings, Profile
-from autotune.config.tuned import Interval
+from autotune.config.tuned import Interval, MeasuredPass
 from autotune.ops import all_reduce, all_to_all
 from autotune.ops.base import Work, operator_of
 from autotune.ops.embedding_bag import FORWARD
@@ -22,7 +22,7 @@ from autotune.perf.measure import beside, doubts, measure, operator_row, samples
 from autotune.perf.perturb import judge_transfer, perturb, unwitnessed
 from autotune.perf.roofline import BOUND_FRACTION, Hardware, limits
 from autotune.perf.share import per_rank
-from autotune.perf.table import OTHER, OperatorRow, OperatorTable, Perturbation, RankRow
+from autotune.perf.table import OTHER, OperatorTable, Perturbation
 from autotune.probe.network import slowest_turn
 from autotune.ranks import group
 from autotune.ranks.lockstep import Lockstep, take_recorded
@@ -110,7 +110,7 @@ def prove_passes(lockstep: Lockstep, table: OperatorTable, cache_bytes: int, pro
     slowest = max(table.ranks, key=lambda row: row.compute_s).rank
     tested = list(lockstep.everywhere(prove_rank, table, cache_bytes)[slowest])
     whole, half = (lockstep.everywhere(time_talks, TALKS, _PROOF_ROUNDS, share) for share in (1.0, 0.5))
-    sent = {row.key: row for row in table.rows if row.bytes_sent}
+    sent = {row.operator: row for row in table.rows if row.bytes_sent}
     tested += [judge_transfer(key, sent[key].binder, ratio(whole[key], half[key])) for key in TALKS if key in sent]
     return replace(table, perturbations=tuple(tested))
 
@@ -158,7 +158,8 @@ def measure_ranks(
             row = _talk_row(work, key, time_s, alone[key], iteration.median, ceilings, threads, profile.network)
         else:
             row = operator_row(work, key, time_s, iteration.median, ceilings, threads, watched[slowest][1].get(key), hardware)
-        rows.append(replace(row, imbalance=_imbalance([one.get(key, 0.0) for one in medians]) if key != OTHER else None))
+        imbalance = _imbalance([one.get(key, 0.0) for one in medians]) if key != OTHER else None
+        rows.append(row.model_copy(update={"imbalance": imbalance}))
     predicted = estimate(lockstep.model, profile, lockstep.config, sockets=len(ranks), ranks_on_host=ranks_on_host)
     return beside(
         OperatorTable(
@@ -201,7 +202,7 @@ def _rank_row(rank: int, medians: Mapping[str, float], works: Mapping[str, Work]
 
 def _talk_row(
     work: Work, key: str, time_s: Interval, alone_s: float, iteration_s: float, ceilings: Ceilings, threads: int, network: Network | None
-) -> OperatorRow:
+) -> MeasuredPass:
     """A transfer: exposed is what was waited for it; behind other passes ran what it takes alone, less that."""
     exposed_s = time_s.median
     hidden_s = max(0.0, alone_s - exposed_s)
@@ -216,16 +217,12 @@ def _talk_row(
         detail += f"; {share:.0%} of the network's ceiling"
     if exposed_s > 1.2 * alone_s:
         detail += f"; {format_time(exposed_s - alone_s)} more than alone: a slower rank is waited for, or computing takes its cores"
-    rate = work.message_bytes / whole_s if whole_s else None
-    return OperatorRow(
-        key=key,
+    return MeasuredPass(
+        operator=key,
         time_s=time_s,
         share=exposed_s / iteration_s,
         flops=work.flops,
         bytes=work.bytes,
-        flops_per_s=None,
-        bandwidth_bytes_per_s=rate,
-        intensity=None,
         fractions=fractions,
         binder="network" if bound else "none",
         detail=detail,

@@ -3,61 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 import pandas as pd
 
 from autotune.bench.frames import frame_of
-from autotune.config.measured import MachineState, RankRow, TableUse, TimedSpan, TimeParts
-from autotune.config.tuned import Interval, Prediction
-
-__all__ = ["OTHER", "MachineState", "OperatorRow", "OperatorTable", "Perturbation", "RankRow", "TableUse", "TimeParts", "TimedSpan"]
+from autotune.config.measured import MachineState, RankRow, TableUse, TimedSpan
+from autotune.config.tuned import Interval, MeasuredPass, Prediction
 
 OTHER = "other"
-
-
-@dataclass(frozen=True)
-class OperatorRow:
-    """One operator pass within the iteration."""
-
-    key: str
-    """Operator pass; the last row, `other`, is what no operator accounts for."""
-    time_s: Interval
-    """Per iteration."""
-    share: float
-    """Of the iteration's time, 0..1."""
-    flops: int
-    """Floating-point operations per iteration."""
-    bytes: int
-    """Compulsory bytes read and written per iteration."""
-    flops_per_s: float | None
-    """Reached; None where there is nothing to count."""
-    bandwidth_bytes_per_s: float | None
-    """Compulsory bytes per second; for gather and scatter the row bytes that pass, re-used rows counted each time."""
-    intensity: float | None
-    """Flops per compulsory byte."""
-    fractions: dict[str, float]
-    """Share of each ceiling reached: the time the ceiling allows over the time taken."""
-    binder: str
-    """memory, compute, network, or none."""
-    detail: str
-    """The evidence in words."""
-    bytes_sent: int = 0
-    """Over the network, by one rank per iteration."""
-    hidden_s: float | None = None
-    """Of a transfer: how much of it ran behind other passes; `time_s` is what was exposed. None where nothing is sent."""
-    imbalance: float | None = None
-    """Slowest rank over the mean of all; None on one socket."""
-    parallel_regions: int = 0
-    """Forks and joins of the team that the pass cannot do without."""
-    access: Literal["stream", "gather", "scatter", ""] = ""
-    """The pattern of the traffic; empty where nothing is counted."""
-    row_traffic_bytes: int = 0
-    """For gather and scatter: row bytes that pass, re-used rows counted each time."""
-    predicted: Prediction | None = None
-    """From the profile alone; None where no model describes the pass."""
-    parts: TimeParts | None = None
-    """Where its time went, thread by thread; None where no team of ours ran."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +46,7 @@ class OperatorTable:
     minibatch: int
     threads: int
     iteration_s: Interval
-    rows: tuple[OperatorRow, ...]
+    rows: tuple[MeasuredPass, ...]
     notes: tuple[str, ...]
     """What disturbed the measurement, if anything did."""
     perturbations: tuple[Perturbation, ...] = ()

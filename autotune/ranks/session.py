@@ -175,10 +175,13 @@ def open_session(
     alone = ranks.world == 1 and tuned is not None and not all_cores
     launch = start_tuned(tuned, cores.topology, force) if alone and tuned else cores.start(run_config.huge_pages)
     if tuned is not None:
+        from autotune.dlrm.defaults import in_full
         from autotune.ops.native import kernels
 
         # The kernel target is known only once torch is loaded, too late for the environment: so it is compared here.
         check_tuned(tuned, workload, cores, force, kernels.target())
+        tuned, changed = in_full(tuned, workload)
+        run_config, notes = tuned.config, notes + changed
     name = workload.name if isinstance(model, Model) else spoken_name(str(model), workload)
     workload = workload if data is None else workload.model_copy(update={"data": data})
     return Session(cores, name, workload, run_config, launch, notes, tuned)

@@ -27,9 +27,9 @@ def explanation(result: Explanation, width: int = 80) -> RenderableType:
     kept = [choice for choice in result.choices if choice.chosen]
     parts: list[RenderableType] = [
         Text(" ".join(result.sentences[:2])),
-        _passes(result, width),
+        _passes(result, width) if result.operators else Text("\n".join(f"{name}: {line}" for name, line in result.bound_by.items())),
         *([_choice_table(kept[:_CHOICES], width)] if kept else []),
-        Text(_standing(result.choices, len(kept))),
+        *([Text(_standing(result.choices, len(kept)))] if result.choices else []),
         *_findings(result.findings, width),
         *_notes(result.notes),
     ]

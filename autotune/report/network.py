@@ -13,7 +13,7 @@ from autotune.units import format_bytes, format_rate, format_time
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from autotune.perf.table import RankRow
+    from autotune.config.measured import RankRow
 
 
 def network_tables(network: Network, width: int) -> list[RenderableType]:

@@ -26,7 +26,7 @@ def operator_table(result: OperatorTable, width: int = 80) -> RenderableType:
     """`profile`: one row an operator pass, and what is left of the iteration."""
     rows = result.rows
     columns = [
-        Column("operator", operator_names([row.key for row in rows], width), justify="left"),
+        Column("operator", operator_names([row.operator for row in rows], width), justify="left"),
         Column("ms", [ms(row.time_s.median) for row in rows]),
         Column("95 %", [ms_range(row.time_s) for row in rows], need=6),
         Column("predicted", ["" if row.predicted is None else ms(row.predicted.time_s) for row in rows], need=8),
@@ -110,7 +110,8 @@ def run_result(result: RunResult, width: int = 80) -> RenderableType:
 def run_config(config: RunConfig) -> str:
     """One line: ``2 threads, huge pages, knobs for 14 operator passes``."""
     pages = "huge pages" if config.huge_pages else "small pages"
-    return f"{_threads(config.threads)}, {pages}, knobs for {len(config.operators)} operator passes"
+    knobs = f"knobs for {len(config.operators)} operator passes" if config.operators else "default knobs"
+    return f"{_threads(config.threads)}, {pages}, {knobs}"
 
 
 def profile(result: Profile, width: int = 80) -> RenderableType:

@@ -19,10 +19,9 @@ from autotune.bench.noise import NoiseMonitor
 from autotune.bench.race import Race, drop_clearly_worse, race
 from autotune.bench.rounds import EachRound, Measurement, Observer, Turn, run_rounds, timed
 from autotune.bench.samples import ratio, significant
-from autotune.config.base import Frozen
-from autotune.config.knobs import AnyKnobs, Knobs, RunConfig
+from autotune.config.knobs import Knobs, RunConfig
 from autotune.config.profile import Topology
-from autotune.config.tuned import Interval
+from autotune.config.tuned import Finalist, RaceResult
 from autotune.errors import VerificationError
 from autotune.ops.base import Case, Operator
 from autotune.tune.budget import Clock
@@ -43,37 +42,9 @@ _HEATS = (0.65, 1.0)
 """Share of what is left that each heat may take, the least a final needs being set aside."""
 
 
-class Finalist(Frozen):
-    """A candidate that beat the default in the final of its race."""
-
-    knobs: AnyKnobs
-    time_s: Interval
-    speedup: Interval
-    """default / candidate per round."""
-
-
-class RaceResult(Frozen):
-    """How the race of one group of equal passes ended."""
-
-    keys: tuple[str, ...]
-    threads: int
-    default: AnyKnobs
-    default_s: Interval
-    finalists: tuple[Finalist, ...]
-    """Best first; empty when nothing beat the default clearly."""
-    candidates: int
-    """Candidates timed, the default among them."""
-    offered: int
-    """Candidates that the operator offers."""
-    rejected: tuple[str, ...]
-    """Candidates that did not match the reference."""
-    notes: tuple[str, ...]
-    spent_s: float
-
-    @property
-    def choices(self) -> tuple[Knobs, ...]:
-        """What the whole iteration may choose from: best first, the default last."""
-        return (*(finalist.knobs for finalist in self.finalists[: MAX_FINALISTS - 1]), self.default)
+def race_choices(result: RaceResult) -> tuple[Knobs, ...]:
+    """Knobs that the whole iteration may choose from: best first, the default last."""
+    return (*(finalist.knobs for finalist in result.finalists[: MAX_FINALISTS - 1]), result.default)
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,12 @@ from typing import Any
 
 from autotune.bench.noise import NoiseMonitor
 from autotune.bench.progress import NO_PROGRESS, Progress
-from autotune.config.files import write_yaml
+from autotune.config.files import write_tuned
 from autotune.config.knobs import RunConfig
 from autotune.config.model import Model
 from autotune.config.partition import ALL_TO_ALL_FORMS, CommunicationKnobs, Partition
 from autotune.config.profile import Fingerprint, Profile, Topology
-from autotune.config.tuned import TunedConfig
+from autotune.config.tuned import RaceResult, TunedConfig
 from autotune.data.batches import BatchSource
 from autotune.dlrm.model import default_config
 from autotune.errors import FingerprintError, MachineError
@@ -41,7 +41,7 @@ from autotune.ranks.lockstep import Lockstep
 from autotune.ranks.session import Cores
 from autotune.tune.budget import Deadline
 from autotune.tune.journal import Journal, journal_path, trial_marker
-from autotune.tune.races import OperatorGroup, Racer, RaceResult, group_operators
+from autotune.tune.races import OperatorGroup, Racer, group_operators
 from autotune.tune.result import assemble
 from autotune.tune.tuner import Tuner
 
@@ -218,6 +218,6 @@ def tune(
             command=f"autotune tune {shlex.quote(name)} {options} -o {shlex.quote(str(output))}",
             seed=seed, budget_s=deadline.budget_s, topology=topology, rank_cpus=cores.rank_cpus if several else (), profile=profile,
         )  # fmt: skip
-        write_yaml(output, config)
+        write_tuned(output, config)
         journal.discard()
     return config

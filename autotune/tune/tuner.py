@@ -18,7 +18,7 @@ from autotune.config.measured import TableUse
 from autotune.config.model import Model
 from autotune.config.partition import Partition
 from autotune.config.profile import Fingerprint, Topology
-from autotune.config.tuned import Gain
+from autotune.config.tuned import Gain, RaceResult
 from autotune.data.batches import BatchSource
 from autotune.machine.topology import available_memory_bytes
 from autotune.perf.table import OTHER, OperatorTable
@@ -26,7 +26,7 @@ from autotune.tune.budget import Deadline
 from autotune.tune.confirm import Confirmation, confirm
 from autotune.tune.journal import Journal
 from autotune.tune.objective import Bench, Paired, Trainable, decided
-from autotune.tune.races import OperatorGroup, Racer, RaceResult, group_operators
+from autotune.tune.races import OperatorGroup, Racer, group_operators, race_choices
 from autotune.tune.result import Outcome, race_gains
 from autotune.tune.space import Group, Params, Space, changes, huge_page_choices, thread_choices
 from autotune.units import format_bytes, format_time
@@ -121,7 +121,7 @@ class Tuner:
         table = self._table(chosen)
         trials = len(self.journal.finished_trials())
         notes = tuple(dict.fromkeys(self.notes))
-        return Outcome(self.default, chosen, confirmation, tuple(gains), table, trials, self.deadline.spent_s, notes)
+        return Outcome(chosen, confirmation, tuple(gains), tuple(races), table, trials, self.deadline.spent_s, notes)
 
     def _store(self, key: str, value: Any) -> None:
         self.journal.put(key, value)
@@ -135,8 +135,8 @@ class Tuner:
             self.dlrm.configure(self.default)
             budget_s = _FIRST_LOOK_SHARE * self.deadline.left_s
             table = self.measure(self.dlrm, self.source, rounds=_FIRST_LOOK_ROUNDS, budget_s=budget_s, progress=NO_PROGRESS)
-            times = {row.key: row.time_s.median for row in table.rows}
-            potentials = {row.key: max(_LEAST_POTENTIAL, 1.0 - max(row.fractions.values(), default=0.5)) for row in table.rows}
+            times = {row.operator: row.time_s.median for row in table.rows}
+            potentials = {row.operator: max(_LEAST_POTENTIAL, 1.0 - max(row.fractions.values(), default=0.5)) for row in table.rows}
             gains = {key: times[key] * potentials[key] for key in times if key != OTHER}
             look = {"time_s": times, "gain_s": gains, "look": {"spent_s": self.clock() - begin_s}}
             self._store("first_look", look)
@@ -199,7 +199,7 @@ class Tuner:
             if not result.finalists:
                 continue
             visible = sum(shares.get(key, 0.0) for key in result.keys) >= _VISIBLE_SHARE
-            groups.append(Group(result.keys, result.choices if visible else result.choices[:1]))
+            groups.append(Group(result.keys, race_choices(result) if visible else race_choices(result)[:1]))
         threads = thread_choices(self.cores, self.default.threads)
 
         def promise(name: str) -> float:

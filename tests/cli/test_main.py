@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 from autotune import __version__, catalog
 from autotune.cli import main, models
 from autotune.cli.main import app, interrupted
-from autotune.config.files import write_yaml
+from autotune.config.files import dump_yaml, record_path, write_tuned
 from autotune.config.tuned import TunedConfig
 from autotune.machine import topology as machine
 
@@ -38,7 +38,7 @@ def refused(result: Result, code: int, *pieces: str) -> None:
 
 @pytest.fixture
 def config_file(tmp_path: Path, tuned_config: TunedConfig) -> Path:
-    write_yaml(tmp_path / "small.tuned.yaml", tuned_config)
+    write_tuned(tmp_path / "small.tuned.yaml", tuned_config)
     return tmp_path / "small.tuned.yaml"
 
 
@@ -159,7 +159,7 @@ def test_a_config_of_another_model_is_refused(config_file: Path) -> None:
 @pytest.mark.parametrize("command", [("run", "tiny", "--config"), ("verify",)])
 def test_a_config_of_other_hardware_is_refused(command: tuple[str, ...], config_file: Path, tuned_config: TunedConfig) -> None:
     tiny = catalog.load_model_by_name("tiny")
-    write_yaml(config_file, tuned_config.model_copy(update={"model": "tiny", "model_hash": tiny.hash(), "minibatch": tiny.minibatch}))
+    write_tuned(config_file, tuned_config.model_copy(update={"model": "tiny", "model_hash": tiny.hash(), "minibatch": tiny.minibatch}))
     refused(invoke(*command, config_file), 2, "belongs to the hardware", "Some CPU", "--force")
 
 
@@ -179,7 +179,7 @@ def test_explain_prints_text_or_json_and_writes_a_file(config_file: Path, tmp_pa
 
 
 def test_explain_writes_page_figures_and_trace_over_what_is_there(config_file: Path, tmp_path: Path, full_config: TunedConfig) -> None:
-    write_yaml(config_file, full_config)
+    write_tuned(config_file, full_config)
     html, folder, trace = tmp_path / "report.html", tmp_path / "made" / "figures", tmp_path / "trace.json"
     html.write_text("old")
     result = invoke("explain", config_file, "--html", html, "--figures", folder, "--trace", trace)
@@ -201,8 +201,28 @@ def test_explain_refuses_places_it_cannot_write_to_before_it_begins(config_file:
 def test_an_old_config_has_a_page_but_no_what_if(config_file: Path, tmp_path: Path) -> None:
     html = tmp_path / "report.html"
     assert invoke("explain", config_file, "--html", html).exit_code == 0
-    assert "written by an older version" in html.read_text()
+    assert "the model and the profile of the tuning run are not at hand" in html.read_text()
     refused(invoke("explain", config_file, "--what-if", "bandwidth=2x"), 2, "tune again")
+
+
+def test_explain_without_the_record_says_what_is_missing(config_file: Path, tmp_path: Path) -> None:
+    record_path(config_file).unlink()
+    html = tmp_path / "report.html"
+    result = invoke("explain", config_file, "--html", html)
+    assert result.exit_code == 0, result.output
+    (note,) = (line for line in result.stderr.splitlines() if line.startswith("note: "))
+    assert "no record of small lies beside its config" in note
+    assert "never raced" not in result.stdout
+    assert "embedding_bag.forward: memory" in result.stdout
+    assert "no record of small lies beside its config" in html.read_text()
+    assert "no record" in json.loads(invoke("explain", config_file, "--json").stdout)["missing"]
+
+
+def test_explain_refuses_the_record_of_another_config(config_file: Path, tuned_config: TunedConfig) -> None:
+    later = tuned_config.provenance.model_copy(update={"created": "2026-01-01T00:00:00Z"})
+    config_file.write_text(dump_yaml(tuned_config.model_copy(update={"provenance": later}).file_form()))
+    refused(invoke("explain", config_file), 2, "a record must belong to the config", str(record_path(config_file)), str(config_file))
+    assert invoke("export", config_file, "--to", "env").exit_code == 0
 
 
 @pytest.mark.parametrize("to", ["env", "torchrun", "json", "slurm", "mpirun"])

@@ -148,6 +148,17 @@ def test_a_link_keeps_pointing_at_the_file_that_is_written(tmp_path: Path) -> No
     assert (tmp_path / "real.yaml").read_text() == "text"
 
 
+def test_a_renamed_file_is_durable_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file is synced before the rename, and the folder after it."""
+    done, fsync, replace = [], os.fsync, os.replace
+    monkeypatch.setattr(files.os, "fsync", lambda number: (done.append(os.path.isdir(f"/proc/self/fd/{number}")), fsync(number)))
+    monkeypatch.setattr(files.os, "replace", lambda *paths: (done.append("rename"), replace(*paths)))
+    with files.replacing(tmp_path / "out.bin") as file:
+        file.write(b"content")
+    assert done == [False, "rename", True]
+    assert (tmp_path / "out.bin").read_bytes() == b"content"
+
+
 @pytest.mark.parametrize("failing", ["replace", "fsync"])
 def test_an_interrupted_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str) -> None:
     def interrupt(*_: object) -> None:

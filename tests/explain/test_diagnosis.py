@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+from configs import recorded_with
 
 from autotune.config.tuned import Interval, TunedConfig
 from autotune.explain.diagnosis import Finding, explain
@@ -49,7 +50,7 @@ def test_findings_carry_evidence_and_a_remedy(tuned_config: TunedConfig, operato
 
 def test_what_was_raced_already_needs_another_remedy(tuned_config: TunedConfig) -> None:
     raced = tuned_config.gains[0].model_copy(update={"operator": "top_mlp.0.backward_weights", "candidates": 28})
-    finding = found(tuned_config.model_copy(update={"gains": (raced,)}), "top_mlp.0.backward_weights", "compute_bound")
+    finding = found(recorded_with(tuned_config, gains=(raced,)), "top_mlp.0.backward_weights", "compute_bound")
     assert "28 candidates raced" in finding.evidence
     assert "fewer operations" in finding.remedy.text
 
@@ -74,14 +75,14 @@ def test_a_kernel_without_huge_pages_is_named(tuned_config: TunedConfig) -> None
 
 def test_a_ceiling_that_was_passed_leaves_nothing(tuned_config: TunedConfig) -> None:
     verdict = tuned_config.verdicts[0].model_copy(update={"fractions": {"memory": 1.2}})
-    row = explain(tuned_config.model_copy(update={"verdicts": (verdict,)})).remaining[0]
+    row = explain(recorded_with(tuned_config, verdicts=(verdict,))).remaining[0]
     assert row.above_ceiling_s == 0.0
 
 
 def test_a_pass_lost_in_the_noise_is_not_diagnosed(tuned_config: TunedConfig) -> None:
     tiny = Interval(median=1e-5, low=1e-5, high=1e-5, samples=30)
     verdicts = (*tuned_config.verdicts, tuned_config.verdicts[0].model_copy(update={"operator": "loss", "time_s": tiny}))
-    assert all(finding.operator != "loss" for finding in explain(tuned_config.model_copy(update={"verdicts": verdicts})).findings)
+    assert all(finding.operator != "loss" for finding in explain(recorded_with(tuned_config, verdicts=verdicts)).findings)
 
 
 def test_remarks_of_the_tuning_run_are_notes_and_no_findings(tuned_config: TunedConfig) -> None:

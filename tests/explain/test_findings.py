@@ -1,6 +1,7 @@
 """Findings appear where the config's data say so, name their place, and vanish where the cause is gone."""
 
 import pytest
+from configs import recorded_with
 
 from autotune.config.measured import MachineState, TimeParts
 from autotune.config.tuned import Interval, Prediction, TunedConfig
@@ -25,7 +26,7 @@ def with_verdict(config: TunedConfig, operator: str, **changes: object) -> Tuned
     known = {verdict.operator: verdict for verdict in config.verdicts}
     base = known.get(operator, config.verdicts[1].model_copy(update={"operator": operator}))
     known[operator] = base.model_copy(update=changes)
-    return config.model_copy(update={"verdicts": tuple(known.values())})
+    return recorded_with(config, verdicts=tuple(known.values()))
 
 
 UPDATE = {"time_s": Interval(median=0.008, low=0.0079, high=0.0081, samples=30), "binder": "none", "fractions": {"memory": 0.3}}
@@ -48,7 +49,7 @@ def test_the_table_that_is_far_from_its_ceiling_is_named_with_a_strategy_that_pa
 
 def test_tables_take_the_time_of_the_pass_in_proportion(skewed: TunedConfig) -> None:
     other = skewed.tables[0].model_copy(update={"table": 0, "update_s": 0.024})
-    uses = tables_in_step(skewed.model_copy(update={"tables": (*skewed.tables, other)}))
+    uses = tables_in_step(recorded_with(skewed, tables=(*skewed.tables, other)))
     assert [use.table for use in uses] == [0, 1]
     assert [use.update_s for use in uses] == pytest.approx([0.006, 0.002])
     unknown = tables_in_step(skewed.model_copy(update={"sockets": 2}))
@@ -65,7 +66,7 @@ def test_uneven_owners_are_a_finding_of_their_own_until_another_strategy_stands(
 
 def test_what_names_a_cause_replaces_the_plain_verdict(skewed: TunedConfig) -> None:
     assert of_kind(skewed, "below_every_ceiling", "embedding_bag.update") == []
-    assert of_kind(skewed.model_copy(update={"tables": ()}), "below_every_ceiling", "embedding_bag.update")
+    assert of_kind(recorded_with(skewed, tables=()), "below_every_ceiling", "embedding_bag.update")
 
 
 def test_a_layer_that_pads_is_named_with_widths_that_do_not(full_config: TunedConfig) -> None:
@@ -103,7 +104,7 @@ def test_the_slow_rank_is_named_with_its_cause(four_sockets: TunedConfig) -> Non
     assert "rank 2 computes" in finding.evidence
     assert "2.00x the mean look-ups" in finding.evidence
     even = tuple(row.model_copy(update={"compute_s": 0.05}) for row in four_sockets.ranks)
-    assert of_kind(four_sockets.model_copy(update={"ranks": even}), "uneven_ranks") == []
+    assert of_kind(recorded_with(four_sockets, ranks=even), "uneven_ranks") == []
 
 
 def test_an_exposed_transfer_names_the_first_knob_that_is_open(four_sockets: TunedConfig) -> None:
@@ -156,7 +157,7 @@ def test_below_every_ceiling_the_remedy_follows_what_was_measured(full_config: T
     key = "interaction.forward"
     slow = with_verdict(full_config, key, **UPDATE, parts=parts)
     raced = full_config.gains[0].model_copy(update={"operator": key, "candidates": 9})
-    (finding,) = of_kind(slow.model_copy(update={"gains": (raced,)}), "below_every_ceiling", key)
+    (finding,) = of_kind(recorded_with(slow, gains=(raced,)), "below_every_ceiling", key)
     assert remedy in finding.remedy.text
     assert of_kind(slow, "waiting_for_cores") == []
 
@@ -174,12 +175,12 @@ def test_threads_without_a_core_are_a_finding_of_the_iteration(full_config: Tune
 
 def test_a_machine_that_gives_less_than_probed_is_a_finding_with_what_it_costs(full_config: TunedConfig) -> None:
     bound_s = {name: sum(one.time_s.median for one in full_config.verdicts if one.binder == name) for name in ("memory", "compute")}
-    shared = full_config.model_copy(update={"state": MachineState(memory=0.75, rows=0.75, compute=1.0)})
+    shared = recorded_with(full_config, state=MachineState(memory=0.75, rows=0.75, compute=1.0))
     (finding,) = of_kind(shared, "less_bandwidth")
     assert finding.saving_s == pytest.approx(0.25 * bound_s["memory"])
     assert "memory gave 75%" in finding.evidence
     assert of_kind(shared, "slower_cores") == []
-    slower = full_config.model_copy(update={"state": MachineState(memory=0.95, rows=0.95, compute=0.5)})
+    slower = recorded_with(full_config, state=MachineState(memory=0.95, rows=0.95, compute=0.5))
     assert of_kind(slower, "less_bandwidth") == []
     assert len(of_kind(slower, "slower_cores")) == bool(bound_s["compute"])
     assert of_kind(full_config, "less_bandwidth") == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from configs import recorded_with
 from machines import calibrated
 
 from autotune.catalog import load_model_by_name
@@ -23,7 +24,7 @@ MODEL = load_model_by_name("small")
 def config(tuned_config: TunedConfig) -> TunedConfig:
     """Of schema 2, for the made-up machine."""
     chosen: RunConfig = default_config(MODEL, threads=4)
-    return tuned_config.model_copy(update={"workload": MODEL, "profile": calibrated(), "config": chosen})
+    return recorded_with(tuned_config, workload=MODEL, profile=calibrated()).model_copy(update={"config": chosen})
 
 
 def test_bandwidth_helps_what_memory_binds(config: TunedConfig) -> None:
@@ -83,7 +84,7 @@ def test_what_cannot_be_read_is_refused(config: TunedConfig, changes: str, messa
 
 
 def test_a_config_of_schema_1_is_told_what_is_missing(tuned_config: TunedConfig) -> None:
-    with pytest.raises(InputError, match="what-if needs the model and the profile in the config"):
+    with pytest.raises(InputError, match="what-if needs the model and the profile of the tuning run"):
         what_if(tuned_config, "bandwidth=2x")
 
 

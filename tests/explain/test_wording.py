@@ -48,6 +48,7 @@ SENTENCES: dict[str, list[tuple[Any, ...]]] = {
         for saving_s in (0.0, 0.0144)
     ],
     "nothing_sentence": [()],
+    "unmeasured_sentence": [()],
 }
 REMEDIES: dict[str, list[tuple[Any, ...]]] = {
     "small_minibatch_remedy": [(2048, 0.05, 2), (2048, 0.05, 1)],

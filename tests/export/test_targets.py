@@ -28,7 +28,7 @@ def test_what_the_launch_names_itself_is_not_replaced() -> None:
 
 def test_json_is_the_config(tuned_config: TunedConfig) -> None:
     text = export(tuned_config, "json")
-    assert TunedConfig.model_validate_json(text) == tuned_config
+    assert TunedConfig.model_validate_json(text) == tuned_config.model_copy(update={"record": None})
     assert next(iter(json.loads(text))) == "schema"
 
 

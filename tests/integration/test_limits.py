@@ -20,7 +20,7 @@ import pytest
 from quick import QUICK_PROBE, model_yaml
 
 import autotune
-from autotune.config.files import load_tuned
+from autotune.config.files import load_tuned_and_record
 from autotune.explain.diagnosis import explain
 from autotune.ops.native import kernels
 from autotune.report.json import to_json
@@ -89,7 +89,7 @@ class Cores:
     def tuned(self, model: str, output: str, budget: str) -> dict[str, Any]:
         """Tunes, and returns what `explain --json` tells."""
         self.run("-m", "autotune", "tune", model, "--budget", budget, "-o", output)
-        told: dict[str, Any] = json.loads(to_json(explain(load_tuned(self.folder / output))))
+        told: dict[str, Any] = json.loads(to_json(explain(load_tuned_and_record(self.folder / output))))
         return told
 
 
@@ -193,7 +193,7 @@ def test_one_core_of_two(one_core: Cores, tmp_path: Path) -> None:
     told = [next(one["evidence"] for one in of["findings"] if one["kind"] == "small_minibatch") for of in (both, one)]
     assert "forks and joins of 2 threads" in told[0]
     assert "forks" not in told[1]
-    assert any(verdict["parts"]["imbalance"] > 0 for verdict in both["verdicts"] if verdict["parts"])
-    assert all(verdict["parts"]["imbalance"] == 0 for verdict in one["verdicts"] if verdict["parts"])
+    assert any(verdict["parts"]["imbalance"] > 0 for verdict in both["operators"] if verdict["parts"])
+    assert all(verdict["parts"]["imbalance"] == 0 for verdict in one["operators"] if verdict["parts"])
     refused = one_core.run("-m", "autotune", "run", "tiny", "--config", str(tmp_path / "both.tuned.yaml"), code=2)
     assert "physical_cores: config 2, here 1" in refused.stderr

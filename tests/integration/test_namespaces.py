@@ -17,7 +17,7 @@ import pytest
 from quick import QUICK_PROBE, model_yaml
 
 import autotune
-from autotune.config.files import load_tuned
+from autotune.config.files import load_tuned_and_record
 from autotune.config.tuned import TunedConfig
 from autotune.explain.findings import find
 
@@ -166,7 +166,7 @@ def test_what_is_tuned_and_what_is_found_follow_the_rate(two_hosts: Hosts) -> No
         output = two_hosts.folder / f"{gbit}-{budget}.tuned.yaml"
         words = ("-m", "autotune", "tune", str(model), "--sockets", "2", "--wire", "any", "--budget", budget, "-o", str(output))
         two_hosts.run(*words)
-        tuned[gbit] = load_tuned(output)
+        tuned[gbit] = load_tuned_and_record(output)
     slow, fast = tuned[0.2], tuned[10]
     assert wire_of(slow) == "bf16", slow.gains
     assert slow.speedup.median > 1.2, slow.speedup

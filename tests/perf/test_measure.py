@@ -54,15 +54,15 @@ def table(dlrm: DLRM, profile: Profile) -> OperatorTable:
 
 
 def test_every_pass_has_a_row_and_the_rest_comes_last(dlrm: DLRM, table: OperatorTable) -> None:
-    assert {row.key for row in table.rows} == {*dlrm.config.operators, "loss", "bottom_mlp.mask", OTHER}
-    assert table.rows[-1].key == OTHER
-    assert len(table.rows) == len({row.key for row in table.rows})
+    assert {row.operator for row in table.rows} == {*dlrm.config.operators, "loss", "bottom_mlp.mask", OTHER}
+    assert table.rows[-1].operator == OTHER
+    assert len(table.rows) == len({row.operator for row in table.rows})
 
 
 def test_a_rows_figures_follow_from_its_work_and_time(dlrm: DLRM, table: OperatorTable) -> None:
     works = {op.key: op.work() for op in dlrm.operators(make_source(MODEL))}
     for row in table.rows[:-1]:
-        work = works[row.key]
+        work = works[row.operator]
         assert row.flops == work.flops
         assert row.bytes == work.bytes
         assert row.flops_per_s == pytest.approx(work.flops / row.time_s.median)
@@ -72,7 +72,7 @@ def test_a_rows_figures_follow_from_its_work_and_time(dlrm: DLRM, table: Operato
 
 def test_the_frame_has_a_line_per_row(table: OperatorTable) -> None:
     frame = table.frame()
-    assert list(frame["key"]) == [row.key for row in table.rows]
+    assert list(frame["operator"]) == [row.operator for row in table.rows]
     assert (frame["time_s_low"] <= frame["time_s"]).all()
     assert (frame["time_s"] <= frame["time_s_high"]).all()
 
@@ -87,7 +87,7 @@ def test_rounds_and_budget_bound_the_samples(dlrm: DLRM, profile: Profile) -> No
 def test_perturbing_covers_every_pass_and_leaves_the_weights(dlrm: DLRM, table: OperatorTable) -> None:
     before = {name: weight.clone() for name, weight in dlrm.state_dict().items()}
     found = perturb(dlrm, make_source(MODEL), table, cache_bytes=1 << 20, rounds=3)
-    assert {p.operator for p in found} == {row.key for row in table.rows} - {OTHER}
+    assert {p.operator for p in found} == {row.operator for row in table.rows} - {OTHER}
     assert all((weight == before[name]).all() for name, weight in dlrm.state_dict().items())
 
 

@@ -5,8 +5,8 @@ from rich.console import RenderableType
 
 from autotune.config.knobs import RunConfig
 from autotune.config.profile import Profile
-from autotune.config.tuned import Interval, TunedConfig
-from autotune.perf.table import OperatorRow, OperatorTable
+from autotune.config.tuned import Interval, MeasuredPass, TunedConfig
+from autotune.perf.table import OperatorTable
 from autotune.report import text
 from autotune.report.layout import to_text
 from autotune.report.record import RunResult
@@ -18,28 +18,22 @@ def around(median: float) -> Interval:
 
 
 ROWS = (
-    OperatorRow(
-        key="bottom_mlp.10.backward_weights",
+    MeasuredPass(
+        operator="bottom_mlp.10.backward_weights",
         time_s=around(0.01234),
         share=0.617,
         flops=4_000_000_000,
         bytes=30_000_000,
-        flops_per_s=1.9e11,
-        bandwidth_bytes_per_s=2.4e9,
-        intensity=133.3,
         fractions={"memory": 0.08, "compute": 0.93},
         binder="compute",
         detail="",
     ),
-    OperatorRow(
-        key="other",
+    MeasuredPass(
+        operator="other",
         time_s=around(0.0004),
         share=0.004,
         flops=0,
         bytes=0,
-        flops_per_s=None,
-        bandwidth_bytes_per_s=None,
-        intensity=None,
         fractions={},
         binder="none",
         detail="",
@@ -81,7 +75,7 @@ def holds(out: str, *pieces: str) -> None:
 
 def test_a_table_of_80_columns_holds_what_a_reader_needs() -> None:
     out = shown(text.operator_table(TABLE, 80))
-    holds(out, "small[max_rows=10]", "20.0 ms", "bottom_mlp.10.bwd_weights", "12.3", "62%", "190", "2.40", "compute 93%", "other", "0.4%")
+    holds(out, "small[max_rows=10]", "20.0 ms", "bottom_mlp.10.bwd_weights", "12.3", "62%", "324", "2.43", "compute 93%", "other", "0.4%")
     assert "note: 3 disturbed rounds were repeated" in out
 
 

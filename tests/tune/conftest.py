@@ -17,10 +17,11 @@ from autotune.bench.samples import Samples
 from autotune.config.knobs import Knobs, RunConfig
 from autotune.config.model import Model
 from autotune.config.profile import Topology
+from autotune.config.tuned import MeasuredPass
 from autotune.ops.base import Case, Check, Operator, Work
 from autotune.ops.interaction import InteractionKnobs
 from autotune.ops.layer import LayerKnobs
-from autotune.perf.table import OTHER, OperatorRow, OperatorTable
+from autotune.perf.table import OTHER, OperatorTable
 from autotune.tune.budget import Deadline
 from autotune.tune.journal import Journal
 from autotune.tune.tuner import Tuner
@@ -160,9 +161,9 @@ def fake_measure(dlrm: FakeDLRM, source: FakeSource, *, rounds: int, budget_s: f
     rows = []
     for key, knobs in dlrm.config.operators.items():
         time_s = Samples((world.time_of(key, knobs, dlrm.config.threads),)).to_interval()
-        rows.append(OperatorRow(key, time_s, 0.3, 1, 1, None, None, 1.0, {"fma": 0.5}, "none", ""))
+        rows.append(MeasuredPass(operator=key, time_s=time_s, flops=1, bytes=1, fractions={"fma": 0.5}, binder="none", detail=""))
     none = Samples((1e-5,)).to_interval()
-    rows.append(OperatorRow(OTHER, none, 0.0, 0, 0, None, None, None, {}, "none", ""))
+    rows.append(MeasuredPass(operator=OTHER, time_s=none, fractions={}, binder="none", detail=""))
     return OperatorTable("tiny", "nothing", 64, dlrm.config.threads, none, tuple(rows), ())
 
 

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
+from autotune.config.tuned import RaceResult
 from autotune.errors import VerificationError
 from autotune.ops.layer import LayerKnobs
-from autotune.tune.races import OperatorGroup, Racer, RaceResult, group_operators
+from autotune.tune.races import OperatorGroup, Racer, group_operators, race_choices
 
 KEY = "bottom_mlp.0.forward"
 GOOD = LayerKnobs(bk=32, thread_columns=1)
@@ -28,8 +29,8 @@ def test_the_fastest_wins_with_its_interval(racer: Racer, group: OperatorGroup) 
     result = racer.run(group, 5.0)
     assert result.finalists[0].knobs == GOOD
     assert result.finalists[0].speedup.low > 1.5
-    assert result.choices[0] == GOOD
-    assert result.choices[-1] == result.default
+    assert race_choices(result)[0] == GOOD
+    assert race_choices(result)[-1] == result.default
     assert result.keys == (KEY, "top_mlp.0.forward")
     assert result.candidates == result.offered == 8
 

@@ -13,10 +13,11 @@ import pytest
 from machines import made_up_profile
 
 from autotune.api import tune, verify
-from autotune.config.files import dump_yaml, load_tuned
+from autotune.config.files import dump_yaml, load_tuned, load_tuned_and_record
 from autotune.config.model import Model
 from autotune.config.tuned import TunedConfig
 from autotune.data.batches import make_source
+from autotune.dlrm.defaults import in_full
 from autotune.dlrm.model import DLRM
 from autotune.errors import FingerprintError, InputError, MachineError
 from autotune.machine.topology import detect, fingerprint
@@ -76,13 +77,14 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> tuple[TunedConfig, Path, 
 
 def test_tiny_is_tuned_end_to_end_within_the_budget(tuned: tuple[TunedConfig, Path, float]) -> None:
     config, output, spent_s = tuned
-    assert load_tuned(output) == config
-    assert [path.name for path in output.parent.iterdir()] == ["tiny.tuned.yaml"]
+    assert load_tuned_and_record(output) == config
+    assert {path.name for path in output.parent.iterdir()} == {"tiny.tuned.yaml", "tiny.record.json"}
+    assert len(output.read_text().splitlines()) < 120
     # The rule itself is tested on a clock of its own; here, a busy machine may stretch the last step of each phase.
     assert spent_s <= 1.15 * 6.0 + 2.0
     assert len(config.verdicts) > 5
     assert config.launch.threads == config.config.threads == len(config.launch.cpus)
-    assert dump_yaml(config).startswith("schema: 2")
+    assert output.read_text().startswith("schema: 3")
     assert [use.table for use in config.tables] == sorted({use.table for use in config.tables})
     assert len(config.tables) > 1
     assert {span.operator for span in config.timeline} == {verdict.operator for verdict in config.verdicts} - {"other"}
@@ -90,6 +92,9 @@ def test_tiny_is_tuned_end_to_end_within_the_budget(tuned: tuple[TunedConfig, Pa
 
 def test_a_run_uses_exactly_what_the_config_says(tuned: tuple[TunedConfig, Path, float], tiny: Model) -> None:
     assert DLRM(tiny, tuned[0].config, machine=detect()).config == tuned[0].config
+    full, notes = in_full(load_tuned(tuned[1]), tiny)
+    assert full.config == tuned[0].config
+    assert notes == ()
 
 
 def test_a_tuned_config_can_be_verified(tuned: tuple[TunedConfig, Path, float]) -> None:
@@ -125,5 +130,5 @@ def test_a_kill_leaves_a_journal_and_no_half_written_file(tiny: Model, tmp_path:
         assert opened.resumed
     config = tune(tiny, budget_s=6.0, output=output, profile=made_up_profile())
     assert any(note.startswith("resumed from tiny.tuned.yaml.journal: ") for note in config.provenance.notes)
-    assert load_tuned(output) == config
+    assert load_tuned_and_record(output) == config
     assert not journal.exists()
