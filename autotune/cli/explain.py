@@ -12,8 +12,6 @@ from autotune.cli.options import ConfigArgument, JsonOption, OutputOption
 from autotune.cli.output import check_outputs, say, show
 from autotune.config.files import make_folder, write_text_atomic
 from autotune.errors import InputError
-from autotune.report import explanation
-from autotune.report import predict as predictions
 
 Html = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Also write a page of its own: one file, no network.")]
 Figures = Annotated[Path | None, typer.Option("--figures", metavar="DIR", help="Also write its figures as SVG.")]
@@ -46,6 +44,8 @@ def command(
     if figures is not None:
         make_folder(figures)
     if what_if is not None and not files:
+        from autotune.report import predict as predictions
+
         show(api.what_if(config, what_if), predictions.what_if, as_json, output)
         return
     account = api.explain(config, changes=[what_if] if what_if is not None else [], common=html is not None, timeline=files)
@@ -69,4 +69,6 @@ def command(
 
         write_text_atomic(trace, traced(account.model, account.timelines))
         say(f"wrote {trace}")
+    from autotune.report import explanation
+
     show(account, explanation.explanation, as_json, output)

@@ -16,7 +16,7 @@ from machines import made_up_profile
 
 from autotune.api import profile, tune
 from autotune.catalog import load_model_by_name
-from autotune.config.files import load_tuned
+from autotune.config.files import load_tuned_and_record
 from autotune.config.knobs import Knobs, RunConfig
 from autotune.config.model import FLOAT_BYTES, INTERACTIONS, Model
 from autotune.config.partition import CommunicationKnobs, Partition
@@ -155,7 +155,7 @@ def test_it_is_predicted(toy: Model) -> None:
 
 def test_it_is_profiled(toy: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("autotune.probe.shared.load_or_probe", lambda **_: made_up_profile())
-    rows = {row.key: row for row in profile(toy, rounds=3).rows}
+    rows = {row.operator: row for row in profile(toy, rounds=3).rows}
     assert all(rows[key].flops == toy.minibatch * toy.top_input for key in KEYS)
     assert all(rows[key].predicted is not None for key in KEYS)
 
@@ -173,7 +173,7 @@ def test_it_is_tuned_kept_explained_and_drawn(toy: Model, tmp_path: Path, monkey
     output = tmp_path / "toy.tuned.yaml"
     config = tune(toy, budget_s=4.0, output=output, profile=made_up_profile())
     assert all(isinstance(config.config.operators[key], ScaleKnobs) for key in KEYS)
-    assert load_tuned(output) == config
+    assert load_tuned_and_record(output) == config
     account = explain(config)
     assert {choice.operator for choice in account.choices} >= KEYS
     assert "toy" in {finding.kind for finding in account.findings}
