@@ -23,6 +23,7 @@ import os
 import random
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -130,17 +131,20 @@ def compare_iterations(pythons: Mapping[str, Path], name: str, threads: int | No
 
 
 def compare_command(pythons: Mapping[str, Path], arguments: Sequence[str], rounds: int) -> str:
-    """A line of the table for one command."""
-    measures = {build: lambda python=python: cpu_time_s(python, arguments) for build, python in pythons.items()}
-    for measure in measures.values():
-        measure()  # bytecode is compiled, files are read
-    return row(f"autotune {' '.join(arguments)}", in_turns(measures, rounds), 1.0, "s of CPU")
+    """A line of the table for one command. Bytecode of both builds lies in a folder that the first run of each fills, for an installed
+    build has its bytecode beside it and an editable one may not."""
+    with tempfile.TemporaryDirectory() as bytecode:
+        measures = {build: lambda python=python: cpu_time_s(python, arguments, bytecode) for build, python in pythons.items()}
+        for measure in measures.values():
+            measure()
+        return row(f"autotune {' '.join(arguments[:1])}", in_turns(measures, rounds), 1.0, "s of CPU")
 
 
-def cpu_time_s(python: Path, arguments: Sequence[str]) -> float:
+def cpu_time_s(python: Path, arguments: Sequence[str], bytecode: str) -> float:
     """User and system time of one command."""
     command = [str(python), "-m", "autotune", *arguments]
-    with subprocess.Popen(command, env=clean_environment(), stdout=subprocess.DEVNULL, cwd="/") as process:
+    environment = clean_environment() | {"PYTHONPYCACHEPREFIX": bytecode}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, cwd="/") as process:
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
@@ -149,8 +153,8 @@ def cpu_time_s(python: Path, arguments: Sequence[str]) -> float:
 
 
 def clean_environment() -> dict[str, str]:
-    """This environment without what would lead one build to the modules of the other."""
-    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    """This environment without what would lead one build to the modules of the other, or keep bytecode from being written."""
+    return {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE")}
 
 
 def row(name: str, times_s: Mapping[str, Sequence[float]], scale: float, unit: str, note: str = "") -> str:
@@ -159,7 +163,7 @@ def row(name: str, times_s: Mapping[str, Sequence[float]], scale: float, unit: s
 
     relative = ratio(times_s[THIS], times_s[OTHER])
     medians = [scale * sorted(times_s[build])[len(times_s[build]) // 2] for build in (THIS, OTHER)]
-    text = f"{name:30} {medians[0]:9.3f} {medians[1]:9.3f} {unit:9} {relative.median:6.3f} [{relative.low:.3f}, {relative.high:.3f}]"
+    text = f"{name:18} {medians[0]:9.3f} {medians[1]:9.3f} {unit:9} {relative.median:6.3f} [{relative.low:.3f}, {relative.high:.3f}]"
     return f"{text} {relative.samples:6} {note}".rstrip()
 
 
@@ -180,7 +184,7 @@ def main(arguments: Sequence[str]) -> None:
         parser.error(f"OTHER_VENV must be a virtual environment with a build, got no {pythons[OTHER]}")
     if options.commands and options.config is None:
         parser.error("--commands explains a file, got none; give one with --config")
-    print(f"{'':30} {THIS:>9} {OTHER:>9} {'':9} {'ratio':>6} {'95 % interval':16} rounds")
+    print(f"{'':18} {THIS:>9} {OTHER:>9} {'':9} {'ratio':>6} {'95 % interval':16} rounds")
     for name in filter(None, options.models.split(",")):
         print(compare_iterations(pythons, name, options.threads, options.rounds), flush=True)
     if options.commands:
