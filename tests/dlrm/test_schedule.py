@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -17,7 +18,8 @@ from autotune.dlrm.sharding import load_signatures, rank_memory_bytes
 from autotune.errors import InputError
 from autotune.ops import all_reduce
 from autotune.ops.all_reduce import AllReduce
-from autotune.ops.schedule import ROWS, Schedule
+from autotune.ops.overhead import Overhead
+from autotune.ops.schedule import ROWS, Buffer, Pass, Schedule
 from autotune.ops.shards import Part
 
 DIM = 8
@@ -145,6 +147,24 @@ def test_the_ranks_share_out_the_samples(ranks: list[Schedule]) -> None:
     assert ends[-1][1] == ranks[0].global_minibatch
     assert all(left[1] == right[0] for left, right in pairwise(ends))
     assert all(steps.model.minibatch == end - begin > 0 for steps, (begin, end) in zip(ranks, ends, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("later", "depends"),
+    [
+        ({"reads": (Buffer("arrives", 4),)}, True),
+        ({"writes": (Buffer("arrives", 4),)}, True),
+        ({"writes": (Buffer("leaves", 4),)}, True),
+        ({"reads": (Buffer("leaves", 4),)}, False),
+        ({"after": ("arrives",)}, True),
+        ({"reads": (Buffer("unrelated", 4),)}, False),
+    ],
+)  # fmt: skip
+def test_a_transfer_is_waited_for_before_it_is_read_or_what_it_sends_is_written(later: dict[str, Any], depends: bool) -> None:
+    transfer = Pass("transfer", Overhead("transfer", 1), "network", (Buffer("leaves", 4),), (Buffer("arrives", 4),))
+    steps = Schedule((transfer, Pass("later", Overhead("later", 1), **later)), model_of([4]), 1, (0, 16), 16)
+    order = [instruction.what for instruction in steps.instructions]
+    assert order == (["start", "wait", "run"] if depends else ["start", "run", "wait"])
 
 
 def knob_keys(steps: Schedule) -> set[str]:
