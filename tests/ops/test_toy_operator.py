@@ -16,7 +16,7 @@ from machines import made_up_profile
 
 from autotune.api import profile, tune
 from autotune.catalog import load_model_by_name
-from autotune.config.files import load_tuned
+from autotune.config.files import load_tuned_and_record
 from autotune.config.knobs import Knobs, RunConfig
 from autotune.config.model import FLOAT_BYTES, INTERACTIONS, Model
 from autotune.config.partition import CommunicationKnobs, Partition
@@ -154,7 +154,7 @@ def test_it_is_predicted(toy: Model) -> None:
 
 def test_it_is_profiled(toy: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("autotune.probe.shared.load_or_probe", lambda **_: made_up_profile())
-    rows = {row.key: row for row in profile(toy, rounds=3).rows}
+    rows = {row.operator: row for row in profile(toy, rounds=3).rows}
     assert all(rows[key].flops == toy.minibatch * toy.top_input for key in KEYS)
     assert all(rows[key].predicted is not None for key in KEYS)
 
@@ -165,7 +165,7 @@ def test_it_is_tuned_kept_explained_and_drawn(toy: Model, tmp_path: Path) -> Non
     gain = next(gain for gain in config.gains if gain.operator in KEYS)  # its default is slow, so it is raced first
     assert gain.candidates == 2
     assert isinstance(config.config.operators[gain.operator], ScaleKnobs)
-    assert load_tuned(output) == config
+    assert load_tuned_and_record(output) == config
     account = explain(config)
     assert gain.operator in {choice.operator for choice in account.choices}
     assert "toy" in {finding.kind for finding in account.findings}

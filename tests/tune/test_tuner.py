@@ -61,9 +61,10 @@ def test_the_budget_is_kept_within_15_percent(make_tuner: Make, world: Any, budg
 
 def test_no_gain_leaves_the_default(make_tuner: Make, world: Any) -> None:
     world.factors = {}
-    outcome = make_tuner().run()
+    tuner = make_tuner()
+    outcome = tuner.run()
     assert not outcome.confirmation.significant
-    assert outcome.chosen == outcome.default
+    assert outcome.chosen == tuner.default
     assert not any(gain.kept for gain in outcome.gains)
 
 
@@ -79,7 +80,7 @@ def test_an_apparent_gain_that_the_confirmation_denies_is_not_kept(make_tuner: M
     tuner.dlrm.step = flat  # type: ignore[method-assign]
     outcome = tuner.run()
     assert step is not None
-    assert outcome.chosen == outcome.default
+    assert outcome.chosen == tuner.default
     assert not any(gain.kept for gain in outcome.gains)
 
 
