@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, cast
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -26,9 +26,10 @@ from autotune.config.files import load_profile
 from autotune.config.model import Changes
 from autotune.config.partition import KINDS, Kind
 from autotune.errors import InputError
-from autotune.plan.constraints import Constraints
-from autotune.report.plan import plan as render
 from autotune.units import parse_bytes
+
+if TYPE_CHECKING:
+    from autotune.plan.constraints import Constraints
 
 Sockets = Annotated[int, typer.Option("--sockets", min=1, metavar="N", help="Sockets to place the tables on.")]
 Memory = Annotated[str | None, typer.Option("--memory-per-socket", metavar="SIZE", help="For tables: 96GB, 64GiB.")]
@@ -72,6 +73,8 @@ def command(
     if limit == 0:
         raise InputError(f"memory per socket must be positive, got {memory_per_socket} (--memory-per-socket); write for example 64GB")
     machine = None if profile is None else load_profile(profile)
+    from autotune.report.plan import plan as render  # brings numpy, which no help text waits for
+
     result = api.plan(
         model,
         sockets,
@@ -102,6 +105,8 @@ def _constraints(
     for text in together:
         if not _LIST.fullmatch(text):
             raise InputError(f"tables that lie together are TABLE,TABLE, got {text!r} (--together); write for example --together 3,4")
+    from autotune.plan.constraints import Constraints
+
     return Constraints(
         pin=pins,
         forbid=forbidden,

@@ -27,13 +27,13 @@ from autotune.errors import InputError
 from autotune.ops import libxsmm
 from autotune.ops.base import Live, Operator
 from autotune.ops.collective import Collective
-from autotune.ops.embedding_bag import TableAlone, tables_alone
 from autotune.ops.embedding_tables import EmbeddingBags
 from autotune.ops.layer import Layer
 from autotune.ops.memory import Memory, World
 from autotune.ops.native import kernels
 from autotune.ops.schedule import Schedule
 from autotune.ops.shards import Part, Shard
+from autotune.ops.table_alone import TableAlone, tables_alone
 from autotune.ops.timing import Recorder
 
 _ROTATE_BATCHES = 4

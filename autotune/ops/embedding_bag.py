@@ -6,8 +6,7 @@ The tables in memory are those of `embedding_tables`, a rank's parts of them tho
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from copy import copy
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -17,7 +16,8 @@ from autotune.config.knobs import Knobs, RunConfig
 from autotune.config.model import FLOAT_BYTES, Dtype, Optimizer
 from autotune.config.profile import Topology
 from autotune.errors import InputError
-from autotune.ops.base import Case, Check, Family, Features, Operator, Rates, Residence, RowAccess, Work
+from autotune.ops.base import Case, Family, Features, Operator, Rates, Residence, RowAccess, Work
+from autotune.ops.embedding_case import EmbeddingCase
 from autotune.ops.embedding_tables import (
     OWNED,
     EmbeddingBags,
@@ -29,7 +29,7 @@ from autotune.ops.embedding_tables import (
     strategies,
 )
 from autotune.ops.memory import Memory
-from autotune.ops.native import kernels, target, torch, zeros
+from autotune.ops.native import torch
 from autotune.ops.shards import Part, Shard
 
 __all__ = [
@@ -56,7 +56,6 @@ UPDATE = "embedding_bag.update"
 EMBEDDING_FORWARD = Family("embedding forward", "#2a78d6")
 EMBEDDING_UPDATE = Family("embedding update", "#7fb2ec")
 
-_EPSILON = 2.0**-23
 _STATE_LINE_BYTES = 64
 """Traffic of one fp32 of Adagrad's state: it lies alone on its cache line."""
 _SMALL_PAGES_REACH_BYTES = 8 << 20
@@ -422,142 +421,3 @@ def _distance(dim: int) -> int:
     27.4 ms. For rows of 512 B, 8 to 64 are within noise.
     """
     return max(4, min(32, 8192 // (4 * dim)))
-
-
-class EmbeddingCase(Case):
-    """Both passes on the live tables. The update runs with nothing to add, the same traffic: at learning rate 0, and from a gradient of
-    zeros where Adagrad would sum up its squares. Not a bit of a table or its state changes."""
-
-    def __init__(self, bags: EmbeddingBags, batches: Sequence[Lookups], samples: int, seed: int, warm: bool, *, update: bool) -> None:
-        self._bags, self._update = bags, update
-        self._batches = batches[:1] if warm else batches
-        self._pooled = zeros(samples, len(bags.rows), bags.dim)
-        self._seed, self._next = seed, 0
-        if update and bags.optimizer == "sgd":
-            kernels.fill_uniform(self._pooled.view(-1), -1.0, 1.0, seed, 1)
-
-    def __del__(self) -> None:
-        # Not when knobs change: a step that is timed would have to touch the memory anew.
-        if self._update:
-            self._bags.release_workspace()
-
-    def run(self, knobs: EmbeddingForwardKnobs | EmbeddingUpdateKnobs, threads: int) -> None:
-        lookups = self._batches[self._next % len(self._batches)]
-        self._next += 1
-        if isinstance(knobs, EmbeddingUpdateKnobs):
-            self._bags.update(lookups, self._pooled, 0.0, knobs, threads)
-        else:
-            self._bags.forward(lookups, self._pooled, knobs, threads)
-
-    def check(self, knobs: EmbeddingForwardKnobs | EmbeddingUpdateKnobs, threads: int) -> Check:
-        """On small tables of the same dim, with collisions and empty bags: the reference walks every row."""
-        generator = torch.Generator().manual_seed(self._seed)
-        rows, samples = (97, 3, 1000), 37
-        lengths = torch.randint(0, 20, (len(rows) * samples,), generator=generator)
-        offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
-        counts = lengths.view(len(rows), samples).sum(1).tolist()
-        drawn = [torch.randint(0, limit, (count,), generator=generator) for limit, count in zip(rows, counts, strict=True)]
-        indices = torch.cat(drawn)
-        gradient = torch.rand(samples, len(rows), self._bags.dim, generator=generator) - 0.5
-        dtype = self._batches[0].indices.dtype
-        lookups = Lookups(indices.to(dtype), offsets.to(dtype))
-
-        def outcome() -> torch.Tensor:
-            bags = EmbeddingBags(
-                rows, self._bags.dim, huge_pages=False, seed=self._seed, dtype=self._bags.dtype, optimizer=self._bags.optimizer
-            )
-            if isinstance(knobs, EmbeddingUpdateKnobs):
-                bags.update(lookups, gradient, 0.1, knobs, threads)
-                states = [state for t in range(len(rows)) if (state := bags.state(t)) is not None]
-                return torch.cat([part.reshape(-1) for part in (*map(bags.table, range(len(rows))), *states)])
-            out = torch.empty(samples, len(rows), self._bags.dim)
-            bags.forward(lookups, out, knobs, threads)
-            return out.reshape(-1)
-
-        got = outcome()
-        with target("reference"):
-            wanted = outcome()
-        # Every element is a sum of at most `longest` terms below 1: each addition rounds by half an epsilon of the sum so far.
-        longest = int(indices.bincount().max()) if self._update else 20
-        worst = (got - wanted).abs()
-        return Check(float(worst.max()), longest * _EPSILON * max(1.0, float(wanted.abs().max())), f"element {int(worst.argmax())}")
-
-
-@dataclass(frozen=True)
-class TableAlone:
-    """One table, or one part of a table, with its two passes on live weights, to be timed alone."""
-
-    table: int
-    """Its number in the model."""
-    slot: int
-    """Its place among the tables that one call updates."""
-    rows: int
-    dim: int
-    forward: EmbeddingForward
-    update: EmbeddingUpdate
-    cases: Callable[[], tuple[Case, Case]]
-    """Makes the cases of the two passes."""
-    idle: Callable[[], tuple[Case, Case]]
-    """Makes cases over no look-up of one sample: what a call takes by itself."""
-    indices: Any
-    """int64 [L] of one batch."""
-
-
-def tables_alone(bags: EmbeddingBags, numbers: Sequence[int], batches: Sequence[Lookups], samples: int) -> Iterator[TableAlone]:
-    """Every table of `bags`, whose numbers in the model are `numbers`, on the same live weights.
-
-    Args:
-        batches: table-major look-ups of all tables.
-        samples: bags of each table in a batch.
-    """
-    for slot, (number, rows) in enumerate(zip(numbers, bags.rows, strict=True)):
-        single, lookups = _single(bags, slot), []
-        for batch in batches:
-            offsets = batch.offsets[slot * samples : (slot + 1) * samples + 1]
-            lookups.append(Lookups(batch.table(slot, samples), offsets - offsets[0]))
-        yield _table_alone(single, number, slot, rows, lookups, samples)
-
-
-def _table_alone(bags: EmbeddingBags, number: int, slot: int, rows: int, lookups: list[Lookups], samples: int) -> TableAlone:
-    indices = lookups[0].indices
-    unique, counts = torch.unique(indices, return_counts=True)
-    row_bytes = bags.dim * (2 if bags.dtype == "bf16" else FLOAT_BYTES)
-    load = TableLoad(rows, row_bytes, indices.numel(), samples, _Counted(counts), counted=float(unique.numel()))
-    kept: dict[str, Any] = {"dtype": bags.dtype, "optimizer": bags.optimizer, "index_bytes": indices.element_size()}
-
-    nothing = Lookups(indices[:0], torch.zeros_like(lookups[0].offsets[:2]))
-    forward, update = EmbeddingForward(FORWARD, (load,), **kept), EmbeddingUpdate(UPDATE, (load,), **kept)
-    cases, idle = functools.partial(_both, bags, lookups, samples), functools.partial(_both, bags, [nothing], 1)
-    return TableAlone(number, slot, rows, bags.dim, forward, update, cases, idle, indices)
-
-
-def _both(bags: EmbeddingBags, lookups: Sequence[Lookups], samples: int) -> tuple[Case, Case]:
-    forward, update = (EmbeddingCase(bags, lookups, samples, 0, False, update=which) for which in (False, True))
-    return forward, update
-
-
-@dataclass(frozen=True)
-class _Counted:
-    """The popularity that one batch showed."""
-
-    counts: Any
-
-    @property
-    def hottest(self) -> float:
-        return float(self.counts.max()) / float(self.counts.sum()) if len(self.counts) else 0.0
-
-    def distinct(self, lookups: float) -> float:
-        return float(len(self.counts))
-
-    def misses(self, lookups: float, capacity: float) -> float:
-        return min(lookups, float(len(self.counts)))
-
-
-def _single(bags: EmbeddingBags, t: int) -> EmbeddingBags:
-    """Table t by itself: the same live arrays, not copies."""
-    single = copy(bags)
-    single._weights, single._upper, single._lower, single._state = (
-        group[t : t + 1] for group in (bags._weights, bags._upper, bags._lower, bags._state)
-    )
-    single._make_handle()
-    return single

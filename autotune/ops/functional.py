@@ -17,8 +17,8 @@ from autotune.ops import interaction as _interaction
 from autotune.ops.embedding_bag import EmbeddingBags, Lookups, default_forward, default_update
 from autotune.ops.interaction import InteractionKnobs
 from autotune.ops.layer import Activation, LayerKnobs
+from autotune.ops.layer_candidates import default_knobs
 from autotune.ops.layer_shapes import Direction
-from autotune.ops.mlp import default_knobs
 from autotune.ops.native import kernels
 
 __all__ = ["FusedEmbeddingBags", "Linear", "embedding_bag", "interaction", "linear"]

@@ -12,7 +12,8 @@ from autotune.config.knobs import RunConfig
 from autotune.config.measured import HOT_ROWS, TableUse
 from autotune.config.profile import Ceilings
 from autotune.data.batches import BatchSource
-from autotune.ops.embedding_bag import FORWARD, UPDATE, TableAlone
+from autotune.ops.embedding_bag import FORWARD, UPDATE
+from autotune.ops.table_alone import TableAlone
 from autotune.perf.roofline import limits
 from autotune.ranks import group
 from autotune.ranks.lockstep import Lockstep

@@ -22,8 +22,8 @@ from autotune.data.batches import Batch, BatchSource
 from autotune.dlrm.activity import busy
 from autotune.dlrm.model import DLRM
 from autotune.ops.base import Operator
-from autotune.ops.embedding_bag import TableAlone
 from autotune.ops.memory import World
+from autotune.ops.table_alone import TableAlone
 from autotune.ops.timing import Recorder
 from autotune.ranks import group
 

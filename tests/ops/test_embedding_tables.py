@@ -11,9 +11,11 @@ import torch
 from autotune.config.profile import Topology
 from autotune.errors import InputError
 from autotune.ops.base import Work
-from autotune.ops.embedding_bag import EmbeddingBags, EmbeddingCase, Lookups, strategies, tables_alone
+from autotune.ops.embedding_bag import EmbeddingBags, Lookups, strategies
+from autotune.ops.embedding_case import EmbeddingCase
 from autotune.ops.embedding_tables import EmbeddingForwardKnobs, EmbeddingUpdateKnobs
 from autotune.ops.functional import FusedEmbeddingBags
+from autotune.ops.table_alone import tables_alone
 
 ROWS, DIM, SAMPLES = (70000, 9, 300), 12, 40
 CHOICES = list(itertools.product(("fp32", "bf16"), ("sgd", "adagrad")))

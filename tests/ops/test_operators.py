@@ -8,12 +8,14 @@ from autotune.config.profile import Topology
 from autotune.data.batches import make_source
 from autotune.dlrm.model import DLRM
 from autotune.ops.base import Operator
-from autotune.ops.embedding_bag import EmbeddingBags, EmbeddingForwardKnobs, Lookups, tables_alone
+from autotune.ops.embedding_bag import EmbeddingBags, EmbeddingForwardKnobs, Lookups
 from autotune.ops.embedding_tables import EmbeddingUpdateKnobs
 from autotune.ops.interaction import InteractionBackward, InteractionForward
 from autotune.ops.layer import LayerKnobs
-from autotune.ops.mlp import LAYER_PASSES, LayerPass, default_knobs
+from autotune.ops.layer_candidates import default_knobs
+from autotune.ops.mlp import LAYER_PASSES, LayerPass
 from autotune.ops.native import cold_sets, empty_rows, leading_dimension, target
+from autotune.ops.table_alone import tables_alone
 
 THREADS = 2
 

@@ -15,7 +15,7 @@ from autotune.dlrm.model import DLRM
 from autotune.errors import InputError
 from autotune.machine.topology import detect
 from autotune.ops.layer import LayerKnobs
-from autotune.ops.mlp import _LayerCase
+from autotune.ops.layer_case import LayerCase
 from autotune.perf.measure import measure, timed_steps
 from autotune.perf.perturb import _judge, perturb
 from autotune.perf.table import OTHER, OperatorTable
@@ -95,8 +95,8 @@ def test_fewer_threads_are_fewer_for_torch_too(dlrm: DLRM, table: OperatorTable,
     layers = [key for key, knobs in dlrm.config.operators.items() if isinstance(knobs, LayerKnobs)]
     torch_layers = {key: LayerKnobs(implementation="torch") for key in layers}
     seen: set[tuple[int, int]] = set()
-    run = _LayerCase.run
-    monkeypatch.setattr(_LayerCase, "run", lambda *call: (seen.add((call[2], torch.get_num_threads())), run(*call)))
+    run = LayerCase.run
+    monkeypatch.setattr(LayerCase, "run", lambda *call: (seen.add((call[2], torch.get_num_threads())), run(*call)))
     before = dlrm.config
     dlrm.configure(RunConfig(threads=2, operators=torch_layers))
     try:
