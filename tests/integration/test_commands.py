@@ -16,6 +16,7 @@ from quick import QUICK_PROBE
 
 import autotune
 from autotune.config.files import load_tuned, load_tuned_and_record, write_yaml
+from autotune.config.profile import PROFILE_SCHEMA
 from autotune.ranks.launch import environment
 
 _TIMEOUT_S = 120
@@ -130,7 +131,7 @@ def test_profile_accounts_for_the_iteration(user: User) -> None:
 def test_probe_shows_the_cached_profile(user: User) -> None:
     shown = json.loads(user("autotune probe --json -o here.yaml").stdout)
     assert shown["ceilings"]["fma"]
-    assert (user.folder / "here.yaml").read_text().startswith("schema: 2\n")
+    assert (user.folder / "here.yaml").read_text().startswith(f"schema: {PROFILE_SCHEMA}\n")
 
 
 def test_tune_writes_a_config_and_leaves_nothing_else(user: User, tuned_file: Path) -> None:
