@@ -178,5 +178,6 @@ def test_what_is_tuned_and_what_is_found_follow_the_rate(two_hosts: Hosts) -> No
     for config in (slow, fast):
         waited = sum(finding.saving_s for finding in find(config) if finding.kind == "exposed_transfer")
         shares.append(waited / config.tuned_iteration_s.median)
-    assert shares[0] > 0.5, shares
+    # Placing what came and collecting what is sent are passes of their own, and not part of what is waited for.
+    assert shares[0] > 0.25, shares
     assert shares[1] < shares[0], shares
