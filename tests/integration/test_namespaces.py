@@ -37,9 +37,9 @@ class Hosts:
         self.cores = sorted(os.sched_getaffinity(0))[:2]
 
     def limit(self, gbit: float) -> None:
-        """Both ends send at so many Gbit/s at most; the bucket holds what a timer tick lets pass."""
+        """Both ends send at so many Gbit/s at most; the bucket holds 2 ms of it. One of 128 kB let a whole exchange in bf16 pass at once."""
         for name in self.names:
-            burst = f"{max(128, round(256 * gbit))}kb"
+            burst = f"{round(256 * gbit)}kb"
             words = f"tc -n {name} qdisc replace dev at0 root tbf rate {round(1000 * gbit)}mbit burst {burst} latency 20ms"
             subprocess.run(words.split(), check=True, capture_output=True, timeout=20)
 
@@ -178,6 +178,5 @@ def test_what_is_tuned_and_what_is_found_follow_the_rate(two_hosts: Hosts) -> No
     for config in (slow, fast):
         waited = sum(finding.saving_s for finding in find(config) if finding.kind == "exposed_transfer")
         shares.append(waited / config.tuned_iteration_s.median)
-    # Placing what came and collecting what is sent are passes of their own, and not part of what is waited for.
-    assert shares[0] > 0.25, shares
+    assert shares[0] > 0.5, shares
     assert shares[1] < shares[0], shares
