@@ -37,7 +37,7 @@ class Hosts:
         self.cores = sorted(os.sched_getaffinity(0))[:2]
 
     def limit(self, gbit: float) -> None:
-        """Both ends send at so many Gbit/s at most; the bucket holds 2 ms of it. One of 128 kB let a whole exchange in bf16 pass at once."""
+        """Both ends send at so many Gbit/s at most. The bucket holds 2 ms of it: one of 128 kB let a whole bf16 exchange pass at once."""
         for name in self.names:
             burst = f"{round(256 * gbit)}kb"
             words = f"tc -n {name} qdisc replace dev at0 root tbf rate {round(1000 * gbit)}mbit burst {burst} latency 20ms"
