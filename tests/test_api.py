@@ -1,5 +1,7 @@
 """The Python API: the commands' names as functions, whatever was imported before."""
 
+import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +10,7 @@ import pytest
 
 import autotune
 from autotune import catalog
+from autotune.bench.frames import frame_of
 from autotune.config.knobs import RunConfig
 from autotune.config.profile import Profile
 from autotune.config.tuned import TunedConfig
@@ -71,3 +74,10 @@ def test_every_result_has_a_frame(hardware_profile: Profile, tuned_config: Tuned
     assert set(ceilings["ceiling"]) == {name for name in type(measured).model_fields if getattr(measured, name)}
     assert list(autotune.frame(tuned_config)["operator"]) == [gain.operator for gain in tuned_config.gains]
     assert len(autotune.frame(autotune.explain(tuned_config))) == len(autotune.explain(tuned_config).findings)
+
+
+def test_the_readme_names_columns_that_there_are(tuned_config: TunedConfig) -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    (named,) = re.findall(r"autotune\.frame\(table\)\[(\[.*?\])\]", readme)
+    assert tuned_config.verdicts
+    assert set(json.loads(named)) <= set(frame_of(tuned_config.verdicts).columns)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import pairwise
 
 import numpy as np
@@ -110,14 +110,36 @@ def counted(counts: npt.NDArray[np.int64], rows: int) -> Popularity:
     return Popularity(times[::-1] / total, count[::-1].astype(np.float64)) if total else uniform(rows)
 
 
-def popularity(model: Model, t: int) -> Popularity:
+def popularity(model: Model, t: int) -> Popularity | SampledPopularity:
     """Popularity of the rows of table `t`: closed forms for uniform and Zipf; of histograms and files one batch is sampled."""
     data, rows = model.data, model.tables[t].rows
     if data.distribution == "zipf" and data.alpha is not None:
         return zipf(rows, data.alpha)
     if data.distribution in ("histogram", "criteo"):
-        return _sampled(model.hash(), model, data)[t]
+        return SampledPopularity(model, t)
     return uniform(rows)
+
+
+@dataclass(frozen=True, eq=False)
+class SampledPopularity:
+    """The popularity of one table's rows in a batch of the model's own data, drawn when it is first asked for: training never asks."""
+
+    model: Model
+    table: int
+
+    @cached_property
+    def _seen(self) -> Popularity:
+        return _sampled(self.model.hash(), self.model, self.model.data)[self.table]
+
+    @property
+    def hottest(self) -> float:
+        return self._seen.hottest
+
+    def distinct(self, lookups: float) -> float:
+        return self._seen.distinct(lookups)
+
+    def misses(self, lookups: float, capacity: float) -> float:
+        return self._seen.misses(lookups, capacity)
 
 
 _SAMPLES: dict[str, tuple[Popularity, ...]] = {}

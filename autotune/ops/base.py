@@ -372,4 +372,4 @@ def families() -> list[Family]:
 
 def heaviest(operators: Sequence[Operator]) -> Operator:
     """Of passes that share a key, and so their knobs, the one that moves most bytes: it decides on them."""
-    return max(operators, key=lambda operator: operator.work().bytes)
+    return operators[0] if len(operators) == 1 else max(operators, key=lambda operator: operator.work().bytes)

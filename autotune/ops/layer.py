@@ -83,7 +83,7 @@ class Layer:
         outputs: K.
         activation: applied to the output.
         generator: initial weights are normal with variance 2/(C+K), biases normal with variance 1/K, as in the public DLRM.
-        forward, backward_data: the packed copies follow their panel widths.
+        forward, backward_data: the packed copies follow their panel widths; without any, they are made by the first `configure`.
         dtype: of the arithmetic. fp32: `weight` is live. bf16: `upper` and `lower` are, int16 [K, C].
         optimizer: sgd, or adagrad: s += g^2, w -= learning_rate * g / (sqrt(s) + 1e-10), with a state s for weight and bias.
     """
@@ -118,10 +118,11 @@ class Layer:
         self.d_weight, self.d_bias = zeros(outputs, inputs), zeros(outputs)
         self._state = (zeros(outputs, inputs), zeros(outputs)) if optimizer == "adagrad" else (None, None)
         self._packed: dict[str, tuple[int, torch.Tensor]] = {}
-        self._packed_for: frozenset[str] = frozenset()
-        """Copies that a pass reads: torch's GEMM reads none."""
-        default = LayerKnobs()
-        self.configure(forward or default, backward_data or forward or default)
+        self._knobs: dict[str, LayerKnobs] = {}
+        self._packs = False
+        """Whether a pass reads the packed copies."""
+        if forward is not None or backward_data is not None:
+            self.configure(forward, backward_data)
 
     def weights(self) -> tuple[torch.Tensor, torch.Tensor]:
         """weight [K, C] and bias [K], fp32: the live ones, but for a weight in halves, which is joined into a new tensor."""
@@ -150,25 +151,29 @@ class Layer:
             part.copy_(value)
 
     def configure(self, forward: LayerKnobs | None = None, backward_data: LayerKnobs | None = None) -> None:
-        """Make the packed copies fit the panel widths, and fill them. None leaves a copy as it is."""
+        """Make the packed copies fit the panel widths, and fill them.
+
+        None leaves the knobs of a pass as they are; one that was never given follows the other's.
+        """
+        self._knobs |= {key: knobs for key, knobs in (("forward", forward), ("backward", backward_data)) if knobs is not None}
         outputs, inputs = self._shape
-        stale = False
-        for key, knobs, columns, reduction in (("forward", forward, outputs, inputs), ("backward", backward_data, inputs, outputs)):
-            if knobs is None:
-                continue
-            used = knobs.implementation != "torch"
-            stale = stale or (used and key not in self._packed_for)
-            self._packed_for = self._packed_for | {key} if used else self._packed_for - {key}
-            if self._packed.get(key, (0,))[0] != knobs.bk:
-                count = packed_values(columns, reduction, knobs.bk, self.dtype)
-                self._packed[key] = (knobs.bk, zeros(count) if self.dtype == "fp32" else _int16_zeros(count))
+        first = self._knobs.get("forward") or self._knobs["backward"]
+        chosen = {"forward": first, "backward": self._knobs.get("backward", first)}
+        packs = any(knobs.implementation != "torch" for knobs in chosen.values())  # torch's GEMM reads no packed copy
+        stale = packs and not self._packs
+        for key, columns, reduction in (("forward", outputs, inputs), ("backward", inputs, outputs)):
+            width = chosen[key].bk
+            if self._packed.get(key, (0,))[0] != width:
+                count = packed_values(columns, reduction, width, self.dtype)
+                self._packed[key] = (width, zeros(count) if self.dtype == "fp32" else _int16_zeros(count))
                 stale = True
+        self._packs = packs
         if stale:
             self.pack(1)
 
     def pack(self, threads: int) -> None:
         """Bring the packed copies up to date with the weights."""
-        if self._packed_for:
+        if self._packs:
             (forward_width, forward), (backward_width, backward) = self._packed["forward"], self._packed["backward"]
             pack = kernels.pack_weights if self.dtype == "fp32" else kernels.pack_weights_bf16
             pack(self._parts[0], forward, forward_width, backward, backward_width, threads)
