@@ -115,7 +115,7 @@ def run(
     session = open_session(model, changes=changes, threads=threads, data=data, config=config, force=force)
     from autotune.dlrm.checkpoint import load_into, read_checkpoint_of, save_checkpoint
     from autotune.dlrm.train import train
-    from autotune.plan.profiled import planned_config
+    from autotune.plan.planned import planned_config
     from autotune.ranks.group import broadcast
     from autotune.report.record import run_result
 
@@ -161,7 +161,7 @@ def profile(
     """
     session = open_session(model, changes=changes, threads=threads, data=data, config=config, force=force, all_cores=True)
     from autotune.perf.ranks import profile_passes, prove_passes
-    from autotune.plan.profiled import planned_config
+    from autotune.plan.planned import planned_config
     from autotune.probe.shared import shared_profile
 
     _say_config(session, config, progress)
@@ -246,7 +246,7 @@ def _tune(
     progress: Progress = NO_PROGRESS,
 ) -> TunedConfig:
     session = open_session(model, changes=changes)
-    from autotune.plan.profiled import planned_partition
+    from autotune.plan.planned import planned_partition
     from autotune.probe.shared import shared_profile
     from autotune.tune.budget import Deadline
     from autotune.tune.study import candidate_partitions, check_profile, default_for_ranks, models_in_memory
@@ -299,7 +299,7 @@ def verify(
     # The default may want more threads than the config: the process is started for both.
     session = open_session(tuned.model, config=tuned, force=force, all_cores=True)
     from autotune.bench.noise import NoiseMonitor
-    from autotune.plan.profiled import planned_partition
+    from autotune.plan.planned import planned_partition
     from autotune.tune.study import default_for_ranks, models_in_memory
     from autotune.tune.verify import verify as verify_in_lockstep
 
@@ -331,20 +331,11 @@ def plan(
     changes: Changes = UNCHANGED,
 ) -> Plan:
     """Embedding tables placed on sockets: per rank its tables, memory and predicted time. Runs nothing. See `plan.planner.plan`."""
-    from autotune.plan.profiled import plan_for
+    from autotune.plan import planner
 
     workload = _model(model).changed(changes)
     workload = workload if data is None else workload.model_copy(update={"data": data})
-    topology = profile.fingerprint.topology if profile else None
-    return plan_for(
-        workload,
-        sockets,
-        profile,
-        topology.sockets if topology else 1,
-        max(1, topology.physical_cores // topology.sockets) if topology else 1,
-        memory_per_rank_bytes=memory_per_socket_bytes,
-        constraints=constraints,
-    )
+    return planner.plan(workload, sockets, profile, memory_per_rank_bytes=memory_per_socket_bytes, constraints=constraints)
 
 
 def scale(

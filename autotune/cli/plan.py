@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from autotune import api
+from autotune.catalog import load_profile_by_name
 from autotune.cli.options import (
     DataOption,
     DtypeOption,
@@ -22,7 +22,6 @@ from autotune.cli.options import (
     data_of,
 )
 from autotune.cli.output import check_outputs, show
-from autotune.config.files import load_profile
 from autotune.config.model import Changes
 from autotune.config.partition import KINDS, Kind
 from autotune.errors import InputError
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
 
 Sockets = Annotated[int, typer.Option("--sockets", min=1, metavar="N", help="Sockets to place the tables on.")]
 Memory = Annotated[str | None, typer.Option("--memory-per-socket", metavar="SIZE", help="For tables: 96GB, 64GiB.")]
-ProfileFile = Annotated[Path | None, typer.Option("--profile", metavar="FILE", help="By probe -o; with --sockets it has the network.")]
+ProfileName = Annotated[str | None, typer.Option("--profile", metavar="NAME", help="A shipped profile, or a file by probe -o.")]
 Pin = Annotated[list[str] | None, typer.Option("--pin", metavar="T=R", help="Table T whole on rank R. Repeatable.")]
 Forbid = Annotated[list[str] | None, typer.Option("--forbid", metavar="T=R[,R2]", help="No part of table T on these ranks. Repeatable.")]
 Together = Annotated[list[str] | None, typer.Option("--together", metavar="T,T2", help="Tables whole on one rank. Repeatable.")]
@@ -48,7 +47,7 @@ _LIST = re.compile(r"\s*\d{1,9}(?:\s*,\s*\d{1,9})*\s*", re.ASCII)
 def command(
     model: ModelArgument,
     sockets: Sockets,
-    profile: ProfileFile = None,
+    profile: ProfileName = None,
     memory_per_socket: Memory = None,
     pin: Pin = None,
     forbid: Forbid = None,
@@ -72,7 +71,7 @@ def command(
     limit = None if memory_per_socket is None else parse_bytes(memory_per_socket)
     if limit == 0:
         raise InputError(f"memory per socket must be positive, got {memory_per_socket} (--memory-per-socket); write for example 64GB")
-    machine = None if profile is None else load_profile(profile)
+    machine = None if profile is None else load_profile_by_name(profile)
     from autotune.report.plan import plan as render  # brings numpy, which no help text waits for
 
     result = api.plan(

@@ -19,12 +19,7 @@ FloatArray = npt.NDArray[np.float64]
 _HOT_RANKS = 1024
 _TAIL_BINS = 128
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(4)
-_BISECTIONS = 50
-
-
-def distinct(rows: float, lookups: float) -> float:
-    """Expected distinct rows of uniform look-ups: R (1 - (1 - 1/R)^L)."""
-    return rows if rows <= 1 else -rows * math.expm1(lookups * math.log1p(-1.0 / rows))
+_NEWTON_STEPS = 60
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,36 +37,86 @@ class Popularity:
 
     def distinct(self, lookups: float) -> float:
         """Expected distinct rows of `lookups` independent ones: sum_k n_k (1 - (1 - p_k)^L)."""
-        return float(np.sum(self.count * self._met(lookups)))
+        return float(np.sum(self.count * -np.expm1(lookups * self._log_missed)))
 
     def misses(self, lookups: float, capacity: float) -> float:
         """Look-ups that a cache of `capacity` rows, empty at first and replacing the least recently used, has to fetch.
 
         The cache is full after T look-ups, where T meets `capacity` distinct rows; from then on it hits a row that was met among the
-        last T. Misses: U(L) where U(L) fits, else capacity + (L - T) sum_k n_k p_k (1 - p_k)^T.
+        last T. Misses: U(L) where U(L) fits, else capacity + (L - T) (1 - h), h the share of look-ups that hit (`_hits`).
 
         Source: H. Che, Y. Tung, Z. Wang, Hierarchical Web caching systems, IEEE JSAC 20(7), 2002.
         """
         key = (lookups, capacity)
         if key not in self._known:
-            self._known[key] = self._misses(lookups, capacity)
+            met = self.distinct(lookups)
+            if met > capacity:
+                full = min(lookups, self._filled(capacity))
+                met = min(lookups, max(met, capacity + (lookups - full) * max(0.0, 1.0 - self._hits(full))))
+            self._known[key] = met
         return self._known[key]
 
-    def _misses(self, lookups: float, capacity: float) -> float:
-        met = self.distinct(lookups)
-        if met <= capacity:
-            return met
-        low, high = 0.0, lookups
-        for _ in range(_BISECTIONS):
-            middle = (low + high) / 2
-            low, high = (middle, high) if self.distinct(middle) < capacity else (low, middle)
-        hit = float(np.sum(self.count * self.share * self._met(high)))
-        return min(lookups, max(met, capacity + (lookups - high) * max(0.0, 1.0 - hit)))
+    def _filled(self, capacity: float) -> float:
+        """Look-ups that meet `capacity` distinct rows. Newton's method from below: distinct rows are concave in the look-ups, so that no
+        step passes the root."""
+        lookups = capacity
+        for _ in range(_NEWTON_STEPS):
+            step = (capacity - self.distinct(lookups)) / max(self._new_rows(lookups), 1e-300)
+            lookups += step
+            if step <= 1e-9 * lookups:
+                break
+        return lookups
 
-    def _met(self, lookups: float) -> FloatArray:
-        with np.errstate(divide="ignore"):
-            met: FloatArray = -np.expm1(lookups * np.log1p(-np.minimum(self.share, 1.0)))
-        return met
+    def _new_rows(self, lookups: float) -> float:
+        """Share of the look-ups that meet a new row after `lookups`: the derivative of `distinct`."""
+        return float(np.sum(-self.count * self._log_missed * np.exp(lookups * self._log_missed)))
+
+    def _hits(self, window: float) -> float:
+        """Share of the look-ups whose row was met among the `window` before: sum_k n_k p_k (1 - (1 - p_k)^W)."""
+        return float(np.sum(self.count * self.share * -np.expm1(window * self._log_missed)))
+
+    @cached_property
+    def _log_missed(self) -> FloatArray:
+        """log(1 - p) of each row; finite for a row that every look-up meets."""
+        log_missed: FloatArray = np.log1p(-np.minimum(self.share, 1.0 - 1e-16))
+        return log_missed
+
+
+@dataclass(frozen=True, eq=False)
+class CountedPopularity(Popularity):
+    """Rows of one batch by how often it met them: `count` rows in `share` of its look-ups each.
+
+    Expectations are over parts of the batch drawn without replacement, so that the whole batch has the distinct rows that it had.
+    """
+
+    lookups: float = 0.0
+    """Look-ups of the batch."""
+    rows: float = 0.0
+    """Rows of the table."""
+
+    @property
+    def _times(self) -> FloatArray:
+        return self.share * self.lookups
+
+    def distinct(self, lookups: float) -> float:
+        """sum_c n_c (1 - (1 - L / T)^c) of the batch's T look-ups; beyond them new rows are met as often as in its last tenth."""
+        if lookups > self.lookups:
+            everything = self.distinct(self.lookups)
+            tenths = 10.0 * (lookups / self.lookups - 1.0)
+            return min(self.rows, everything + tenths * (everything - self.distinct(0.9 * self.lookups)))
+        return float(np.sum(self.count * (1.0 - (1.0 - lookups / self.lookups) ** self._times)))
+
+    def _filled(self, capacity: float) -> float:
+        return self.lookups if capacity >= float(np.sum(self.count)) else super()._filled(capacity)
+
+    def _new_rows(self, lookups: float) -> float:
+        left = max(0.0, 1.0 - lookups / self.lookups)
+        return float(np.sum(self.count * self.share * left ** (self._times - 1.0)))
+
+    def _hits(self, window: float) -> float:
+        """A look-up's row hits where one of its other look-ups lies in the window."""
+        left = max(0.0, 1.0 - window / self.lookups)
+        return float(np.sum(self.count * self.share * (1.0 - left ** (self._times - 1.0))))
 
 
 @lru_cache(maxsize=4096)
@@ -95,19 +140,11 @@ def zipf(rows: int, alpha: float) -> Popularity:
     return Popularity(share / np.sum(weights * share), weights)
 
 
-@lru_cache(maxsize=65536)
-def distinct_zipf(rows: int, lookups: float, alpha: float) -> float:
-    """Expected distinct rows of Zipf look-ups."""
-    if rows <= 1 or lookups <= 0:
-        return float(rows if lookups > 0 else 0)
-    return min(zipf(rows, alpha).distinct(lookups), float(rows), max(lookups, 1.0))
-
-
 def counted(counts: npt.NDArray[np.int64], rows: int) -> Popularity:
-    """From how often each distinct row of one sampled batch is met; rows that the sample did not meet are left out."""
+    """From how often one batch met each of its distinct rows; uniform where it met none."""
     times, count = np.unique(counts, return_counts=True)
     total = float(counts.sum())
-    return Popularity(times[::-1] / total, count[::-1].astype(np.float64)) if total else uniform(rows)
+    return CountedPopularity(times[::-1] / total, count[::-1].astype(float), lookups=total, rows=rows) if total else uniform(rows)
 
 
 def popularity(model: Model, t: int) -> Popularity | SampledPopularity:
@@ -143,6 +180,8 @@ class SampledPopularity:
 
 
 _SAMPLES: dict[str, tuple[Popularity, ...]] = {}
+_MOST_LOOKUPS = 4_000_000
+"""Look-ups that are counted: a second or two, and under 100 MB. Of larger minibatches the first samples are."""
 
 
 def _sampled(key: str, model: Model, data: DataSpec) -> tuple[Popularity, ...]:
@@ -150,7 +189,9 @@ def _sampled(key: str, model: Model, data: DataSpec) -> tuple[Popularity, ...]:
     if key not in _SAMPLES:
         from autotune.data.batches import make_source  # brings torch, which closed forms do without
 
-        batch, samples = make_source(model, data).batch(0), model.minibatch
+        lookups = model.minibatch * sum(table.pooling for table in model.tables)
+        samples = max(1, round(model.minibatch * min(1.0, _MOST_LOOKUPS / max(lookups, 1.0))))
+        batch = make_source(model, data, minibatch=samples).batch(0)
         ends = batch.offsets[::samples].tolist()
         popularities = []
         for table, (low, high) in zip(model.tables, pairwise(ends), strict=True):

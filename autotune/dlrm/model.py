@@ -18,7 +18,7 @@ import torch
 
 from autotune.config.knobs import Knobs, RunConfig
 from autotune.config.model import DataSpec, Model
-from autotune.config.partition import CommunicationKnobs
+from autotune.config.partition import CommunicationKnobs, Partition
 from autotune.config.profile import Topology
 from autotune.data.batches import Batch, BatchSource
 from autotune.dlrm.schedule import layer_shapes, schedule
@@ -140,7 +140,8 @@ class DLRM:
         if world.ranks > 1:
             self._check_partition(model)
         self.recorder = Recorder()
-        self._schedule_of = functools.lru_cache(maxsize=8)(self._make_schedule)
+        # Without a reference to this model, which would keep its tables until the next garbage collection.
+        self._schedule_of = functools.lru_cache(maxsize=8)(functools.partial(_make_schedule, model, self.partition, world.rank))
         self.communication = (config and config.communication) or CommunicationKnobs()
         self.schedule = self._schedule_of(self.communication, model.minibatch)
         self.model = self.schedule.model
@@ -156,12 +157,6 @@ class DLRM:
             rule = f"the partition is for {self.partition.ranks} ranks"
             raise InputError(f"{rule}, got {self.world.ranks}; plan for this number of sockets")
         check_partition(model, self.partition)
-
-    def _make_schedule(self, communication: CommunicationKnobs, minibatch: int) -> Schedule:
-        model = self.global_model
-        if minibatch != model.minibatch:
-            model = model.model_copy(update={"minibatch": minibatch})
-        return schedule(model, self.partition, self.world.rank, communication)
 
     def _prepare(self) -> None:
         """Fit modules and buffers to the schedule and the knobs, and compile the step."""
@@ -410,3 +405,8 @@ class DLRM:
                 bags.load_state(t, state[f"emb_l.{part.table}.weight"][slice(*part.rows)])
         for name, value in self._dense_optimizer_state().items():
             value.copy_(state[name])
+
+
+def _make_schedule(model: Model, partition: Partition | None, rank: int, communication: CommunicationKnobs, minibatch: int) -> Schedule:
+    """One rank's step with a minibatch of its own size."""
+    return schedule(model.model_copy(update={"minibatch": minibatch}), partition, rank, communication)

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
 from autotune.config.model import FLOAT_BYTES, INTERACTIONS, Model
 from autotune.config.partition import CommunicationKnobs, Partition
 from autotune.data.popularity import popularity
-from autotune.dlrm.sharding import parts_of, reduced_densely, replicated, whole_tables
+from autotune.dlrm.sharding import parts_of_ranks, reduced_densely, replicated, whole_tables
 from autotune.errors import InputError
 from autotune.ops import all_reduce, all_to_all, embedding_bag, interaction, loss, optimizer
 from autotune.ops.all_to_all import AllToAll, sample_bounds
@@ -80,7 +81,7 @@ def _one_rank(build: _Passes) -> Schedule:
     model, parts = build.model, whole_tables(build.model)
     source = Source("owned", tuple(parts), "owned", "features")
     d_source = Source("owned", tuple(parts), "owned", "d_features")
-    loads = _loads(model, parts, model.minibatch)
+    loads = table_loads(model, parts, model.minibatch)
     forward = [
         *build.forward("bottom"),
         build.lookup(loads, (source,), writes=(build.features,)),
@@ -103,7 +104,7 @@ def _several_ranks(model: Model, partition: Partition, rank: int, knobs: Communi
     own, of_all = (bounds[rank], bounds[rank + 1]), model.minibatch
     samples = own[1] - own[0]
     build = _Passes(model.model_copy(update={"minibatch": samples}), of_all, True)
-    shards = _Shards(model, partition, rank)
+    shards = _Shards(model, partition)
     slots = tuple(tuple(part.width for part in parts) for parts in shards.of_ranks)
     back_slots = tuple((*widths, *(part.width for part in shards.sparse)) for widths in slots)
     width = sum(slots[rank])
@@ -122,9 +123,9 @@ def _several_ranks(model: Model, partition: Partition, rank: int, knobs: Communi
         if parts
     )
     owned = tuple(shards.of_ranks[rank])
-    own_loads, all_sparse = _loads(model, owned, of_all), _loads(model, shards.sparse, of_all)
-    replica_loads = _loads(model, [*shards.sparse, *shards.dense], samples)
-    dense_loads = _loads(model, shards.dense, samples)
+    own_loads, all_sparse = table_loads(model, owned, of_all), table_loads(model, shards.sparse, of_all)
+    replica_loads = table_loads(model, [*shards.sparse, *shards.dense], samples)
+    dense_loads = table_loads(model, shards.dense, samples)
     transfer: dict[str, Any] = {"bounds": bounds, "rank": rank, "knobs": knobs}
 
     select = Select(
@@ -135,7 +136,7 @@ def _several_ranks(model: Model, partition: Partition, rank: int, knobs: Communi
             *((("dense.own", "dense", own),) if shards.dense else ()),
         ),
         sum(load.lookups for load in (*own_loads, *all_sparse, *replica_loads)),
-        build.index_bytes,
+        build.tables["index_bytes"],
     )
     placed = (
         *(Block(f"exchange.forward.from.{r}", tuple(parts)) for r, parts in enumerate(shards.of_ranks)),
@@ -193,11 +194,10 @@ class _Shards:
 
     model: Model
     partition: Partition
-    rank: int
 
-    @property
+    @cached_property
     def of_ranks(self) -> list[list[Part]]:
-        return [parts_of(self.model, self.partition, rank) for rank in range(self.partition.ranks)]
+        return parts_of_ranks(self.model, self.partition)
 
     @property
     def _copies(self) -> list[Part]:
@@ -242,12 +242,13 @@ def _with_reductions(
                 reduced.append(Buffer(f"reduced.{number}", operator.size_bytes))
                 yield Pass(all_reduce.KEY, operator, "network", views, (reduced[-1],))
     layers = tuple(layer.name for layer in (*build.layers("bottom"), *build.layers("top")))
-    step = optimizer.DenseOptimizer(optimizer.KEY, layers, build.model.dense_parameters, "dense" if shards.dense else "")
+    copied = sum((part.rows[1] - part.rows[0]) * part.width for part in shards.dense)
+    step = optimizer.DenseOptimizer(optimizer.KEY, layers, build.model.dense_parameters, "dense" if shards.dense else "", copied)
     yield Pass(optimizer.KEY, step, reads=tuple(reduced))
 
 
-def _loads(model: Model, parts: Sequence[Part], samples: int) -> tuple[TableLoad, ...]:
-    """What a pass over `parts` walks for `samples` samples."""
+def table_loads(model: Model, parts: Sequence[Part], samples: int) -> tuple[TableLoad, ...]:
+    """What a pass over `parts` walks for `samples` samples: expected look-ups, distinct rows and bytes of each part."""
     element = 2 if model.dtype == "bf16" else FLOAT_BYTES
     loads = []
     for part in parts:
@@ -257,6 +258,16 @@ def _loads(model: Model, parts: Sequence[Part], samples: int) -> tuple[TableLoad
             TableLoad(rows, part.width * element, samples * table.pooling * share, samples, popularity(model, part.table), share)
         )
     return tuple(loads)
+
+
+def table_options(model: Model) -> dict[str, Any]:
+    """What passes over the model's tables take beside their loads, by the name of the field."""
+    return {
+        "dtype": model.dtype,
+        "optimizer": model.optimizer,
+        "index_bytes": 4 if model.index_dtype == "int32" else 8,
+        "uniform": model.data.distribution == "uniform",
+    }
 
 
 @dataclass(frozen=True)
@@ -285,14 +296,8 @@ class _Passes:
     def __init__(self, model: Model, of_samples: int, reduced: bool) -> None:
         self.model, self.of_samples, self.reduced = model, of_samples, reduced
         self.samples = model.minibatch
-        self.index_bytes = 4 if model.index_dtype == "int32" else 8
         n, f, e = self.samples, model.num_features, model.embedding_dim
-        self.tables: dict[str, Any] = {
-            "dtype": model.dtype,
-            "optimizer": model.optimizer,
-            "index_bytes": self.index_bytes,
-            "uniform": model.data.distribution == "uniform",
-        }
+        self.tables = table_options(model)
         vectors, d_vectors = (Buffer(name, FLOAT_BYTES * n * f * e, (n, f, e)) for name in ("vectors", "d_vectors"))
         self.features, self.d_features = (
             Buffer(f"{prefix}features", FLOAT_BYTES * n * (f - 1) * e, (n, (f - 1) * e), root, e)

@@ -28,18 +28,19 @@ def check_partition(model: Model, partition: Partition) -> None:
             raise InputError(f"{rule}, got {placement.bounds[-1]} (partition: tables[{t}].bounds); plan for this model")
 
 
-def parts_of(model: Model, partition: Partition, rank: int) -> list[Part]:
-    """What a rank owns, replicated tables left out: equal widths side by side, in the order of the tables."""
-    found = []
+def parts_of_ranks(model: Model, partition: Partition) -> list[list[Part]]:
+    """What every rank owns, replicated tables left out: equal widths side by side, in the order of the tables."""
+    owned: list[list[Part]] = [[] for _ in range(partition.ranks)]
     for t, (placement, table) in enumerate(zip(partition.tables, model.tables, strict=True)):
-        if rank not in placement.ranks:
-            continue
         rows, columns = (0, table.rows), (0, table.dim)
-        if placement.bounds:
-            bounds = list(pairwise(placement.bounds))[placement.ranks.index(rank)]
-            rows, columns = (bounds, columns) if placement.kind == "row_wise" else (rows, bounds)
-        found.append(Part(t, rows, columns, sums=placement.kind == "row_wise"))
-    return sorted(found, key=lambda part: (part.width, part.table))
+        bounds = list(pairwise(placement.bounds))
+        for number, rank in enumerate(placement.ranks):
+            if placement.kind == "row_wise":
+                rows = bounds[number]
+            elif bounds:
+                columns = bounds[number]
+            owned[rank].append(Part(t, rows, columns, sums=placement.kind == "row_wise"))
+    return [sorted(parts, key=lambda part: (part.width, part.table)) for parts in owned]
 
 
 def replicated(partition: Partition) -> list[int]:
@@ -66,17 +67,22 @@ def load_signatures(model: Model, partition: Partition) -> list[tuple[tuple[int,
     """
     same: dict[Table, int] = {}
     first = [same.setdefault(table.model_copy(update={"name": None}), t) for t, table in enumerate(model.tables)]
-    owned = (parts_of(model, partition, rank) for rank in range(partition.ranks))
     return [
-        tuple(sorted((first[part.table], part.rows[1] - part.rows[0], part.width, part.sums) for part in parts)) for parts in owned
+        tuple(sorted((first[part.table], part.rows[1] - part.rows[0], part.width, part.sums) for part in parts))
+        for parts in parts_of_ranks(model, partition)
     ]
 
 
 def rank_memory_bytes(model: Model, parts: Sequence[Part], samples: int) -> int:
     """Tables and parts with their optimizer state, dense layers, and the activations of `samples` samples."""
-    state = FLOAT_BYTES if model.optimizer == "adagrad" else 0
-    tables = sum((part.rows[1] - part.rows[0]) * (part.width * FLOAT_BYTES + state) for part in parts)
+    tables = sum(part_memory_bytes(model, part) for part in parts)
     return tables + model.dense_bytes + model.model_copy(update={"minibatch": samples}).activation_bytes
+
+
+def part_memory_bytes(model: Model, part: Part) -> int:
+    """A part's weights with their optimizer state, row-wise Adagrad's one float a row."""
+    state = FLOAT_BYTES if model.optimizer == "adagrad" else 0
+    return (part.rows[1] - part.rows[0]) * (part.width * FLOAT_BYTES + state)
 
 
 def samples_of(model: Model, ranks: int) -> list[int]:

@@ -90,6 +90,12 @@ class Work:
         return sum(rows.touched * rows.row_bytes for rows in self.rows) * (2 if self.access == "scatter" else 1)
 
     @property
+    def stream_bytes(self) -> float:
+        """Compulsory bytes that are not rows of tables."""
+        ways = 2 if self.access == "scatter" else 1  # a scattered row is read and written
+        return max(0, self.bytes - ways * sum(rows.unique * rows.row_bytes for rows in self.rows))
+
+    @property
     def intensity(self) -> float:
         """Arithmetic intensity, flops per byte of compulsory traffic."""
         return self.flops / self.bytes if self.bytes else float("inf")

@@ -29,6 +29,8 @@ class DenseOptimizer(Operator):
     layers: tuple[str, ...]
     weights: int
     shard: str = ""
+    copied: int = 0
+    """Parameters of those tables."""
 
     kind: ClassVar[str] = KEY
     family: ClassVar[Family] = OUTSIDE
@@ -36,10 +38,10 @@ class DenseOptimizer(Operator):
     prior: ClassVar[Mapping[str, float]] = {}
 
     def work(self) -> Work:
-        """Weights step once all gradients are in, and are packed then: gradient and weight are read, weight and two packed copies
-        written."""
-        size = FLOAT_BYTES * self.weights
-        return Work(size // 2, 3 * size, 3 * size)
+        """Weights step once all gradients are in, and are packed then: a layer's gradient and weight are read, weight and two packed copies
+        written; a table's gradient and weight are read, the weight is written."""
+        size, copied = FLOAT_BYTES * self.weights, FLOAT_BYTES * self.copied
+        return Work(2 * (self.weights + self.copied), 3 * size + 2 * copied, 3 * size + copied)
 
     def size(self) -> Mapping[str, float]:
         return {"weights": float(FLOAT_BYTES * self.weights)}

@@ -42,7 +42,7 @@ class Shard:
     """Parts in memory with the values that they have in the whole model.
 
     Args:
-        parts: in the order of `parts_of`; pooled, they lie side by side in that order.
+        parts: in the order of `dlrm.sharding.parts_of_ranks`; pooled, they lie side by side in that order.
         model: gives the shapes of the tables.
         seed: of the initial weights.
     """

@@ -81,6 +81,14 @@ class Collectives:
         """One transfer in which rank r does ``works[r]``: that of the rank that takes longest."""
         return max(transfer_s(self.network, work, self.ranks) for work in works)
 
+    def added_s(self, operation: Operation, size_bytes: float) -> float:
+        """Seconds that bytes which one rank sends add to a transfer that goes out anyway."""
+        if self.ranks < 2:
+            return 0.0
+        if self.network is None:
+            return size_bytes / ASSUMED_BYTES_PER_S
+        return size_bytes / nearest_fit(self.network, operation, "native", self.ranks).bandwidth_bytes_per_s
+
     def prediction(self, work: Work, time_s: float) -> Prediction:
         """A transfer's time with its interval: the residual of its fit."""
         spread = _ASSUMED_SPREAD

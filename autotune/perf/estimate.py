@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import reduce
 
 from autotune.config.knobs import RunConfig
 from autotune.config.model import Model
@@ -13,10 +13,10 @@ from autotune.config.profile import Profile
 from autotune.config.tuned import Prediction
 from autotune.dlrm.model import complete
 from autotune.dlrm.schedule import schedule
-from autotune.dlrm.sharding import load_signatures, parts_of, rank_memory_bytes, replicated, samples_of, whole_tables
+from autotune.dlrm.sharding import load_signatures, parts_of_ranks, rank_memory_bytes, replicated, samples_of, whole_tables
 from autotune.errors import InputError
 from autotune.ops.base import Work
-from autotune.ops.schedule import Lane, Schedule
+from autotune.ops.schedule import ROWS, Lane, Schedule
 from autotune.ops.shards import Part
 from autotune.perf.collectives import Collectives
 from autotune.perf.predictor import PassTime, Predictor
@@ -52,6 +52,8 @@ class RankEstimate:
     rank: int
     compute_s: float
     """In passes that do not wait for others."""
+    tables_s: float
+    """Part of it: passes over rows of tables."""
     waiting_s: float
     """For the network and for slower ranks."""
     memory_bytes: int
@@ -134,8 +136,7 @@ def estimate(
         [rank.between_s for rank in ranks],
     )  # fmt: skip
     total_s = simulation.run()
-    compute_s = [sum(one.prediction.time_s for one in rank.times) for rank in ranks]
-    slowest = max(range(sockets), key=lambda rank: compute_s[rank])
+    slowest = max(range(sockets), key=lambda number: ranks[number].compute_s)
     exposed, shown = simulation.exposed_s[slowest], ranks[slowest]
     notes = (*_notes(model, profile, shown.times, config), *(collectives.notes if sockets > 1 else ()))
     return Estimate(
@@ -148,7 +149,7 @@ def estimate(
         iteration=_whole(shown.times, total_s, sum(exposed.values())),
         timeline=tuple(sorted((span for span in simulation.spans if span.rank < _TIMELINE_RANKS), key=lambda s: (s.rank, s.begin_s))),
         ranks=tuple(
-            RankEstimate(number, compute_s[number], max(0.0, total_s - compute_s[number]), rank.memory_bytes, rank.tables)
+            RankEstimate(number, rank.compute_s, rank.tables_s, max(0.0, total_s - rank.compute_s), rank.memory_bytes, rank.tables)
             for number, rank in enumerate(ranks)
         ),
         simulated=sockets > 1 or not profile.calibration,
@@ -172,6 +173,14 @@ class _Rank:
         numbers = [number for number, each in enumerate(self.steps.passes) if each.lane == "compute"]
         return {number: time.prediction.time_s for number, time in zip(numbers, self.times, strict=False)}
 
+    @functools.cached_property
+    def compute_s(self) -> float:
+        return sum(time.prediction.time_s for time in self.times)
+
+    @property
+    def tables_s(self) -> float:
+        return sum(time.prediction.time_s for time in self.times if any(buffer.name == ROWS for buffer in time.each.touches))
+
     @property
     def between_s(self) -> float:
         return self.times[-1].prediction.time_s
@@ -182,12 +191,14 @@ def _ranks(model: Model, config: RunConfig, sockets: int, predictor: Predictor) 
     partition = config.partition if sockets > 1 else None
     if partition is None:
         return [_rank(model, config, 0, whole_tables(model), predictor)]
-    copies = [Part(t, (0, model.tables[t].rows), (0, model.tables[t].dim)) for t in replicated(partition)]
+    whole = whole_tables(model)
+    copies = [whole[t] for t in replicated(partition)]
     known: dict[object, _Rank] = {}
     ranks = []
-    for rank, key in enumerate(zip(load_signatures(model, partition), samples_of(model, sockets), strict=True)):
+    signatures = zip(load_signatures(model, partition), samples_of(model, sockets), strict=True)
+    for rank, (key, parts) in enumerate(zip(signatures, parts_of_ranks(model, partition), strict=True)):
         if key not in known:
-            known[key] = _rank(model, config, rank, [*parts_of(model, partition, rank), *copies], predictor, len(key[0]))
+            known[key] = _rank(model, config, rank, [*parts, *copies], predictor, len(parts))
         ranks.append(known[key])
     return ranks
 
@@ -208,10 +219,10 @@ def _computed(times: Sequence[PassTime]) -> list[OperatorEstimate]:
         groups.setdefault(time.key, []).append(time)
     rows = []
     for key, group in groups.items():
-        prediction = reduce(_added, (time.prediction for time in group))
+        prediction = functools.reduce(_added, (time.prediction for time in group))
         limits_s = {name: sum(time.limits_s[name] for time in group) for name in group[0].limits_s}
         longest = max(group, key=lambda time: time.prediction.time_s)
-        work = reduce(Work.__add__, (time.each.operator.work() for time in group))
+        work = functools.reduce(Work.__add__, (time.each.operator.work() for time in group))
         if prediction.time_s > 0:
             rows.append(OperatorEstimate(key, "compute", prediction, longest.binder, limits_s, prediction.time_s, 0.0, work))
     return rows

@@ -13,14 +13,14 @@ from autotune.config.profile import Profile, Topology
 from autotune.config.tuned import Prediction
 from autotune.dlrm.model import default_config
 from autotune.dlrm.schedule import schedule
-from autotune.ops.base import Residence
+from autotune.ops.base import Operator, Residence
 from autotune.ops.embedding_bag import UPDATE
 from autotune.ops.overhead import KEY as OTHER
 from autotune.ops.overhead import Overhead
 from autotune.ops.schedule import Pass, Schedule
 from autotune.perf.cache_model import residences
 from autotune.perf.features import CACHE_SHARE, Machine, features_of
-from autotune.perf.regression import FittedModel, Reference, fit
+from autotune.perf.regression import FittedModel, Reference, fit, weighted
 from autotune.perf.roofline import BOUND_FRACTION, Hardware, limits
 from autotune.perf.share import per_rank
 
@@ -84,6 +84,17 @@ class Predictor:
         between = Pass(OTHER, Overhead(OTHER, len(compute)))
         pairs = [*zip(compute, places, strict=True), (between, Residence(0.0, 0.0, 0.0))]
         return [self._predicted(each, place, config.operators.get(each.key), machine) for each, place in pairs]
+
+    def added_s(self, operator: Operator, threads: int, dtype: Dtype = "fp32") -> float:
+        """Seconds that an operator, under its default knobs, adds to a pass that runs anyway: all but the call and the start of the team.
+
+        What it streams comes from memory, and no cache holds its rows when it begins.
+        """
+        machine, work = self.machine(threads, dtype), operator.work()
+        each = Pass(operator.key, operator)
+        features = features_of(each, Residence(work.stream_bytes, 0.0, 0.0), operator.default(threads), machine)
+        added = {name: value for name, value in features.items() if name not in ("call", "fork")}
+        return max(weighted(added, self.model(operator.kind, threads).weights), *self._limits(each, machine).values())
 
     def _predicted(self, each: Pass, place: Residence, knobs: Knobs | None, machine: Machine) -> PassTime:
         features = features_of(each, place, knobs, machine)

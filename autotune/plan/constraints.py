@@ -61,15 +61,15 @@ class Constraints:
 
 
 @dataclass(frozen=True)
-class Freedom:
-    """What one table, or tables that stay together, may still choose."""
+class AllowedSharding:
+    """The ways in which one table, or tables that stay together, may still be sharded."""
 
     tables: tuple[int, ...]
     kinds: tuple[Kind, ...]
     ranks: frozenset[int] | None
-    """None: all."""
+    """Ranks that may hold them; None: all."""
     most: Mapping[Kind, int]
-    """Parts of each kind of split."""
+    """Most shards by each kind of split."""
     place: str
     """The options that speak of these tables."""
     whole_by: str
@@ -80,8 +80,8 @@ class Freedom:
         return _named(self.tables)
 
 
-def resolve(constraints: Constraints, model: Model, ranks: int) -> list[Freedom]:
-    """The freedoms of all tables, every table in one of them, in the order of their first tables.
+def resolve(constraints: Constraints, model: Model, ranks: int) -> list[AllowedSharding]:
+    """What every table may choose, each table in one of them, in the order of their first tables.
 
     Raises:
         InputError: a table or rank that there is not, demands that contradict each other, or that leave a table nothing.
@@ -89,10 +89,10 @@ def resolve(constraints: Constraints, model: Model, ranks: int) -> list[Freedom]
     _check_numbers(constraints, model.num_tables, ranks)
     group_of = {t: group for group in _merged(constraints.together) for t in group}
     groups = [group_of.get(t, (t,)) for t in range(model.num_tables)]
-    return [_freedom(constraints, model, ranks, group) for t, group in enumerate(groups) if group[0] == t]
+    return [_allowed(constraints, model, ranks, group) for t, group in enumerate(groups) if group[0] == t]
 
 
-def _freedom(constraints: Constraints, model: Model, ranks: int, group: tuple[int, ...]) -> Freedom:
+def _allowed(constraints: Constraints, model: Model, ranks: int, group: tuple[int, ...]) -> AllowedSharding:
     place = _options(constraints, group)
     pins = {t: constraints.pin[t] for t in group if t in constraints.pin}
     if len(set(pins.values())) > 1:
@@ -130,7 +130,7 @@ def _freedom(constraints: Constraints, model: Model, ranks: int, group: tuple[in
         demanded = ", ".join(["--kinds", *(one for one in (*by, place) if one and not one.startswith("--kinds"))])
         raise InputError(f"every table must be able to take an allowed kind, got {got} ({demanded}); add table_wise to --kinds")
     stuck = not splits & set(kinds)
-    return Freedom(group, kinds, None if len(free) == ranks else free, most, place, ", ".join(by) if stuck else "")
+    return AllowedSharding(group, kinds, None if len(free) == ranks else free, most, place, ", ".join(by) if stuck else "")
 
 
 def _check_numbers(constraints: Constraints, tables: int, ranks: int) -> None:

@@ -19,7 +19,7 @@ from autotune.ops import all_reduce, all_to_all
 from autotune.perf.estimate import Estimate, OperatorEstimate, estimate
 from autotune.perf.predictor import Predictor
 from autotune.plan.grouped import MOST_RANKS, columns_partition, group_size, spread
-from autotune.plan.profiled import plan_for
+from autotune.plan.planner import place_tables
 from autotune.units import format_bytes, format_time
 
 Placing = Literal["planned", "columns"]
@@ -210,7 +210,9 @@ class _Study:
         groups = math.ceil(count / size)
         if size > 1:
             self.note(f"above {MOST_RANKS} sockets the tables are planned coarsely: for groups of sockets, whose members share them evenly")
-        grouped = plan_for(model, groups, self.profile, self.node, self.threads, memory_per_rank_bytes=room * size).partition
+        grouped = place_tables(
+            model, groups, self.profile, ranks_on_host=self.node, threads=self.threads, memory_per_rank_bytes=room * size
+        )
         return grouped if size == 1 else spread(model, grouped, count)
 
     def predict(self, model: Model, config: RunConfig, count: int) -> Estimate:

@@ -20,13 +20,15 @@ def plan(result: Plan, width: int = 80) -> RenderableType:
     counted = ", ".join(f"{kinds.count(kind)} {kind.replace('_', '-')}" for kind in dict.fromkeys(kinds))
     head = f"{result.model} on {result.partition.ranks} sockets, global minibatch {result.minibatch}: {counted}"
     limit = result.memory_per_rank_bytes
-    facts = f"slowest rank {format_time(result.slowest_s)} for the tables, {result.imbalance:.2f}x the mean" + (
-        f"; at most {format_bytes(limit)} a socket" if limit is not None else ""
-    )
+    slowest = f"slowest rank {format_time(result.slowest_s)} for tables and exchange, {result.imbalance:.2f}x the mean"
+    kept_limit = f"; at most {format_bytes(limit)} a socket" if limit is not None else ""
+    facts = f"{slowest}; iteration {format_time(result.iteration.time_s)}{kept_limit}"
     kept = [Text(f"kept: {', '.join(result.constraints.words)}")] if result.constraints.words else []
     columns = [
         Column("rank", [str(rank.rank) for rank in result.ranks]),
-        Column("predicted", [format_time(rank.time_s) for rank in result.ranks]),
+        Column("computing", [format_time(rank.time_s) for rank in result.ranks]),
+        Column("in tables", [format_time(rank.tables_s) for rank in result.ranks]),
+        Column("exchange", [format_time(rank.exchange_s) for rank in result.ranks]),
         Column("memory", [format_bytes(rank.memory_bytes) for rank in result.ranks]),
         Column("tables", [str(len(rank.tables)) for rank in result.ranks]),
         Column("which", [_ranges(rank.tables) for rank in result.ranks], justify="left"),

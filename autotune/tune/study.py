@@ -33,7 +33,7 @@ from autotune.perf.share import per_rank
 from autotune.perf.table import OperatorTable
 from autotune.perf.tables import tables_of_ranks
 from autotune.plan.constraints import Constraints
-from autotune.plan.profiled import plan_for
+from autotune.plan.planner import place_tables
 from autotune.ranks import group
 from autotune.ranks.environment import Ranks
 from autotune.ranks.launch import launch_of, missing
@@ -78,7 +78,7 @@ def candidate_partitions(model: Model, first: Partition, profile: Profile, ranks
     """The planned one, and table-wise alone where that is another and fits."""
     try:
         alone = Constraints(kinds=("table_wise",))
-        other = plan_for(model, first.ranks, profile, ranks_on_host, threads, constraints=alone).partition
+        other = place_tables(model, first.ranks, profile, ranks_on_host=ranks_on_host, threads=threads, constraints=alone)
     except MachineError:
         return (first,)
     return (first,) if other == first else (first, other)

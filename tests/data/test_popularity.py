@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from autotune.data.batches import make_source
 from autotune.data.distributions import Uniform, Zipf
-from autotune.data.popularity import Popularity, counted, uniform, zipf
+from autotune.data.popularity import Popularity, counted, popularity, uniform, zipf
+from tests.support.histograms import HISTOGRAM, of_histogram
 
 
 def drawn_misses(indices: np.ndarray, capacity: int) -> int:
@@ -58,3 +61,43 @@ def test_shares_add_up_and_the_hottest_comes_first() -> None:
 def test_a_sample_without_look_ups_counts_as_uniform() -> None:
     assert isinstance(counted(np.zeros(0, dtype=np.int64), 7), Popularity)
     assert counted(np.zeros(0, dtype=np.int64), 7).hottest == pytest.approx(1 / 7)
+
+
+def test_distinct_rows_of_a_sample_are_those_of_other_batches(tmp_path: Path) -> None:
+    path = tmp_path / "histogram"
+    path.write_text(HISTOGRAM, encoding="utf-8")
+    model = of_histogram(path)
+    sampled = [popularity(model, t) for t in range(3)]
+    batch = make_source(model).batch(3)
+    of_first = batch.indices[: int(batch.offsets[4000])].numpy()
+    assert sampled[0].distinct(12_000) == pytest.approx(len(np.unique(of_first)), rel=0.1)
+    # A part of one batch: what a rank's own samples meet.
+    assert sampled[0].distinct(3_000) == pytest.approx(len(np.unique(of_first[:3_000])), rel=0.1)
+    assert sampled[0].distinct(12_000) < 0.5 * uniform(1_000_000).distinct(12_000), "far from uniform"
+    # More look-ups than were seen meet more rows, but not more than there are.
+    assert sampled[0].distinct(12_000) < sampled[0].distinct(24_000) <= 2 * sampled[0].distinct(12_000)
+    assert sampled[1].distinct(1e9) == 300
+    for capacity in (50, 400, 5_000):
+        assert sampled[0].misses(12_000, capacity) == pytest.approx(drawn_misses(of_first, capacity), rel=0.1)
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=200), st.floats(0.01, 3.0), st.floats(0.01, 300.0))
+@settings(deadline=None)
+def test_misses_of_a_sample_lie_between_its_distinct_rows_and_all(counts: list[int], batches: float, capacity: float) -> None:
+    known = counted(np.array(counts), 1000)
+    lookups = batches * sum(counts)
+    assert known.distinct(sum(counts)) == pytest.approx(len(counts))
+    assert min(known.distinct(lookups), lookups) * (1 - 1e-9) <= known.misses(lookups, capacity) <= max(lookups, 1.0) * (1 + 1e-9)
+
+
+@given(rows=st.integers(1, 10_000), lookups=st.integers(0, 10_000))
+def test_distinct_rows_lie_between_the_least_and_the_most(rows: int, lookups: int) -> None:
+    met = uniform(rows).distinct(lookups)
+    assert met <= min(rows, max(lookups, 1)) * (1 + 1e-9)
+    assert lookups == 0 or rows == 1 or met > 0
+
+
+def test_distinct_rows_are_those_that_draws_have() -> None:
+    generator = np.random.default_rng(0)
+    drawn = [len(np.unique(generator.integers(0, 500, 700))) for _ in range(200)]
+    assert uniform(500).distinct(700) == pytest.approx(np.mean(drawn), rel=0.01)

@@ -1,5 +1,8 @@
 """The model in memory: configuration, buffers, faults."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 
@@ -104,3 +107,21 @@ def test_every_target_trains_alike(name: str) -> None:
         kernels.set_target(before)
     dlrm = DLRM(TINY, seed=1)
     assert losses == pytest.approx([dlrm.step(batch_of(dlrm, i)) for i in range(5)], rel=1e-5)
+
+
+def test_a_model_that_is_let_go_gives_its_memory_back_at_once() -> None:
+    """Tables of gigabytes must not wait for a garbage collection: the next model needs their room."""
+    dlrm = DLRM(TINY)
+    dlrm.step(batch_of(dlrm))
+    dlrm.configure(dlrm.config.model_copy(update={"operators": {"top_mlp.0.forward": LayerKnobs(implementation="torch")}}))
+    dlrm.step(batch_of(dlrm, 1))
+    case = next(operator for operator in dlrm.operators(make_source(TINY)) if operator.runs_alone).case(0)
+    case.run(dlrm.config.operators["bottom_mlp.0.forward"], 1)
+    memory = weakref.ref(dlrm.memory)
+    gc.collect()
+    gc.disable()
+    try:
+        del dlrm, case
+        assert memory() is None
+    finally:
+        gc.enable()

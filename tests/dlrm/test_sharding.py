@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from autotune.config.model import DataSpec, Model, Table
 from autotune.config.partition import Partition, Placement
 from autotune.data.batches import Batch, make_source
-from autotune.dlrm.sharding import check_partition, parts_of
+from autotune.dlrm.sharding import check_partition, parts_of_ranks
 from autotune.errors import InputError
 from autotune.ops.embedding_bag import initial_weights
 from autotune.ops.embedding_tables import EmbeddingForwardKnobs
@@ -62,7 +62,7 @@ def test_partial_sums_of_row_wise_parts_add_up_to_the_whole(rows: list[int], ran
         return total
 
     whole = pooled([Part(t, (0, count), (0, DIM)) for t, count in enumerate(rows)])
-    of_ranks = sum(pooled(parts_of(model, partition, rank)) for rank in range(ranks))
+    of_ranks = sum(map(pooled, parts_of_ranks(model, partition)))
     torch.testing.assert_close(of_ranks, whole, rtol=1e-5, atol=1e-6)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,7 +16,6 @@ from autotune.config.partition import KINDS, Partition
 from autotune.dlrm.sharding import check_partition
 from autotune.errors import InputError, MachineError
 from autotune.plan.constraints import Constraints
-from autotune.plan.cost import distinct_zipf
 from autotune.plan.planner import plan
 
 RUNNER = CliRunner()
@@ -92,15 +90,6 @@ def test_a_pin_is_kept_by_the_command() -> None:
     result = RUNNER.invoke(app, ["plan", "tiny", "--sockets", "2", "--pin", "0=1", "--json"])
     assert result.exit_code == 0
     assert '"ranks": [\n          1\n        ]' in result.stdout or '"ranks":[1]' in result.stdout.replace(" ", "").replace("\n", "")
-
-
-@pytest.mark.parametrize("alpha", [0.6, 1.05, 1.5])
-def test_distinct_rows_under_zipf_are_those_of_samples(alpha: float) -> None:
-    rows, lookups = 20_000, 5_000
-    share = np.arange(1, rows + 1) ** -alpha
-    drawn = np.random.default_rng(0).choice(rows, size=(40, lookups), p=share / share.sum())
-    seen = np.mean([len(np.unique(one)) for one in drawn])
-    assert distinct_zipf(rows, lookups, alpha) == pytest.approx(seen, rel=0.02)
 
 
 @st.composite

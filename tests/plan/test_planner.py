@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -12,15 +13,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autotune import catalog
-from autotune.config.model import DataSpec, Model, Table
+from autotune.config.knobs import RunConfig
+from autotune.config.model import Changes, DataSpec, Model, Table
 from autotune.config.partition import KINDS
-from autotune.config.profile import Ceilings, ComputePoint, RowPoint
+from autotune.config.profile import Profile, RowPoint
 from autotune.dlrm.sharding import check_partition
 from autotune.errors import InputError, MachineError
+from autotune.perf.estimate import estimate
 from autotune.plan.constraints import Constraints
-from autotune.plan.cost import Item, distinct
-from autotune.plan.planner import Plan, plan
+from autotune.plan.cost import Shard
+from autotune.plan.planner import Plan, place_tables, plan
 from autotune.plan.search import assign
+from tests.support.histograms import HISTOGRAM, of_histogram
+from tests.support.machines import bare, network
 
 
 def model_of(tables: list[tuple[int, int]], minibatch: int = 100) -> Model:
@@ -88,28 +93,19 @@ def test_a_thousand_tables_on_64_ranks_are_all_placed_and_even() -> None:
     assert found.imbalance < 1.02
 
 
+def with_rows(rates: dict[int, float], bandwidth: float = 1e9) -> Profile:
+    """A machine of these gather and scatter bandwidths by row bytes, and of this network."""
+    rows = tuple(
+        RowPoint(row_bytes=width, working_set_bytes=1 << 30, threads=1, bandwidth_bytes_per_s=rate) for width, rate in rates.shards()
+    )
+    profile = bare(network=network(8, bandwidth))
+    return profile.model_copy(update={"ceilings": profile.ceilings.model_copy(update={"gather": rows, "scatter": rows})})
+
+
 def test_slow_gathers_of_a_profile_weigh_more_look_ups() -> None:
-    def ceilings(rate: float) -> Ceilings:
-        rows = (RowPoint(row_bytes=64, working_set_bytes=1 << 20, threads=1, bandwidth_bytes_per_s=rate),)
-        fma = (ComputePoint(threads=1, flops_per_s=1e11),)
-        return Ceilings(fma=fma, gemm=fma, stream=(), gather=rows, scatter=rows, fork_join=())
-
-    model = model_of([(2000, 10), (2000, 1)])
-    slow, fast = (plan(model, 2, ceilings=ceilings(rate)).slowest_s for rate in (1e9, 1e10))
+    model = model_of([(2_000_000, 10), (2_000_000, 1)], minibatch=1000)
+    slow, fast = (plan(model, 2, with_rows({64: rate})).slowest_s for rate in (1e8, 1e9))
     assert 2 * fast < slow <= 10 * fast
-
-
-@given(st.integers(1, 10_000), st.integers(0, 10_000))
-def test_distinct_rows_lie_between_the_least_and_the_most(rows: int, lookups: int) -> None:
-    found = distinct(rows, lookups)
-    assert found <= min(rows, max(lookups, 1)) * (1 + 1e-9)
-    assert lookups == 0 or rows == 1 or found > 0
-
-
-def test_distinct_rows_are_those_that_draws_have() -> None:
-    generator = np.random.default_rng(0)
-    drawn = [len(np.unique(generator.integers(0, 500, 700))) for _ in range(200)]
-    assert distinct(500, 700) == pytest.approx(np.mean(drawn), rel=0.01)
 
 
 def test_no_assignment_is_3_percent_from_the_optimum() -> None:
@@ -118,9 +114,9 @@ def test_no_assignment_is_3_percent_from_the_optimum() -> None:
     numbers = random.Random(1)
     for instance in range(200):
         count, ranks = numbers.randint(1, 12), numbers.randint(1, 4)
-        items = [Item(t, (0, 1), 10 ** numbers.uniform(-4, -2), numbers.randint(1, 1000)) for t in range(count)]
-        largest = max(item.memory_bytes for item in items)
-        total = sum(item.memory_bytes for item in items)
+        shards = [Shard(t, (0, 1), 10 ** numbers.uniform(-4, -2), numbers.randint(1, 1000)) for t in range(count)]
+        largest = max(shard.memory_bytes for shard in shards)
+        total = sum(shard.memory_bytes for shard in shards)
         free = float(total if instance % 2 else max(largest, math.ceil(1.4 * total / ranks)))
         # Columns: x[i, r], then the slowest time in milliseconds.
         cost = np.zeros(count * ranks + 1)
@@ -132,22 +128,22 @@ def test_no_assignment_is_3_percent_from_the_optimum() -> None:
             rows, low, high = [*rows, row], [*low, 1.0], [*high, 1.0]
         for r in range(ranks):
             time, memory = np.zeros_like(cost), np.zeros_like(cost)
-            time[r:-1:ranks] = [1e3 * item.time_s for item in items]
+            time[r:-1:ranks] = [1e3 * shard.time_s for shard in shards]
             time[-1] = -1.0
-            memory[r:-1:ranks] = [item.memory_bytes for item in items]
+            memory[r:-1:ranks] = [shard.memory_bytes for shard in shards]
             rows, low, high = [*rows, time, memory], [*low, -np.inf, -np.inf], [*high, 0.0, free]
         integrality = np.array([1] * (count * ranks) + [0])
         bounds = optimize.Bounds(0.0, np.array([1.0] * (count * ranks) + [np.inf]))
         best = optimize.milp(cost, constraints=optimize.LinearConstraint(np.array(rows), low, high), integrality=integrality, bounds=bounds)
-        chosen = assign(items, [free] * ranks)
+        chosen = assign(shards, [free] * ranks)
         if best.status != 0:
             assert chosen is None, "what cannot be is not found"
             continue
         assert chosen is not None, f"instance {instance} has room"
         loads, memory_used = [0.0] * ranks, [0] * ranks
-        for item, rank in zip(items, chosen, strict=True):
-            loads[rank] += item.time_s
-            memory_used[rank] += item.memory_bytes
+        for shard, rank in zip(shards, chosen, strict=True):
+            loads[rank] += shard.time_s
+            memory_used[rank] += shard.memory_bytes
         assert max(memory_used) <= free
         assert max(loads) <= 1.03 * best.fun / 1e3, f"instance {instance}"
 
@@ -158,23 +154,15 @@ def chosen_kind(pooling: int, network_bytes_per_s: float) -> str:
         schema=1, name="split", source="test", description="test", minibatch=1024, bottom_mlp=(3, 128), top_mlp=(1,),
         tables=(Table(rows=1 << 22, dim=128, pooling=pooling),),
     )  # fmt: skip
-    found = plan(
-        model, 8, memory_per_rank_bytes=model.table_bytes / 4, network_bytes_per_s=network_bytes_per_s, ceilings=narrow_rows_slow()
-    )
+    found = plan(model, 8, with_rows(NARROW_ROWS_SLOW, network_bytes_per_s), memory_per_rank_bytes=model.table_bytes / 4)
     check(model, found, model.table_bytes / 4)
     placement = found.partition.tables[0]
     assert placement.kind == "row_wise" or all(bound % 16 == 0 for bound in placement.bounds)
     return placement.kind
 
 
-def narrow_rows_slow() -> Ceilings:
-    """Rows of one cache line at a quarter of the bandwidth of rows of eight."""
-    rates = {64: 5e9, 512: 2e10}
-    rows = tuple(
-        RowPoint(row_bytes=width, working_set_bytes=1 << 30, threads=1, bandwidth_bytes_per_s=rate) for width, rate in rates.items()
-    )
-    fma = (ComputePoint(threads=1, flops_per_s=1e11),)
-    return Ceilings(fma=fma, gemm=fma, stream=(), gather=rows, scatter=rows, fork_join=())
+NARROW_ROWS_SLOW = {64: 5e9, 512: 2e10}
+"""Rows of one cache line at a quarter of the bandwidth of rows of eight."""
 
 
 def test_a_table_is_split_by_columns_where_the_exchange_weighs_more_and_by_rows_where_look_ups_do() -> None:
@@ -183,14 +171,16 @@ def test_a_table_is_split_by_columns_where_the_exchange_weighs_more_and_by_rows_
 
 
 @pytest.mark.parametrize("kind", ["row_wise", "column_wise"])
-@pytest.mark.parametrize(("pooling", "network"), [(1, 1e9), (5, 1e9), (20, 5e9), (100, 1e10)])
-def test_the_better_kind_of_split_is_no_slower_than_either(pooling: int, network: float, kind: Literal["row_wise", "column_wise"]) -> None:
+@pytest.mark.parametrize(("pooling", "network_bytes_per_s"), [(1, 1e9), (5, 1e9), (20, 5e9), (100, 1e10)])
+def test_the_better_kind_of_split_is_no_slower_than_either(
+    pooling: int, network_bytes_per_s: float, kind: Literal["row_wise", "column_wise"]
+) -> None:
     model = Model(
         schema=1, name="split", source="test", description="test", minibatch=1024, bottom_mlp=(3, 128), top_mlp=(1,),
         tables=(Table(rows=1 << 22, dim=128, pooling=pooling),),
     )  # fmt: skip
     free, bound = (
-        plan(model, 8, network_bytes_per_s=network, ceilings=narrow_rows_slow(), constraints=Constraints(kinds=kinds))
+        plan(model, 8, with_rows(NARROW_ROWS_SLOW, network_bytes_per_s), constraints=Constraints(kinds=kinds))
         for kinds in (KINDS, (kind,))
     )
     assert free.slowest_s <= bound.slowest_s * (1 + 1e-9)
@@ -218,13 +208,11 @@ def test_wide_tables_are_placed_within_memory_or_the_shortfall_is_said(
 
 
 def test_optimizer_state_counts_into_the_memory() -> None:
-    model = model_of([(1000, 1), (1000, 1)])
-    found = plan(model, 2, optimizer_state_bytes_per_row=64)
-    assert [rank.memory_bytes for rank in found.ranks] == [128_000, 128_000]
-    with pytest.raises(MachineError, match=r"got 250 KiB for 2 x 97\.7 KiB: 54\.7 KiB short"):
-        plan(model, 2, memory_per_rank_bytes=100_000, optimizer_state_bytes_per_row=64)
-    with pytest.raises(InputError, match="optimizer state per row must not be negative, got -1; give bytes, 0 for SGD"):
-        plan(model, 2, optimizer_state_bytes_per_row=-1)
+    model = model_of([(1000, 1), (1000, 1)]).changed(Changes(optimizer="adagrad"))
+    found = plan(model, 2)
+    assert [rank.memory_bytes for rank in found.ranks] == [68_000, 68_000]
+    with pytest.raises(MachineError, match=r"got 133 KiB for 2 x 58\.6 KiB: 15\.6 KiB short"):
+        plan(model, 2, memory_per_rank_bytes=60_000)
 
 
 def test_a_thousand_skewed_tables_with_little_room_are_all_placed() -> None:
@@ -247,3 +235,22 @@ def test_what_a_prediction_assumes_of_the_data_is_noted() -> None:
     skewed = model.model_copy(update={"data": DataSpec(distribution="zipf", alpha=1.05)})
     assert any("hottest rows is not known" in note for note in plan(skewed, 2, constraints=Constraints(kinds=("row_wise",))).notes)
     assert not any("rows" in note for note in plan(model, 2).notes)
+
+
+@pytest.mark.parametrize("sockets", [1, 2, 4])
+def test_the_time_of_a_rank_is_its_predicted_computing(sockets: int) -> None:
+    model, profile = catalog.load_model_by_name("mlperf-1m"), bare(network=network(4))
+    planned = plan(model, sockets, profile)
+    config = RunConfig(threads=4, partition=planned.partition if sockets > 1 else None)
+    step = estimate(model, profile, config, sockets=sockets, ranks_on_host=1)
+    assert [rank.time_s for rank in planned.ranks] == pytest.approx([rank.compute_s for rank in step.ranks])
+    assert planned.iteration == step.iteration
+    assert planned.partition == place_tables(model, sockets, profile)
+
+
+def test_a_plan_takes_what_the_data_have_and_says_so(tmp_path: Path) -> None:
+    (tmp_path / "histogram").write_text(HISTOGRAM, encoding="utf-8")
+    counted, unread = (plan(of_histogram(tmp_path / name), 2) for name in ("histogram", "none"))
+    assert any("counted in their first minibatch" in note for note in counted.notes)
+    assert any("taken as uniform" in note for note in unread.notes)
+    assert counted.slowest_s < unread.slowest_s, "rows met again are in a cache"
