@@ -25,7 +25,8 @@ from autotune.explain.terms import (
     reads_tables,
 )
 from autotune.explain.wording import FindingKind
-from autotune.perf.roofline import BOUND_FRACTION, fork_join_s
+from autotune.perf.ceilings import fork_join_s
+from autotune.perf.roofline import BOUND_FRACTION
 
 _BOUND: dict[str, FindingKind] = {"memory": "memory_bound", "compute": "compute_bound", "network": "network_bound"}
 # A 95 % interval wider than a fifth of its median cannot tell a useful gain from none.

@@ -9,8 +9,7 @@ from autotune.config.tuned import TunedConfig
 from autotune.dlrm.schedule import schedule
 from autotune.explain.terms import WORTH_NAMING, iteration_s, ranks_on_host
 from autotune.ops.base import Measured, Observation
-from autotune.perf.roofline import peak_ceiling, stream_ceiling
-from autotune.perf.share import per_rank
+from autotune.perf.ceilings import peak_ceiling, per_rank, stream_ceiling
 
 
 def operator_findings(config: TunedConfig) -> Iterator[tuple[str, Observation]]:

@@ -9,8 +9,7 @@ from typing import Literal
 from autotune.config.profile import Ceilings
 from autotune.config.tuned import MeasuredPass, TunedConfig
 from autotune.explain.terms import OTHER, ranks_on_host
-from autotune.perf.roofline import gemm_ceiling, peak_ceiling, row_ceiling, stream_ceiling
-from autotune.perf.share import per_rank
+from autotune.perf.ceilings import gemm_ceiling, peak_ceiling, per_rank, row_ceiling, stream_ceiling
 from autotune.units import format_bytes
 
 

@@ -16,9 +16,9 @@ from autotune.dlrm.model import default_config
 from autotune.dlrm.sharding import check_partition
 from autotune.errors import InputError
 from autotune.explain.terms import ranks_on_host
+from autotune.perf.ceilings import fork_join_s, peak_ceiling
 from autotune.perf.estimate import Estimate, OperatorEstimate, estimate
 from autotune.perf.predictor import Predictor
-from autotune.perf.roofline import fork_join_s, peak_ceiling
 from autotune.units import format_rate
 
 _FACTOR = re.compile(r"(\d+(?:\.\d+)?|\.\d+)x")

@@ -19,10 +19,10 @@ from autotune.ops.overhead import KEY as OTHER
 from autotune.ops.overhead import Overhead
 from autotune.ops.schedule import Pass, Schedule
 from autotune.perf.cache_model import residences
+from autotune.perf.ceilings import per_rank
 from autotune.perf.features import CACHE_SHARE, Machine, features_of
 from autotune.perf.regression import FittedModel, Reference, fit, weighted
 from autotune.perf.roofline import BOUND_FRACTION, Hardware, limits
-from autotune.perf.share import per_rank
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,11 @@ from autotune.config.tuned import Interval, MeasuredPass
 from autotune.ops import all_reduce, all_to_all
 from autotune.ops.base import Work, operator_of
 from autotune.ops.embedding_bag import FORWARD
+from autotune.perf.ceilings import per_rank
 from autotune.perf.estimate import estimate
 from autotune.perf.measure import beside, doubts, measure, operator_row, samples_by_pass, timed_parts, timed_spans, timed_steps
 from autotune.perf.perturb import judge_transfer, perturb, unwitnessed
 from autotune.perf.roofline import BOUND_FRACTION, Hardware, limits
-from autotune.perf.share import per_rank
 from autotune.perf.table import OTHER, OperatorTable, Perturbation
 from autotune.probe.network import slowest_turn
 from autotune.ranks import group

@@ -3,31 +3,27 @@
 Roofline with one roof per access pattern: the least time that arithmetic, memory and network each allow for the compulsory work, and
 the share of each that a measured time reaches. A bound is physical: arithmetic at the multiply-add peak of the cores, bytes at the best
 measured bandwidth of their access pattern and working set. What one of our own kernels reached is shown beside it, never as the bound.
-Rates between measured points are interpolated; outside them the nearest point counts, and the result says so.
-
 Source: S. Williams, A. Waterman, D. Patterson, Roofline, CACM 52(4), 2009.
 """
 
 from __future__ import annotations
 
-import bisect
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import groupby
 from typing import Literal
 
 from autotune.config.measured import TimeParts
 from autotune.config.network import Network
-from autotune.config.profile import Ceilings, Profile, RowPoint
+from autotune.config.profile import Ceilings, Profile
 from autotune.errors import InputError
 from autotune.ops.base import RowAccess, Work
+from autotune.perf.ceilings import fork_join_s, gemm_ceiling, peak_ceiling, row_ceiling, stream_ceiling
 from autotune.perf.collectives import transfer_s
 from autotune.units import format_bytes, format_rate, format_time
 
 Binder = Literal["memory", "compute", "network", "none"]
-StreamKind = Literal["read", "copy", "triad", "copy_nt", "update"]
 
 # Above half of the time the binder alone takes longer than everything else together; 0.1 more stands for ceilings that were measured up
 # to 20 % too high or low on a shared machine. Held against the multiply-add peak, the best GEMMs reach 0.82 (AVX2, Zen 3) to 0.88 (AVX-512,
@@ -40,15 +36,6 @@ _OFF_CORE = 0.03
 
 Reason = Literal["overhead", "imbalance", "cores", "latency"]
 """What rules a pass below every ceiling."""
-
-
-@dataclass(frozen=True)
-class RowRate:
-    """A bandwidth for random rows."""
-
-    bandwidth_bytes_per_s: float
-    extrapolated: str
-    """What lies outside the measured points, in words; empty when nothing does."""
 
 
 @dataclass(frozen=True)
@@ -129,73 +116,6 @@ def peak_gain(profile: Profile, dtype: str) -> float:
         return 1.0
     paired = "avx512_bf16" in profile.fingerprint.topology.isa and profile.fingerprint.target == "avx512"
     return max(2.0 if paired else 1.0, profile.bf16_gain)
-
-
-def gemm_ceiling(ceilings: Ceilings, threads: int) -> float:
-    """Best rate of a GEMM in the probe, flops per second; the multiply-add peak where a profile has no GEMM.
-
-    Between measured thread counts linear; below the least in proportion, above the most as there.
-
-    Raises:
-        InputError: the profile holds neither, or `threads` is below 1.
-    """
-    rates = _by_threads((p.threads, p.flops_per_s) for p in ceilings.gemm) or _by_threads((p.threads, p.flops_per_s) for p in ceilings.fma)
-    return _proportional(rates, threads, "multiply-add")
-
-
-def peak_ceiling(ceilings: Ceilings, threads: int) -> float:
-    """Multiply-add peak of the cores, flops per second in fp32: the bound of arithmetic. Never less than a GEMM reached.
-
-    Raises:
-        InputError: as `gemm_ceiling`.
-    """
-    gemm = gemm_ceiling(ceilings, threads)
-    return max(gemm, _proportional(_by_threads((p.threads, p.flops_per_s) for p in ceilings.fma) or {threads: gemm}, threads, "fma"))
-
-
-def stream_ceiling(ceilings: Ceilings, kind: StreamKind, threads: int) -> float:
-    """Sequential bandwidth, bytes per second, read-for-ownership not counted; linear between thread counts, clamped outside.
-
-    Raises:
-        InputError: the profile has no such stream, or `threads` is below 1.
-    """
-    rates = _by_threads((p.threads, p.bandwidth_bytes_per_s) for p in ceilings.stream if p.kind == kind)
-    return _clamped(rates, threads, f"stream {kind}")
-
-
-def row_ceiling(
-    ceilings: Ceilings, access: Literal["gather", "scatter"], row_bytes: int, working_set_bytes: float, threads: int
-) -> RowRate:
-    """Best bandwidth of random whole rows, row bytes per second; a scattered row counts twice.
-
-    Linear in the logarithm of row width and working set, linear in threads; clamped to the measured range of each. Wider rows, a smaller
-    working set and more threads allow at least what narrower rows, a larger one and fewer threads were seen to reach: a point measured
-    while the machine was slow does not lower the ceiling.
-
-    Raises:
-        InputError: the profile has no such points, or a size or `threads` is below 1.
-    """
-    if row_bytes < 1 or working_set_bytes <= 0:
-        got = f"{row_bytes} and {working_set_bytes:g}"
-        raise InputError(f"row_bytes and working_set_bytes must be positive, got {got}; see the operator's work")
-    points = ceilings.gather if access == "gather" else ceilings.scatter
-    by_threads: dict[int, float] = {}
-    for count, at in _grouped(points, lambda p: p.threads).items():
-        by_threads[count] = max(_in_rows(at, row_bytes, working_set_bytes), *by_threads.values(), 0.0)
-    rate = _clamped(by_threads, threads, access)
-    outside = []
-    widths, sizes = [p.row_bytes for p in points], [p.working_set_bytes for p in points]
-    if not min(widths) <= row_bytes <= max(widths):
-        outside.append(f"rows of {format_bytes(row_bytes)}, measured {format_bytes(min(widths))} to {format_bytes(max(widths))}")
-    # Below the smallest working set nothing changes: it lies inside L2 already.
-    if working_set_bytes > max(sizes):
-        outside.append(f"working set of {format_bytes(working_set_bytes)}, measured up to {format_bytes(max(sizes))}")
-    return RowRate(rate, "; ".join(outside))
-
-
-def fork_join_s(ceilings: Ceilings, threads: int) -> float:
-    """Seconds that starting and ending one parallel region takes; 0 where a profile does not tell."""
-    return _clamped(_by_threads((p.threads, p.time_s) for p in ceilings.fork_join) or {threads: 0.0}, threads, "fork_join")
 
 
 def limits(
@@ -383,52 +303,3 @@ def _stream_s(read_bytes: int, written_bytes: int, ceilings: Ceilings, threads: 
         mixed = max(mixed, row_ceiling(ceilings, "scatter", widest, size_bytes, threads).bandwidth_bytes_per_s)
     paired = min(read_bytes, written_bytes)
     return (2 * paired + (written_bytes - paired)) / mixed + (read_bytes - paired) / read
-
-
-def _by_threads(points: Iterable[tuple[int, float]]) -> dict[int, float]:
-    """The best of each thread count."""
-    best: dict[int, float] = {}
-    for threads, value in points:
-        best[threads] = max(value, best.get(threads, value))
-    return best
-
-
-def _grouped(points: Sequence[RowPoint], key: Callable[[RowPoint], int]) -> dict[int, list[RowPoint]]:
-    return {value: list(group) for value, group in groupby(sorted(points, key=key), key=key)}
-
-
-def _in_rows(points: Sequence[RowPoint], row_bytes: int, working_set_bytes: float) -> float:
-    """Within one thread count: over the working sets of each row width, then over the widths. The grid may have holes."""
-    by_width: dict[float, float] = {}
-    for width, at in _grouped(points, lambda p: p.row_bytes).items():
-        sets: dict[float, float] = {}
-        for point in sorted(at, key=lambda p: -p.working_set_bytes):
-            sets[math.log2(point.working_set_bytes)] = max(point.bandwidth_bytes_per_s, *sets.values(), 0.0)
-        by_width[math.log2(width)] = max(_interpolate(sets, math.log2(working_set_bytes)), *by_width.values(), 0.0)
-    return _interpolate(by_width, math.log2(row_bytes))
-
-
-def _clamped(values: Mapping[int, float], threads: int, name: str) -> float:
-    if threads < 1:
-        raise InputError(f"threads must be at least 1, got {threads}")
-    if not values:
-        raise InputError(f"the profile must hold {name} ceilings, got none; probe this machine, or add them to the profile")
-    return _interpolate(values, threads)
-
-
-def _proportional(values: Mapping[int, float], threads: int, name: str) -> float:
-    """As `_clamped`, but below the least thread count in proportion: cores add up."""
-    return _clamped(values, threads, name) * min(1.0, threads / min(values))
-
-
-def _interpolate(values: Mapping[int, float] | Mapping[float, float], x: float) -> float:
-    """Linear between the nearest known points, the nearest one outside."""
-    known: list[tuple[float, float]] = sorted(values.items())
-    at = [point[0] for point in known]
-    above = bisect.bisect_left(at, x)
-    if above == len(at):
-        return known[-1][1]
-    if above == 0 or at[above] == x:
-        return known[above][1]
-    (x0, y0), (x1, y1) = known[above - 1], known[above]
-    return y0 + (y1 - y0) * (x - x0) / (x1 - x0)

@@ -21,7 +21,8 @@ from autotune.dlrm.schedule import layer_shapes
 from autotune.ops import embedding_bag, interaction
 from autotune.ops.loss import KEY as LOSS
 from autotune.ops.mlp import LAYER_PASSES
-from autotune.perf.roofline import limits, peak_ceiling
+from autotune.perf.ceilings import peak_ceiling
+from autotune.perf.roofline import limits
 from autotune.perf.table import OTHER
 
 MODELS = ("small", "rm2", "mlperf-1m")

@@ -9,7 +9,7 @@ from autotune.explain.diagnosis import explain
 from autotune.explain.loads import loads
 from autotune.explain.roofline import roofline
 from autotune.explain.timeline import measured
-from autotune.perf.roofline import gemm_ceiling
+from autotune.perf.ceilings import gemm_ceiling
 
 
 def test_a_point_lies_where_work_and_time_put_it(full_config: TunedConfig) -> None:

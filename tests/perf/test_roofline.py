@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from autotune.config.profile import Ceilings, ComputePoint, RowPoint, StreamPoint, TimePoint
 from autotune.errors import InputError
 from autotune.ops.base import RowAccess, Work
-from autotune.perf.roofline import Hardware, fork_join_s, gemm_ceiling, limits, peak_ceiling, row_ceiling, stream_ceiling, verdict
+from autotune.perf.ceilings import fork_join_s, gemm_ceiling, peak_ceiling, row_ceiling, stream_ceiling
+from autotune.perf.roofline import Hardware, limits, verdict
 
 MIB, GIB = 1 << 20, 1 << 30
 THREADS = (1, 4, 8)
