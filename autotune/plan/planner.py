@@ -288,7 +288,7 @@ class _Study:
             t: WHOLE if "table_wise" in allowed.kinds and shards.whole(allowed).memory_bytes <= room else options[t]
             for t, allowed in allowed_of.items()
         }
-        options = balancer.even_out([whole, options])
+        options = balancer.even_out([options] if whole == options else [whole, options])
         placed = balancer.assigned(options)
         assert placed is not None
         return [(options[shard.table], shard, rank) for shard, rank in placed]

@@ -96,7 +96,7 @@ def test_a_thousand_tables_on_64_ranks_are_all_placed_and_even() -> None:
 def with_rows(rates: dict[int, float], bandwidth: float = 1e9) -> Profile:
     """A machine of these gather and scatter bandwidths by row bytes, and of this network."""
     rows = tuple(
-        RowPoint(row_bytes=width, working_set_bytes=1 << 30, threads=1, bandwidth_bytes_per_s=rate) for width, rate in rates.shards()
+        RowPoint(row_bytes=width, working_set_bytes=1 << 30, threads=1, bandwidth_bytes_per_s=rate) for width, rate in rates.items()
     )
     profile = bare(network=network(8, bandwidth))
     return profile.model_copy(update={"ceilings": profile.ceilings.model_copy(update={"gather": rows, "scatter": rows})})
