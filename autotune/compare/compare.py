@@ -200,7 +200,7 @@ def _check_losses(tracks: dict[str, _Track], absent: dict[str, str]) -> None:
             absent[name] = str(error)
             del tracks[name]
             continue
-        track.loss_error = max(abs(one / other - 1) for one, other in zip(losses, expected, strict=True))
+        track.loss_error = max(abs(loss / wanted - 1) for loss, wanted in zip(losses, expected, strict=True))
         if not track.loss_error <= LOSS_TOLERANCE:
             absent[name] = f"its losses differ from ours by {track.loss_error:.1e}, over {LOSS_TOLERANCE:g}"
             del tracks[name]
@@ -219,8 +219,7 @@ def _check_tuned(tracks: Mapping[str, _Track]) -> None:
     loss = tracks[TUNED].step(batch)[1]
     if other is None:
         return
-    expected = other.step(batch)[1]
-    error = abs(loss / expected - 1)
+    error = abs(loss / other.step(batch)[1] - 1)
     if not error <= LOSS_TOLERANCE:
         raise VerificationError(f"the tuned configuration must give the losses of the default, got a difference of {error:.1e}; tune again")
     tracks[TUNED].loss_error = error

@@ -40,7 +40,6 @@ class Contestant:
     def __init__(
         self, kind: str, model: Model, configs: Mapping[str, RunConfig], environment: Mapping[str, str], cpus: Sequence[int]
     ) -> None:
-        self.kind = kind
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
         root = str(Path(__file__).parents[2])
         path = os.pathsep.join(filter(None, (root, environment.get("PYTHONPATH"))))
@@ -52,9 +51,9 @@ class Contestant:
             stderr=self._errors,
             text=True,
         )
-        told = {name: config.model_dump(mode="json") for name, config in configs.items()}
+        dumped = {name: config.model_dump(mode="json") for name, config in configs.items()}
         try:
-            self.threads = int(self._ask({"kind": kind, "model": model.model_dump(mode="json"), "configs": told})["threads"])
+            self.threads = int(self._ask({"kind": kind, "model": model.model_dump(mode="json"), "configs": dumped})["threads"])
         except BaseException:
             self._end()
             raise

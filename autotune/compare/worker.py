@@ -41,7 +41,7 @@ class _Contestant:
         self.threads = topology.physical_cores
         self._configs = {name: RunConfig.model_validate(config) for name, config in order["configs"].items()}
         default = default_config(self._model, topology)
-        self._configs.setdefault("default", default)
+        self._configs["default"] = default
         self._source = make_source(self._model)
         self._ours = order["kind"] == "ours"
         dlrm = DLRM(self._model, default, machine=topology)
@@ -77,7 +77,7 @@ class _Contestant:
         profile, threads = load_profile(file), self._configs["default"].threads
         hardware = Hardware.of(profile, threads, self._dlrm.model.dtype)
         operators = self._dlrm.operators(self._source)
-        bounds = {one.key: limits(one.work(), profile.ceilings, threads, warm=True, hardware=hardware).bound_s for one in operators}
+        bounds = {each.key: limits(each.work(), profile.ceilings, threads, warm=True, hardware=hardware).bound_s for each in operators}
         return {"bounds_s": bounds}
 
 

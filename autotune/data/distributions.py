@@ -250,10 +250,10 @@ def read_histograms(path: str | Path) -> tuple[ReuseHistogram, ...]:
             blocks[-1].append((number, line.strip()))
         elif blocks[-1]:
             blocks.append([])
-    found = tuple(_parse_block(path, block) for block in blocks if block)
-    if not found:
+    histograms = tuple(_parse_block(path, block) for block in blocks if block)
+    if not histograms:
         raise InputError(f"a reuse histogram file must hold at least one block, got an empty file ({path}); correct data.path")
-    return found
+    return histograms
 
 
 def read_histogram(path: str | Path, name: str | None = None) -> ReuseHistogram:
@@ -305,7 +305,7 @@ def _parse_block(path: str | Path, block: list[tuple[int, str]]) -> ReuseHistogr
         rule = "a block must tell how often a row is used on average ('Avg # of indices' and 'Avg # of unique cols')"
         raise InputError(f"{rule}, got {average_reuse:g} {place}; complete the block")
     bins = tuple(tables["rows"])
-    return ReuseHistogram(name, average_reuse, bins, tuple(tables["rows"].values()), tuple(tables["lookups"][one] for one in bins))
+    return ReuseHistogram(name, average_reuse, bins, tuple(tables["rows"].values()), tuple(tables["lookups"][edges] for edges in bins))
 
 
 def _number(path: str | Path, line: int, text: str, what: str, limit: float) -> float:

@@ -10,7 +10,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from autotune.config.model import DataSpec, Model
+from autotune.config.model import Model
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -129,7 +129,7 @@ class SampledPopularity:
 
     @cached_property
     def _seen(self) -> Popularity:
-        return _sampled(self.model.hash(), self.model, self.model.data)[self.table]
+        return _sampled(self.model)[self.table]
 
     @property
     def hottest(self) -> float:
@@ -145,12 +145,13 @@ class SampledPopularity:
 _SAMPLES: dict[str, tuple[Popularity, ...]] = {}
 
 
-def _sampled(key: str, model: Model, data: DataSpec) -> tuple[Popularity, ...]:
+def _sampled(model: Model) -> tuple[Popularity, ...]:
     """From one batch of the model's own source, kept by the model's hash."""
+    key = model.hash()
     if key not in _SAMPLES:
         from autotune.data.batches import make_source  # brings torch, which closed forms do without
 
-        batch, samples = make_source(model, data).batch(0), model.minibatch
+        batch, samples = make_source(model).batch(0), model.minibatch
         ends = batch.offsets[::samples].tolist()
         popularities = []
         for table, (low, high) in zip(model.tables, pairwise(ends), strict=True):
