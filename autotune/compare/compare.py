@@ -12,11 +12,9 @@ from __future__ import annotations
 
 import itertools
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 
 from autotune.bench.noise import NoiseMonitor
 from autotune.bench.progress import NO_PROGRESS, Progress
@@ -24,7 +22,6 @@ from autotune.bench.rounds import EachRound, Measurement, Turn, run_rounds
 from autotune.bench.samples import ratio
 from autotune.compare.peers import BASELINE, OURS, PEERS, TUNED, Peer, environment_of
 from autotune.compare.process import Contestant, ContestantError
-from autotune.config.files import write_yaml
 from autotune.config.knobs import RunConfig
 from autotune.config.model import Model
 from autotune.config.profile import Profile, Topology
@@ -142,7 +139,7 @@ def compare(
                     absent[peer.name] = str(error)
                     continue
                 tracks[peer.name] = _Track(contestant, OURS)
-            bounds = bounds or _bounds(ours, profile)
+            bounds = bounds or ours.bounds(profile)
             _check_losses(tracks, absent)
             progress.phase("comparing", budget_s / len(parted))
             # Made here, so that it counts the contestants' processes as its own.
@@ -179,13 +176,6 @@ def _at_once(model: Model, topology: Topology, peers: int) -> int:
             "compare fewer rows with --max-rows"
         )
     return count
-
-
-def _bounds(ours: Contestant, profile: Profile) -> dict[str, float]:
-    with tempfile.TemporaryDirectory(prefix="autotune-compare-") as folder:
-        file = Path(folder) / "profile.yaml"
-        write_yaml(file, profile)
-        return ours.bounds(file)
 
 
 def _check_losses(tracks: dict[str, _Track], absent: dict[str, str]) -> None:

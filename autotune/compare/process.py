@@ -15,6 +15,7 @@ from typing import Any
 
 from autotune.config.knobs import RunConfig
 from autotune.config.model import Model
+from autotune.config.profile import Profile
 
 _END_S = 5.0
 
@@ -40,6 +41,7 @@ class Contestant:
     def __init__(
         self, kind: str, model: Model, configs: Mapping[str, RunConfig], environment: Mapping[str, str], cpus: Sequence[int]
     ) -> None:
+        self.kind = kind
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
         root = str(Path(__file__).parents[2])
         path = os.pathsep.join(filter(None, (root, environment.get("PYTHONPATH"))))
@@ -69,9 +71,9 @@ class Contestant:
         answer = self._ask({"batch": batch, "config": config})
         return answer["time_s"], answer["loss"]
 
-    def bounds(self, profile: Path) -> dict[str, float]:
-        """Of ours: the least seconds of every pass by the ceilings of a profile."""
-        bounds: dict[str, float] = self._ask({"profile": str(profile)})["bounds_s"]
+    def bounds(self, profile: Profile) -> dict[str, float]:
+        """Least seconds of every pass by the ceilings of a profile; of ours only."""
+        bounds: dict[str, float] = self._ask({"profile": profile.model_dump(mode="json", by_alias=True)})["bounds_s"]
         return bounds
 
     def _ask(self, order: Mapping[str, Any]) -> dict[str, Any]:

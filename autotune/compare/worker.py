@@ -13,11 +13,11 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from autotune.config.knobs import RunConfig
 from autotune.config.model import Model
+from autotune.config.profile import Profile
 
 
 def serve(lines: Iterator[str], out: Any) -> None:
@@ -61,7 +61,7 @@ class _Contestant:
 
     def __call__(self, order: dict[str, Any]) -> dict[str, Any]:
         if "profile" in order:
-            return self._bounds(Path(order["profile"]))
+            return self._bounds(Profile.model_validate(order["profile"]))
         prepared = self._prepare(self._source.batch(order["batch"]))
         if self._ours:
             self._dlrm.configure(self._configs[order["config"]])
@@ -69,12 +69,11 @@ class _Contestant:
         loss = self._train(prepared)
         return {"time_s": time.perf_counter() - begin_s, "loss": loss}
 
-    def _bounds(self, file: Path) -> dict[str, Any]:
+    def _bounds(self, profile: Profile) -> dict[str, Any]:
         """The least seconds of every pass of ours, by the ceilings of a profile."""
-        from autotune.config.files import load_profile
         from autotune.perf.roofline import Hardware, limits
 
-        profile, threads = load_profile(file), self._configs["default"].threads
+        threads = self._configs["default"].threads
         hardware = Hardware.of(profile, threads, self._dlrm.model.dtype)
         operators = self._dlrm.operators(self._source)
         bounds = {each.key: limits(each.work(), profile.ceilings, threads, warm=True, hardware=hardware).bound_s for each in operators}

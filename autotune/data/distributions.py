@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from dataclasses import dataclass
@@ -23,10 +24,6 @@ OPEN_BIN_FACTOR = 2
 
 class IndexDistribution(Protocol):
     """Draws the look-ups of one table."""
-
-    @property
-    def rows(self) -> int:
-        """Rows of the table."""
 
     def draw(self, rng: np.random.Generator, size: int) -> Int64Array:
         """`size` row numbers in ``[0, rows)``, in the order in which they fill the bags."""
@@ -244,13 +241,9 @@ def read_histograms(path: str | Path) -> tuple[ReuseHistogram, ...]:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise InputError(f"a reuse histogram must be a readable text file, got {error} ({path}); correct data.path") from error
-    blocks: list[list[tuple[int, str]]] = [[]]
-    for number, line in enumerate(text.splitlines(), start=1):
-        if line.strip():
-            blocks[-1].append((number, line.strip()))
-        elif blocks[-1]:
-            blocks.append([])
-    histograms = tuple(_parse_block(path, block) for block in blocks if block)
+    lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), start=1)]
+    blocks = (list(block) for filled, block in itertools.groupby(lines, key=lambda numbered: bool(numbered[1])) if filled)
+    histograms = tuple(_parse_block(path, block) for block in blocks)
     if not histograms:
         raise InputError(f"a reuse histogram file must hold at least one block, got an empty file ({path}); correct data.path")
     return histograms
@@ -262,13 +255,12 @@ def read_histogram(path: str | Path, name: str | None = None) -> ReuseHistogram:
     Raises:
         InputError: as `read_histograms`, or no block has that name.
     """
-    found = read_histograms(path)
-    if name is None:
-        return found[0]
-    for histogram in found:
-        if histogram.name == name:
-            return histogram
-    raise InputError(f"no block has the name asked for, got {name!r} ({path}); take one of {', '.join(one.name for one in found)}")
+    histograms = read_histograms(path)
+    chosen = next((histogram for histogram in histograms if name in (None, histogram.name)), None)
+    if chosen is None:
+        names = ", ".join(histogram.name for histogram in histograms)
+        raise InputError(f"no block has the name asked for, got {name!r} ({path}); take one of {names}")
+    return chosen
 
 
 def _parse_block(path: str | Path, block: list[tuple[int, str]]) -> ReuseHistogram:
