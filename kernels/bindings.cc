@@ -51,7 +51,8 @@ double ceiling_fma(int64_t iterations, int threads) {
   return kernels().ceiling_fma(iterations, threads, &sink);
 }
 
-void ceiling_stream(const std::string& kind, const Floats<1>& a, const Floats<1>& b, const Floats<1>& c, int threads) {
+void ceiling_stream(const StreamName& name, const Floats<1>& a, const Floats<1>& b, const Floats<1>& c, int threads) {
+  const std::string& kind = name.word;
   const char* names[] = {"read", "copy", "triad", "copy_nt", "update"};
   int chosen = -1;
   for (int i = 0; i < 5; ++i)
@@ -138,23 +139,35 @@ int lanes() { return kernels().lanes; }
 }  // namespace
 
 NB_MODULE(_kernels, m) {
-  m.doc() = "Kernels of the optimized DLRM. Shapes, dtypes, strides and overlaps are checked here; bad input raises before anything is written.";
-  m.def("targets", &targets, "Kernel targets that this CPU runs, in rising order of preference.");
-  m.def("target", &target, "The target in use.");
+  m.doc() =
+      "Kernels of the optimized DLRM. Import torch first, so that both share one OpenMP library.\n\n"
+      "Arrays are taken in place, never converted or copied: fp32 on the CPU (halves of weights: int16), rows contiguous, outputs overlapping\n"
+      "nothing else. What does not fit raises TypeError (dtype, number of dimensions, read-only output) or ValueError (sizes, strides, overlaps,\n"
+      "options) before anything is written. `threads` is the size of the OpenMP team.";
+  m.def("targets", &targets, "Kernel targets that this CPU runs, in rising order of preference; `reference` first.");
+  m.def("target", &target, "The target in use. Raises ValueError when AUTOTUNE_TARGET names none that runs here.");
   m.def("set_target", &set_target, "name"_a, "Use one target from now on. Raises ValueError when it does not run here.");
   m.def("lanes", &lanes, "Floats per vector of the target in use.");
-  m.def("allocate", &allocate, "count"_a, "huge_pages"_a, "Zero floats on pages of their own, aligned to 2 MiB.");
-  m.def("fill_uniform", &uniform, "data"_a.noconvert(), "low"_a, "high"_a, "seed"_a, "threads"_a, "first"_a = 0);
-  m.def("fill_zero", &zero, "data"_a.noconvert(), "threads"_a);
-  m.def("ceiling_fma", &ceiling_fma, "iterations"_a, "threads"_a, "Runs independent FMA chains; returns the flops done.");
-  m.def("ceiling_stream", &ceiling_stream, "kind"_a, "a"_a.noconvert(), "b"_a.noconvert(), "c"_a.noconvert(), "threads"_a);
+  m.def("allocate", &allocate, "count"_a, "huge_pages"_a,
+        "Zero floats [count] on pages of their own, aligned to 2 MiB. Raises MemoryError.");
+  m.def("fill_uniform", &uniform, "data"_a.noconvert(), "low"_a, "high"_a, "seed"_a, "threads"_a, "first"_a = 0,
+        "data [n]: uniform in low..high from (seed, first + position) alone, the same at any team size.");
+  m.def("fill_zero", &zero, "data"_a.noconvert(), "threads"_a, "data [n] = 0, each page touched by the thread that owns its slice.");
+  m.def("ceiling_fma", &ceiling_fma, "iterations"_a, "threads"_a,
+        "Runs independent chains of vector FMAs; returns the flops done by the whole team.");
+  m.def("ceiling_stream", &ceiling_stream, "kind"_a, "a"_a.noconvert(), "b"_a.noconvert(), "c"_a.noconvert(), "threads"_a,
+        "One pass over arrays [n], n a multiple of 16: sum b | a = b | a = b + c/2 | a = b past the caches | a = a/2.");
   m.def("watch_teams", &watch_teams, "watched"_a, "Whether teams are timed from now on.");
-  m.def("take_team_times", &team_times, "Of the regions that this thread forked since it last asked: how many, and seconds; see the stub file.");
-  m.def("fork_join", &fork_join, "repeats"_a, "threads"_a);
-  nb::class_<RowWalk>(m, "RowWalk", "A list of rows of a table, to be gathered or updated in that order.")
-      .def(nb::init<Floats<2>, Rows>(), "table"_a.noconvert(), "rows"_a.noconvert())
-      .def("gather", &RowWalk::gather, "prefetch_distance"_a, "threads"_a)
-      .def("scatter", &RowWalk::scatter, "prefetch_distance"_a, "threads"_a);
+  m.def("take_team_times", &team_times,
+        "Of the parallel regions that this thread forked since it last asked: how many, and seconds of each region's busiest thread at\n"
+        "work, of that thread on a core meanwhile, and of the mean thread on a core while at work.");
+  m.def("fork_join", &fork_join, "repeats"_a, "threads"_a, "Runs empty parallel regions.");
+  nb::class_<RowWalk>(m, "RowWalk",
+                      "Rows of table [R, E], listed by rows [n] (int64), to be gathered or updated in that order; the list must not change afterwards.")
+      .def(nb::init<Floats<2>, Rows>(), "table"_a.noconvert(), "rows"_a.noconvert(), "Raises IndexError when a row is outside the table.")
+      .def("gather", &RowWalk::gather, "prefetch_distance"_a, "threads"_a, "Sums the rows into registers.")
+      .def("scatter", &RowWalk::scatter, "prefetch_distance"_a, "threads"_a,
+           "Scales each listed row in place; the threads' slices of the list must name disjoint rows.");
   bind_embedding(m);
   bind_dense(m);
 }

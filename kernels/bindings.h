@@ -17,12 +17,45 @@ namespace nb = nanobind;
 using namespace nb::literals;
 
 namespace autotune {
+// A word of a few, which type checkers then know; taken as any string, and checked where it is read.
+template <class Choice>
+struct Word {
+  std::string word;
+};
+}  // namespace autotune
+
+template <class Choice>
+struct nanobind::detail::type_caster<autotune::Word<Choice>> {
+  NB_TYPE_CASTER(autotune::Word<Choice>, Choice::name)
+  bool from_python(handle source, uint32_t flags, cleanup_list* cleanup) noexcept {
+    make_caster<std::string> text;
+    if (!text.from_python(source, flags, cleanup)) return false;
+    value.word = std::move(text.value);
+    return true;
+  }
+};
+
+namespace autotune {
 
 template <int Dims>
 using Floats = nb::ndarray<float, nb::ndim<Dims>, nb::device::cpu>;
 template <int Dims>
 using ConstFloats = nb::ndarray<const float, nb::ndim<Dims>, nb::device::cpu>;
 using Indices = nb::ndarray<nb::ro, nb::ndim<1>, nb::device::cpu>;
+
+struct Strategies {
+  static constexpr auto name =
+      nb::detail::const_name("typing.Literal['race_free_range', 'race_free_modulo', 'bucketed', 'atomic', 'unfused']");
+};
+struct Activations {
+  static constexpr auto name = nb::detail::const_name("typing.Literal['none', 'relu', 'sigmoid']");
+};
+struct Streams {
+  static constexpr auto name = nb::detail::const_name("typing.Literal['read', 'copy', 'triad', 'copy_nt', 'update']");
+};
+using StrategyName = Word<Strategies>;
+using ActivationName = Word<Activations>;
+using StreamName = Word<Streams>;
 
 // The bytes an array spans, for overlap checks.
 struct Extent {

@@ -7,7 +7,8 @@
 namespace autotune {
 namespace {
 
-Activation activation_of(const std::string& name) {
+Activation activation_of(const ActivationName& activation) {
+  const std::string& name = activation.word;
   if (name == "none") return Activation::kNone;
   if (name == "relu") return Activation::kRelu;
   if (name == "sigmoid") return Activation::kSigmoid;
@@ -36,7 +37,7 @@ int64_t packed_size(int64_t reduction, int64_t columns, int64_t width, int64_t m
 template <class T>
 constexpr int64_t kMembers = sizeof(T) == 2 ? 2 : 1;
 
-constexpr float kEpsilon = 1e-10f;  // of Adagrad, as in torch.optim
+constexpr double kEpsilon = 1e-10;  // of Adagrad, as in torch.optim
 
 // Halves of weights, as torch has them: int16, whatever they stand for.
 template <int Dims>
@@ -118,7 +119,7 @@ void multiply(const char* a_name, const ConstFloats<2>& a, const Packed& packed,
 
 template <class Packed>
 void linear_forward(const ConstFloats<2>& x, const Packed& packed, const std::optional<ConstFloats<1>>& bias, const Floats<2>& y,
-                    const std::string& activation, int64_t bn, int64_t bc, int64_t bk, bool columns_outer, int64_t thread_columns, int threads, bool libxsmm) {
+                    const ActivationName& activation, int64_t bn, int64_t bc, int64_t bk, bool columns_outer, int64_t thread_columns, int threads, bool libxsmm) {
   const GemmBlocking blocking = blocking_of(bn, bc, bk, columns_outer, thread_columns, threads);
   Epilogue epilogue;
   epilogue.activation = activation_of(activation);
@@ -338,36 +339,54 @@ void interaction_backward(const ConstFloats<3>& features, const ConstFloats<2>& 
 }  // namespace
 
 void bind_dense(nb::module_& m) {
-  m.def("libxsmm_open", &libxsmm_open, "name"_a);
-  m.def("libxsmm_opened", &libxsmm_opened);
+  m.def("libxsmm_open", &libxsmm_open, "name"_a,
+        "Opens libxsmm by path or name, once a process. Returns why it cannot serve; empty when it can.");
+  m.def("libxsmm_opened", &libxsmm_opened,
+        "Whether ``libxsmm=True`` works: the passes of a layer then run libxsmm's kernels instead of ours.");
   m.def("pack_weights", &pack_weights, "weights"_a.noconvert(), "forward"_a.noconvert(), "forward_width"_a, "backward"_a.noconvert(),
-        "backward_width"_a, "threads"_a);
+        "backward_width"_a, "threads"_a,
+        "weights [K, C] as zero-padded panels: forward [ceil(K/fw) * C * fw] over K, backward [ceil(C/bw) * K * bw] over C.");
   m.def("pack_weights_bf16", &pack_weights_bf16, "upper"_a.noconvert(), "forward"_a.noconvert(), "forward_width"_a, "backward"_a.noconvert(),
-        "backward_width"_a, "threads"_a);
-  const auto multiplications = [&m](const char* forward, auto forward_of, const char* backward, auto backward_of) {
+        "backward_width"_a, "threads"_a,
+        "The same of bf16, int16 [K, C], in pairs: forward [ceil(K/fw) * ceil(C/2) * fw * 2], backward [ceil(C/bw) * ceil(K/2) * bw * 2].");
+  const auto multiplications = [&m](const char* forward, auto forward_of, const char* forward_doc, const char* backward, auto backward_of,
+                                    const char* backward_doc) {
     m.def(forward, forward_of, "x"_a.noconvert(), "packed"_a.noconvert(), "bias"_a.noconvert().none(), "y"_a.noconvert(), "activation"_a, "bn"_a,
-          "bc"_a, "bk"_a, "columns_outer"_a, "thread_columns"_a, "threads"_a, "libxsmm"_a = false);
+          "bc"_a, "bk"_a, "columns_outer"_a, "thread_columns"_a, "threads"_a, "libxsmm"_a = false, forward_doc);
     m.def(backward, backward_of, "dy"_a.noconvert(), "packed"_a.noconvert(), "mask"_a.noconvert().none(), "dx"_a.noconvert(), "bn"_a, "bc"_a,
-          "bk"_a, "columns_outer"_a, "thread_columns"_a, "threads"_a, "libxsmm"_a = false);
+          "bk"_a, "columns_outer"_a, "thread_columns"_a, "threads"_a, "libxsmm"_a = false, backward_doc);
   };
-  multiplications("linear_forward", &linear_forward<ConstFloats<1>>, "linear_backward_data", &linear_backward_data<ConstFloats<1>>);
-  multiplications("linear_forward_bf16", &linear_forward<ConstShortInts<1>>, "linear_backward_data_bf16", &linear_backward_data<ConstShortInts<1>>);
+  multiplications("linear_forward", &linear_forward<ConstFloats<1>>,
+                  "y [N, K] = activation(x [N, C] w^T + bias [K]); packed: the forward panels, of width bk.", "linear_backward_data",
+                  &linear_backward_data<ConstFloats<1>>,
+                  "dx [N, C] = dy [N, K] w, zero where mask [N, C] <= 0; packed: the backward panels, of width bk.");
+  multiplications("linear_forward_bf16", &linear_forward<ConstShortInts<1>>, "The same with x rounded to bf16, and packed in pairs, int16.",
+                  "linear_backward_data_bf16", &linear_backward_data<ConstShortInts<1>>,
+                  "The same with dy rounded to bf16, and packed in pairs, int16.");
   m.def("linear_backward_weights", &linear_backward_weights, "dy"_a.noconvert(), "x"_a.noconvert(), "d_weights"_a.noconvert(),
         "d_bias"_a.noconvert(), "weights"_a.noconvert().none(), "bias"_a.noconvert().none(), "learning_rate"_a, "bn"_a, "bc"_a, "bk"_a,
         "columns_outer"_a, "thread_columns"_a, "threads"_a, "libxsmm"_a = false, "state"_a.noconvert() = nb::none(),
-        "bias_state"_a.noconvert() = nb::none(), "epsilon"_a = kEpsilon);
+        "bias_state"_a.noconvert() = nb::none(), "epsilon"_a = kEpsilon,
+        "d_weights [K, C] = dy^T x, d_bias [K] = sum of dy; or, with weights and bias, a step along both, d_weights and d_bias being scratch.\n\n"
+        "SGD; or with state [K, C] and bias_state [K] Adagrad: s += g^2, w -= learning_rate * g / (sqrt(s) + epsilon). A learning rate of 0\n"
+        "changes nothing, the states included.");
   m.def("linear_backward_weights_bf16", &linear_backward_weights_bf16, "dy"_a.noconvert(), "x"_a.noconvert(), "d_weights"_a.noconvert(),
         "d_bias"_a.noconvert(), "upper"_a.noconvert().none(), "lower"_a.noconvert().none(), "bias"_a.noconvert().none(), "learning_rate"_a,
         "bn"_a, "bc"_a, "bk"_a, "columns_outer"_a, "thread_columns"_a, "threads"_a, "libxsmm"_a = false, "state"_a.noconvert() = nb::none(),
-        "bias_state"_a.noconvert() = nb::none(), "epsilon"_a = kEpsilon);
+        "bias_state"_a.noconvert() = nb::none(), "epsilon"_a = kEpsilon,
+        "The same with dy and x rounded to bf16 for d_weights, and weights as the upper and lower halves of fp32, int16 [K, C].");
   m.def("linear_descend", &linear_descend, "d_weights"_a.noconvert(), "d_bias"_a.noconvert(), "weights"_a.noconvert(), "bias"_a.noconvert(),
-        "state"_a.noconvert().none(), "bias_state"_a.noconvert().none(), "learning_rate"_a, "epsilon"_a, "threads"_a);
+        "state"_a.noconvert().none(), "bias_state"_a.noconvert().none(), "learning_rate"_a, "epsilon"_a, "threads"_a,
+        "The step that `linear_backward_weights` takes, along gradients that it wrote.");
   m.def("linear_descend_bf16", &linear_descend_bf16, "d_weights"_a.noconvert(), "d_bias"_a.noconvert(), "upper"_a.noconvert(),
         "lower"_a.noconvert(), "bias"_a.noconvert(), "state"_a.noconvert().none(), "bias_state"_a.noconvert().none(), "learning_rate"_a,
-        "epsilon"_a, "threads"_a);
-  m.def("interaction_forward", &interaction_forward, "features"_a.noconvert(), "out"_a.noconvert(), "samples_per_task"_a, "threads"_a);
+        "epsilon"_a, "threads"_a,
+        "The same on halves of weights, int16 [K, C].");
+  m.def("interaction_forward", &interaction_forward, "features"_a.noconvert(), "out"_a.noconvert(), "samples_per_task"_a, "threads"_a,
+        "out [N, E + F(F-1)/2]: feature 0 of features [N, F, E], then the dot products of pairs j < i, by rows of the lower triangle.");
   m.def("interaction_backward", &interaction_backward, "features"_a.noconvert(), "d_out"_a.noconvert(), "d_features"_a.noconvert(),
-        "samples_per_task"_a, "threads"_a);
+        "samples_per_task"_a, "threads"_a,
+        "d_features [N, F, E] from d_out [N, E + F(F-1)/2]; written, not added to.");
 }
 
 }  // namespace autotune

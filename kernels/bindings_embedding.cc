@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 #include <mutex>
+#include <numeric>
 #include <vector>
 
 #include "bindings.h"
@@ -11,7 +12,8 @@
 namespace autotune {
 namespace {
 
-UpdateStrategy strategy_of(const std::string& name) {
+UpdateStrategy strategy_of(const StrategyName& strategy) {
+  const std::string& name = strategy.word;
   if (name == "race_free_range") return UpdateStrategy::kRaceFreeRange;
   if (name == "race_free_modulo") return UpdateStrategy::kRaceFreeModulo;
   if (name == "bucketed") return UpdateStrategy::kBucketed;
@@ -59,13 +61,13 @@ class Tables {
   }
 
   void update(const Indices& indices, const Indices& offsets, const ConstFloats<3>& gradient, float learning_rate,
-              const std::optional<ConstFloats<1>>& scales, bool mean, const std::string& strategy, int64_t prefetch_distance, int threads) {
+              const std::optional<ConstFloats<1>>& scales, bool mean, const StrategyName& strategy, int64_t prefetch_distance, int threads) {
     const UpdateStrategy chosen = strategy_of(strategy);
     require(tables_.upper == nullptr || chosen != UpdateStrategy::kAtomic,
             "tables split into two halves cannot be updated by strategy atomic, which exchanges one word; use race_free_range or bucketed");
     require(tables_.state == nullptr || (chosen != UpdateStrategy::kAtomic && chosen != UpdateStrategy::kUnfused),
             "row-wise Adagrad steps a row by the sum of its gradients, so one owner must see them all: strategy must be race_free_range, "
-            "race_free_modulo or bucketed, got '" + strategy + "'");
+            "race_free_modulo or bucketed, got '" + strategy.word + "'");
     require_rows("gradient", gradient);
     const Bags bags = checked(indices, offsets, gradient, "gradient", scales, mean, prefetch_distance, threads);
     for (const Extent& extent : {extent_of("gradient", gradient), extent_of("indices", indices), extent_of("offsets", offsets), scales_extent(scales)})
@@ -81,6 +83,9 @@ class Tables {
       if (scales && entry_scales_.size() < lookups) entry_scales_.resize(lookups);
       const size_t buckets = kBucketsPerThread * team, counts = (team + 2) * buckets + 1;
       if (counts_.size() < counts) counts_.resize(counts);
+      begins_ = counts_.data() + team * buckets;
+      num_buckets_ = buckets;
+      std::fill_n(begins_, buckets + 1, 0);  // `reference` files nothing
     } else if (chosen == UpdateStrategy::kUnfused && gradient_rows_.size() < lookups * static_cast<size_t>(tables_.dim)) {
       gradient_rows_.resize(lookups * static_cast<size_t>(tables_.dim));
     }
@@ -103,14 +108,25 @@ class Tables {
   }
 
   // Look-ups that each owner applies in an update.
-  std::vector<int64_t> owner_sizes(const Indices& indices, const Indices& offsets, int64_t num_bags, const std::string& strategy,
-                                   int threads) const {
+  std::vector<int64_t> owner_sizes(const Indices& indices, const Indices& offsets, int64_t num_bags, const StrategyName& strategy,
+                                   int threads, int64_t first_table) const {
     const UpdateStrategy chosen = strategy_of(strategy);
     require(chosen == UpdateStrategy::kRaceFreeRange || chosen == UpdateStrategy::kRaceFreeModulo || chosen == UpdateStrategy::kBucketed,
-            "rows have owners by strategy race_free_range, race_free_modulo and bucketed, got '" + strategy + "'");
+            "rows have owners by strategy race_free_range, race_free_modulo and bucketed, got '" + strategy.word + "'");
+    require(first_table >= 0 && first_table <= int64_t{0xffffffff} - tables_.num_tables,
+            "first_table must be at least 0 and the number of tables stay below 2^32, got " + str(first_table));
     const Bags bags = checked_bags(indices, offsets, num_bags, std::nullopt, false, 0, threads);
-    require_valid(bags, 1);
-    return bags.wide ? owner_sizes_of<int64_t>(bags, chosen, threads) : owner_sizes_of<int32_t>(bags, chosen, threads);
+    nb::gil_scoped_release release;
+    require_valid(bags, threads);
+    return bags.wide ? owner_sizes_of<int64_t>(bags, chosen, threads, first_table) : owner_sizes_of<int32_t>(bags, chosen, threads, first_table);
+  }
+
+  // Look-ups that the last bucketed update filed into each bucket.
+  std::vector<int64_t> bucket_sizes() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    std::vector<int64_t> sizes(num_buckets_);
+    for (size_t b = 0; b < num_buckets_; ++b) sizes[b] = begins_[b + 1] - begins_[b];
+    return sizes;
   }
 
   // Frees what the last strategies needed: up to a gradient row for every look-up.
@@ -120,6 +136,8 @@ class Tables {
     std::vector<float>().swap(entry_scales_);
     std::vector<float>().swap(gradient_rows_);
     std::vector<int64_t>().swap(counts_);
+    begins_ = nullptr;
+    num_buckets_ = 0;
   }
 
   int64_t num_tables() const { return tables_.num_tables; }
@@ -140,30 +158,30 @@ class Tables {
   }
 
   template <class Index>
-  std::vector<int64_t> owner_sizes_of(const Bags& bags, UpdateStrategy strategy, int threads) const {
+  std::vector<int64_t> owner_sizes_of(const Bags& bags, UpdateStrategy strategy, int threads, int64_t first_table) const {
     const Index* offsets = static_cast<const Index*>(bags.offsets);
     const Index* indices = static_cast<const Index*>(bags.indices);
     const uint32_t owners = static_cast<uint32_t>(threads), buckets = kBucketsPerThread * owners;
-    std::vector<int64_t> sizes(owners), filed(buckets);
-    for (int64_t t = 0; t < tables_.num_tables; ++t)
-      for (int64_t j = offsets[t * bags.num_bags]; j < static_cast<int64_t>(offsets[(t + 1) * bags.num_bags]); ++j) {
-        const uint64_t row = static_cast<uint64_t>(indices[j]);
-        if (strategy == UpdateStrategy::kBucketed) {
-          ++filed[bucket_of(static_cast<uint32_t>(row), static_cast<uint32_t>(t), buckets)];
-          continue;
-        }
-        uint32_t me = 0;
-        while (strategy == UpdateStrategy::kRaceFreeModulo
-                   ? row % owners != part_of(t, me, owners)
-                   : row < part_begin(tables_.rows[t], part_of(t, me, owners), owners) ||
-                         row >= part_begin(tables_.rows[t], part_of(t, me, owners) + 1, owners))
-          ++me;
-        ++sizes[me];
+    std::vector<int64_t> sizes(owners), filed(buckets), order(buckets);
+    for (int64_t t = 0; t < tables_.num_tables; ++t) {
+      const Index *begin = indices + offsets[t * bags.num_bags], *end = indices + offsets[(t + 1) * bags.num_bags];
+      if (strategy == UpdateStrategy::kBucketed) {
+        for (const Index* row = begin; row != end; ++row)
+          ++filed[bucket_of(static_cast<uint32_t>(*row), static_cast<uint32_t>(first_table + t), buckets)];
+        continue;
       }
-    // Buckets go, the largest first, to whoever is done.
-    std::sort(filed.rbegin(), filed.rend());
-    for (const int64_t size : filed)
-      if (size > 0) *std::min_element(sizes.begin(), sizes.end()) += size;
+      for (uint32_t me = 0; me < owners; ++me) {
+        const OwnedRows owned = owned_rows(tables_.rows[t], first_table + t, me, owners);
+        sizes[me] += std::count_if(begin, end, [&](Index row) {
+          const uint64_t number = static_cast<uint64_t>(row);
+          return strategy == UpdateStrategy::kRaceFreeModulo ? owns<true>(owned, number) : owns<false>(owned, number);
+        });
+      }
+    }
+    // Whoever is done claims the next bucket.
+    std::iota(order.begin(), order.end(), 0);
+    std::sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return claimed_before(filed.data(), a, b); });
+    for (const int64_t bucket : order) *std::min_element(sizes.begin(), sizes.end()) += filed[bucket];
     return sizes;
   }
 
@@ -269,30 +287,51 @@ class Tables {
   std::vector<BucketEntry> entries_;
   std::vector<float> entry_scales_, gradient_rows_;
   std::vector<int64_t> counts_;
+  int64_t* begins_ = nullptr;  // in counts_: the first slot of each bucket of the last bucketed update, and the end of the last
+  size_t num_buckets_ = 0;
 };
 
 }  // namespace
 
 void bind_embedding(nb::module_& m) {
-  nb::class_<Tables>(m, "EmbeddingTables", "T tables of one width as one native handle; holds their memory alive.")
+  nb::class_<Tables>(m, "EmbeddingTables",
+                     "T contiguous tables [rows_t, E] as one native handle; keeps their memory alive.\n\n"
+                     "Look-ups are table-major: bag b = t*N + n pools indices[offsets[b] : offsets[b + 1]]; indices [L] and offsets [T*N + 1] are both\n"
+                     "int32 or both int64. Raises IndexError for an index outside its table and ValueError for offsets that decrease or leave 0..L,\n"
+                     "before anything is written.")
       .def(nb::init<std::vector<Floats<2>>, State, double>(), "weights"_a.noconvert(), "state"_a.noconvert() = nb::none(),
-           "epsilon"_a = kEpsilon)
+           "epsilon"_a = kEpsilon,
+           "fp32 tables. With `state`, fp32 [rows_t] each, updates are row-wise Adagrad: with G the sum of a row's gradients,\n"
+           "state += mean(G^2), row -= learning_rate * G / (sqrt(state) + epsilon); else SGD.")
       .def_static(
           "split",
           [](std::vector<Halves> upper, std::vector<Halves> lower, State state, double epsilon) {
             return new Tables(std::move(upper), std::move(lower), std::move(state), epsilon);
           },
           "upper"_a.noconvert(), "lower"_a.noconvert(), "state"_a.noconvert() = nb::none(), "epsilon"_a = kEpsilon,
-          nb::rv_policy::take_ownership)
+          nb::rv_policy::take_ownership,
+          "Tables of fp32 weights kept as int16 bit patterns: upper[t] the upper 16 bits, a bf16 number that the forward pass reads;\n"
+          "lower[t] the rest, which an update joins to it.")
       .def("forward", &Tables::forward, "indices"_a.noconvert(), "offsets"_a.noconvert(), "out"_a.noconvert(),
            "per_sample_weights"_a.noconvert().none(), "mean"_a, "prefetch_distance"_a, "prefetch_hint"_a, "bags_per_task"_a,
-           "streaming_stores"_a, "threads"_a)
+           "streaming_stores"_a, "threads"_a,
+           "out [N, T, E] = pooled rows; an empty bag gives zeros. prefetch_distance in look-ups, prefetch_hint 0 (L1) or 1 (L2).")
       .def("update", &Tables::update, "indices"_a.noconvert(), "offsets"_a.noconvert(), "gradient"_a.noconvert(), "learning_rate"_a,
-           "per_sample_weights"_a.noconvert().none(), "mean"_a, "strategy"_a, "prefetch_distance"_a, "threads"_a)
-      .def("validate", &Tables::validate, "indices"_a.noconvert(), "offsets"_a.noconvert(), "num_bags"_a, "threads"_a)
-      .def("task_sizes", &Tables::task_sizes, "indices"_a.noconvert(), "offsets"_a.noconvert(), "num_bags"_a, "bags_per_task"_a)
-      .def("owner_sizes", &Tables::owner_sizes, "indices"_a.noconvert(), "offsets"_a.noconvert(), "num_bags"_a, "strategy"_a, "threads"_a)
-      .def("release_workspace", &Tables::release_workspace)
+           "per_sample_weights"_a.noconvert().none(), "mean"_a, "strategy"_a, "prefetch_distance"_a, "threads"_a,
+           "Backward and SGD step: every looked-up row -= learning_rate * weight * gradient [N, T, E] of its bag.")
+      .def("validate", &Tables::validate, "indices"_a.noconvert(), "offsets"_a.noconvert(), "num_bags"_a, "threads"_a,
+           "Only the checks of the look-ups, for N = num_bags.")
+      .def("task_sizes", &Tables::task_sizes, "indices"_a.noconvert(), "offsets"_a.noconvert(), "num_bags"_a, "bags_per_task"_a,
+           "Look-ups and bags of each task of a forward pass.")
+      .def("owner_sizes", &Tables::owner_sizes, "indices"_a.noconvert(), "offsets"_a.noconvert(), "num_bags"_a, "strategy"_a, "threads"_a,
+           "first_table"_a = 0,
+           "Look-ups that each thread applies in an update by race_free_range, race_free_modulo or bucketed.\n\n"
+           "The buckets of bucketed go, the largest first, to the thread with the fewest look-ups so far. Table t counts as number\n"
+           "first_table + t of those updated together.")
+      .def("bucket_sizes", &Tables::bucket_sizes,
+           "Look-ups that the last update by bucketed filed into each of its 8 * threads buckets; none before an update or after\n"
+           "release_workspace, and zeros by target `reference`, which has no buckets.")
+      .def("release_workspace", &Tables::release_workspace, "Free what updates keep between calls.")
       .def_prop_ro("num_tables", &Tables::num_tables)
       .def_prop_ro("dim", &Tables::dim)
       .def_prop_ro("rows", &Tables::rows);

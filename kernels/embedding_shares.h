@@ -33,6 +33,11 @@ static inline uint32_t bucket_of(uint32_t row, uint32_t table, uint32_t buckets)
   return static_cast<uint32_t>((static_cast<uint64_t>(mixed ^ (mixed >> 15)) * buckets) >> 32);
 }
 
+// Buckets are claimed in this order: the largest first.
+static inline bool claimed_before(const int64_t* sizes, int64_t a, int64_t b) {
+  return sizes[a] > sizes[b] || (sizes[a] == sizes[b] && a < b);
+}
+
 // By range and by modulo, the part of table t that thread `me` owns. It rotates from table to table: where hot rows lie side by side, or
 // a table has fewer rows than there are owners, no owner has those of every table.
 static inline uint32_t part_of(int64_t t, uint32_t me, uint32_t owners) {
@@ -41,5 +46,29 @@ static inline uint32_t part_of(int64_t t, uint32_t me, uint32_t owners) {
 
 // The first row of a part by range.
 static inline uint64_t part_begin(int64_t rows, uint64_t part, uint32_t owners) { return static_cast<uint64_t>(rows) * part / owners; }
+
+// value % divisor for 32-bit values by two multiplications (Lemire, Kaser, Kurz 2019); inverse = 2^64 / divisor rounded up.
+static inline uint32_t fast_modulo(uint32_t value, uint64_t inverse, uint32_t divisor) {
+  const uint64_t low = inverse * value;
+  return static_cast<uint32_t>((static_cast<unsigned __int128>(low) * divisor) >> 64);
+}
+
+// The rows of a table of `rows` rows that one thread owns by range and by modulo.
+struct OwnedRows {
+  uint64_t low, span, inverse;
+  uint32_t part, owners;
+};
+
+static inline OwnedRows owned_rows(int64_t rows, int64_t t, uint32_t me, uint32_t owners) {
+  const uint32_t part = part_of(t, me, owners);
+  const uint64_t low = part_begin(rows, part, owners);
+  return {low, part_begin(rows, uint64_t{part} + 1, owners) - low, ~uint64_t{0} / owners + 1, part, owners};
+}
+
+template <bool Modulo>
+static inline bool owns(const OwnedRows& owned, uint64_t row) {
+  if constexpr (Modulo) return owned.owners == 1 || fast_modulo(static_cast<uint32_t>(row), owned.inverse, owned.owners) == owned.part;
+  return row - owned.low < owned.span;
+}
 
 }  // namespace autotune

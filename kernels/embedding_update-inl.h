@@ -54,12 +54,6 @@ struct EmbeddingUpdateOf {
     }
   }
 
-  // value % divisor for 32-bit values by two multiplications (Lemire, Kaser, Kurz 2019); inverse = 2^64 / divisor rounded up.
-  static inline uint32_t fast_modulo(uint32_t value, uint64_t inverse, uint32_t divisor) {
-    const uint64_t low = inverse * value;
-    return static_cast<uint32_t>((static_cast<unsigned __int128>(low) * divisor) >> 64);
-  }
-
   struct Pending {
     uint32_t row;
     uint32_t bag;  // t*N + n
@@ -104,13 +98,10 @@ struct EmbeddingUpdateOf {
   template <class Index, bool Modulo, class Apply>
   static void scan_owned(const EmbeddingTables& tables, const Bags& bags, Pending* pending, int64_t room, const Apply& apply) {
     const uint32_t team = static_cast<uint32_t>(omp_get_num_threads()), me = static_cast<uint32_t>(omp_get_thread_num());
-    const uint64_t inverse = ~uint64_t{0} / team + 1;
     const Index* indices = static_cast<const Index*>(bags.indices);
     const Index* offsets = static_cast<const Index*>(bags.offsets);
     for (int64_t t = 0; t < tables.num_tables; ++t) {
-      const uint32_t part = part_of(t, me, team);
-      const uint64_t low = part_begin(tables.rows[t], part, team);
-      const uint64_t span = part_begin(tables.rows[t], part + 1, team) - low;
+      const OwnedRows owned = owned_rows(tables.rows[t], t, me, team);
       int64_t count = 0;
       for (int64_t n = 0; n < bags.num_bags; ++n) {
         const int64_t bag = t * bags.num_bags + n;
@@ -120,10 +111,7 @@ struct EmbeddingUpdateOf {
           for (; j < stop; ++j) {
             const uint64_t row = static_cast<uint64_t>(indices[j]);
             pending[count] = {static_cast<uint32_t>(row), static_cast<uint32_t>(bag), j};
-            if constexpr (Modulo)
-              count += team == 1 || fast_modulo(static_cast<uint32_t>(row), inverse, team) == part;
-            else
-              count += row - low < span;
+            count += owns<Modulo>(owned, row);
           }
           if (count == room) {
             apply(count, t);
@@ -187,7 +175,7 @@ struct EmbeddingUpdateOf {
       turn.barrier();
       for (int64_t b = low; b < high; ++b) {
         int64_t before = 0;
-        for (int64_t c = 0; c < buckets; ++c) before += sizes[c] > sizes[b] || (sizes[c] == sizes[b] && c < b);
+        for (int64_t c = 0; c < buckets; ++c) before += claimed_before(sizes, c, b);
         order[before] = b;
       }
       turn.barrier();

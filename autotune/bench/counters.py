@@ -23,7 +23,7 @@ _SYSCALL = 298
 _ATTRIBUTES = struct.Struct("=IIQQQQQIIQ")  # the first 64 bytes, which every kernel knows
 _FORMAT_TIMES = 0b11  # total time enabled, total time running
 _EXCLUDE_KERNEL, _EXCLUDE_HYPERVISOR = 1 << 5, 1 << 6
-_HARDWARE, _SOFTWARE = 0, 1
+_HARDWARE = 0
 
 
 class Event(NamedTuple):
@@ -36,13 +36,7 @@ HARDWARE: Mapping[str, Event] = {
     "instructions": Event(_HARDWARE, 1),
     "cache_misses": Event(_HARDWARE, 3),
 }
-"""Of the last level: what a core asked memory for, and not what a prefetcher did, on most CPUs."""
-SOFTWARE: Mapping[str, Event] = {
-    "task_clock_ns": Event(_SOFTWARE, 1),
-    "page_faults": Event(_SOFTWARE, 2),
-    "context_switches": Event(_SOFTWARE, 3),
-}
-"""Which the kernel counts by itself."""
+"""Events of the CPU. Cache misses are of the last level: what a core asked memory for, and not what a prefetcher did, on most CPUs."""
 
 
 class Counters(Observer):
@@ -58,11 +52,11 @@ class Counters(Observer):
         self.counted: dict[str, float] = {}
         """Counts inside the rounds observed."""
         for name, event in events.items():
-            found, failure = _open_for_all_threads(event)
+            files, failure = _open_for_all_threads(event)
             if failure:
                 self.missing[name] = failure
             else:
-                self._open[name] = found
+                self._open[name] = files
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -29,7 +29,7 @@ def _columns(row: Any) -> Iterable[tuple[str, Any]]:
             yield f"{name}_high", value.high
             yield f"{name}_samples", value.samples
         elif isinstance(value, Mapping):
-            yield from ((f"{name}_{key}", one) for key, one in value.items())
+            yield from ((f"{name}_{key}", entry) for key, entry in value.items())
         else:
             yield name, value
 

@@ -66,12 +66,7 @@ class NoiseMonitor(Observer):
     0.15 + 0.005 x CPUs CPUs' worth of time, or the hypervisor withheld more than 2 %, or the frequency moved by more than 10 %.
     """
 
-    def __init__(
-        self,
-        cpus: Iterable[int] | None = None,
-        processes: Iterable[int] = (),
-        read: Callable[[], Reading] | None = None,
-    ) -> None:
+    def __init__(self, cpus: Iterable[int] | None = None, processes: Iterable[int] = (), read: Callable[[], Reading] | None = None) -> None:
         watched = frozenset(os.sched_getaffinity(0) if cpus is None else cpus)
         if not watched:
             raise InputError("cpus must name at least one CPU to watch, got none; leave it out to watch all allowed ones")

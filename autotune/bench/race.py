@@ -15,9 +15,9 @@ Eliminate = Callable[[Times, str], Collection[str]]
 """From the times of the candidates still in the race and the name of the one with the lowest median to those to drop."""
 
 # After two rounds a candidate this much slower than the best is dropped without waiting for an interval: noise here is 10-30 %.
-HOPELESS = 1.3
+_HOPELESS = 1.3
 # Differences below 2 % are not worth a wrong elimination.
-MARGIN = 0.02
+_MARGIN = 0.02
 
 
 @dataclass(frozen=True)
@@ -99,20 +99,18 @@ def race(
     return Race(measurement, ranking, eliminated, tuple(filter(None, (late, *measurement.notes))))
 
 
-def drop_clearly_worse(
-    times_s: Mapping[str, Sequence[float]], best: str, *, min_rounds: int = 3, margin: float = MARGIN, hopeless: float = HOPELESS
-) -> list[str]:
+def drop_clearly_worse(times_s: Mapping[str, Sequence[float]], best: str, *, min_rounds: int = 3) -> list[str]:
     """Names of the candidates that are not worth another round.
 
-    Those are the hopeless, whose median and whose fastest round (so that one disturbed round condemns nobody) are above `hopeless` x the
-    best one's, and, from `min_rounds` on, those whose paired ratio to the best has an interval above 1 + margin.
+    Those are the hopeless, whose median and whose fastest round (so that one disturbed round condemns nobody) are above `_HOPELESS` x the
+    best one's, and, from `min_rounds` on, those whose paired ratio to the best has an interval above 1 + `_MARGIN`.
     """
     best_s = times_s[best]
 
     def is_worse(values: Sequence[float]) -> bool:
-        if statistics.median(values) > hopeless * statistics.median(best_s) and min(values) > hopeless * min(best_s):
+        if statistics.median(values) > _HOPELESS * statistics.median(best_s) and min(values) > _HOPELESS * min(best_s):
             return True
-        return len(values) >= min_rounds and ratio(values, best_s).low > 1.0 + margin
+        return len(values) >= min_rounds and ratio(values, best_s).low > 1.0 + _MARGIN
 
     return [name for name, values in times_s.items() if name != best and is_worse(values)]
 

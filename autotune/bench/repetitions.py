@@ -129,14 +129,14 @@ def timed_steps(
         warmup=0,
         observers=(passes, monitor),
     )
-    times_s = []
+    every_step = []
     for finished, passes_s in zip(measured.rounds, passes.passes_s, strict=True):
         (step_s,) = finished.times_s["step"]
-        times_s.append((bool(finished.disturbed), passes_s | {OTHER: max(0.0, step_s - sum(passes_s.values()))}))
-    chosen = [each for disturbed, each in times_s if not disturbed]
+        every_step.append(passes_s | {OTHER: max(0.0, step_s - sum(passes_s.values()))})
+    chosen = [times_s for finished, times_s in zip(measured.rounds, every_step, strict=True) if not finished.disturbed]
     few = len(chosen) < LEAST_STEPS
     if few:
-        chosen = sorted((each for _, each in times_s), key=lambda each: sum(each.values()))[:LEAST_STEPS]
+        chosen = sorted(every_step, key=lambda times_s: sum(times_s.values()))[:LEAST_STEPS]
     update = dlrm.config.operators[UPDATE]
     return CalibrationRun(
         model=dlrm.model,
@@ -145,6 +145,6 @@ def timed_steps(
         strategy=getattr(update, "strategy", ""),
         disturbed=few,
         knobs=dlrm.config.operators,
-        iteration_s=statistics.median(sum(each.values()) for each in chosen),
-        passes_s={key: statistics.median(each[key] for each in chosen) for key in chosen[0]},
+        iteration_s=statistics.median(sum(times_s.values()) for times_s in chosen),
+        passes_s={key: statistics.median(times_s[key] for times_s in chosen) for key in chosen[0]},
     )

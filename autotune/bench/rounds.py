@@ -89,12 +89,12 @@ class Measurement:
     @property
     def counted(self) -> int:
         """Rounds that count."""
-        return sum(one.counts for one in self.rounds)
+        return sum(each.counts for each in self.rounds)
 
     @property
     def disturbed(self) -> int:
         """Disturbed rounds, both repeated and kept."""
-        return sum(bool(one.disturbed) for one in self.rounds)
+        return sum(bool(each.disturbed) for each in self.rounds)
 
 
 def timed(
@@ -198,7 +198,7 @@ def run_rounds(
             enough = until is not None and counted >= enough_rounds and until({name: times_s[name] for name in names})
             ended = decide(late or full or enough)
     notes = []
-    disturbances = [one.disturbed for one in rounds if one.disturbed]
+    disturbances = [each.disturbed for each in rounds if each.disturbed]
     if disturbances:
         share = f"{len(disturbances)} of {len(rounds)} rounds were disturbed ({disturbances[-1]})"
         notes.append(f"{share}: {repeats} measured again, {len(disturbances) - repeats} kept")

@@ -35,11 +35,10 @@ class FewSamples:
     """Fewer samples than a 95 % interval of a median needs."""
 
     samples: int
-    needed: int = ENOUGH_SAMPLES
 
     @property
     def message(self) -> str:
-        return f"{self.samples} sample{'s' if self.samples != 1 else ''}, a 95 % interval needs {self.needed}; measure longer"
+        return f"{self.samples} sample{'s' if self.samples != 1 else ''}, a 95 % interval needs {ENOUGH_SAMPLES}; measure longer"
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,6 @@ class WideSpread:
 
     spread: float
     """Interquartile range over median."""
-    limit: float = WIDE_SPREAD
 
     @property
     def message(self) -> str:
@@ -70,15 +68,11 @@ class Samples:
     """Seconds, one entry a round."""
 
     def __post_init__(self) -> None:
-        _checked(self.times_s, "times_s", minimum=0.0)
+        _checked(self.times_s, "times_s")
 
     @cached_property
     def median_s(self) -> float:
         return float(np.median(self.times_s))
-
-    @property
-    def minimum_s(self) -> float:
-        return min(self.times_s)
 
     @cached_property
     def interval(self) -> tuple[float, float]:
@@ -93,12 +87,8 @@ class Samples:
 
     @property
     def warnings(self) -> tuple[SampleWarning, ...]:
-        found: list[SampleWarning] = []
-        if len(self.times_s) < ENOUGH_SAMPLES:
-            found.append(FewSamples(len(self.times_s)))
-        if self.spread > WIDE_SPREAD:
-            found.append(WideSpread(self.spread))
-        return tuple(found)
+        few = (FewSamples(len(self.times_s)),) if len(self.times_s) < ENOUGH_SAMPLES else ()
+        return (*few, WideSpread(self.spread)) if self.spread > WIDE_SPREAD else few
 
     def to_interval(self) -> Interval:
         low, high = self.interval
@@ -130,11 +120,11 @@ def significant(speedup: Interval, margin: float = 0.0) -> bool:
     return speedup.samples >= ENOUGH_SAMPLES and speedup.low > 1.0 + margin
 
 
-def _checked(times_s: Sequence[float], name: str, minimum: float = 0.0, positive: bool = False) -> NDArray[np.float64]:
+def _checked(times_s: Sequence[float], name: str, positive: bool = False) -> NDArray[np.float64]:
     values = np.asarray(times_s, dtype=np.float64)
     if values.ndim != 1 or values.size == 0:
         raise InputError(f"{name} must hold at least one time, got {values.size}; run at least one round")
-    bad = ~np.isfinite(values) | (values < minimum) | (positive & (values == 0.0))
+    bad = ~np.isfinite(values) | (values < 0.0) | (positive & (values == 0.0))
     if bad.any():
         at = int(np.argmax(bad))
         raise InputError(

@@ -12,11 +12,9 @@ from __future__ import annotations
 
 import itertools
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 
 from autotune.bench.noise import NoiseMonitor
 from autotune.bench.progress import NO_PROGRESS, Progress
@@ -24,7 +22,6 @@ from autotune.bench.rounds import EachRound, Measurement, Turn, run_rounds
 from autotune.bench.samples import ratio
 from autotune.compare.peers import BASELINE, OURS, PEERS, TUNED, Peer, environment_of
 from autotune.compare.process import Contestant, ContestantError
-from autotune.config.files import write_yaml
 from autotune.config.knobs import RunConfig
 from autotune.config.model import Model
 from autotune.config.profile import Profile, Topology
@@ -142,7 +139,7 @@ def compare(
                     absent[peer.name] = str(error)
                     continue
                 tracks[peer.name] = _Track(contestant, OURS)
-            bounds = bounds or _bounds(ours, profile)
+            bounds = bounds or ours.bounds(profile)
             _check_losses(tracks, absent)
             progress.phase("comparing", budget_s / len(parted))
             # Made here, so that it counts the contestants' processes as its own.
@@ -181,13 +178,6 @@ def _at_once(model: Model, topology: Topology, peers: int) -> int:
     return count
 
 
-def _bounds(ours: Contestant, profile: Profile) -> dict[str, float]:
-    with tempfile.TemporaryDirectory(prefix="autotune-compare-") as folder:
-        file = Path(folder) / "profile.yaml"
-        write_yaml(file, profile)
-        return ours.bounds(file)
-
-
 def _check_losses(tracks: dict[str, _Track], absent: dict[str, str]) -> None:
     """All start from the same weights; who does not follow ours is not timed. Ours trains under one configuration at a time."""
     expected = [tracks[OURS].step(batch)[1] for batch in range(LOSS_STEPS)]
@@ -200,7 +190,7 @@ def _check_losses(tracks: dict[str, _Track], absent: dict[str, str]) -> None:
             absent[name] = str(error)
             del tracks[name]
             continue
-        track.loss_error = max(abs(one / other - 1) for one, other in zip(losses, expected, strict=True))
+        track.loss_error = max(abs(loss / wanted - 1) for loss, wanted in zip(losses, expected, strict=True))
         if not track.loss_error <= LOSS_TOLERANCE:
             absent[name] = f"its losses differ from ours by {track.loss_error:.1e}, over {LOSS_TOLERANCE:g}"
             del tracks[name]
@@ -219,8 +209,7 @@ def _check_tuned(tracks: Mapping[str, _Track]) -> None:
     loss = tracks[TUNED].step(batch)[1]
     if other is None:
         return
-    expected = other.step(batch)[1]
-    error = abs(loss / expected - 1)
+    error = abs(loss / other.step(batch)[1] - 1)
     if not error <= LOSS_TOLERANCE:
         raise VerificationError(f"the tuned configuration must give the losses of the default, got a difference of {error:.1e}; tune again")
     tracks[TUNED].loss_error = error

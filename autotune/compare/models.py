@@ -14,16 +14,6 @@ from autotune.data.batches import Batch
 State = dict[str, torch.Tensor]
 
 
-class PeerModel(Protocol):
-    """What a worker needs of a contestant."""
-
-    def prepare(self, batch: Batch) -> Any:
-        """The batch in the peer's own form; outside the clock."""
-
-    def step(self, prepared: Any) -> float:
-        """One training iteration; its mean loss."""
-
-
 class _Bags(Protocol):
     def prepare(self, batch: Batch) -> Any: ...
 
@@ -119,8 +109,7 @@ class _Dense(torch.nn.Module):
         super().__init__()
         self.bottom = _mlp(model.bottom_mlp, "bot_l", torch.nn.ReLU(), state)
         self.top = _mlp(model.top_sizes, "top_l", torch.nn.Sigmoid(), state)
-        rows, columns = torch.tril_indices(model.num_features, model.num_features, -1)
-        self._lower = (rows, columns)
+        self._lower = tuple(torch.tril_indices(model.num_features, model.num_features, -1))
 
     def forward(self, dense: torch.Tensor, pooled: list[torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
         low = self.bottom(dense)
@@ -158,9 +147,11 @@ class TorchModel:
         self._dense: Callable[..., torch.Tensor] = torch.compile(dense) if compiled else dense
 
     def prepare(self, batch: Batch) -> Any:
+        """The batch in the peer's own form; outside the clock."""
         return batch, self._bags.prepare(batch)
 
     def step(self, prepared: Any) -> float:
+        """One training iteration; its mean loss."""
         batch, parts = prepared
         self._optimizer.zero_grad(set_to_none=True)
         loss = self._dense(batch.dense, self._bags.pooled(parts), batch.labels)
@@ -169,7 +160,7 @@ class TorchModel:
         return float(loss.detach())
 
 
-BUILDERS: Mapping[str, Callable[[Model, State], PeerModel]] = {
+BUILDERS: Mapping[str, Callable[[Model, State], TorchModel]] = {
     "stock": lambda model, state: TorchModel(model, state, _StockBags),
     "compiled": lambda model, state: TorchModel(model, state, _StockBags, compiled=True),
     "fbgemm": lambda model, state: TorchModel(model, state, _FbgemmBags),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.util import find_spec
 
 from autotune.config.tuned import Launch
@@ -34,7 +34,6 @@ class Peer:
     """Packages it needs."""
     remedy: str = ""
     """How to get them."""
-    environment: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def missing(self) -> str | None:

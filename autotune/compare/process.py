@@ -15,6 +15,7 @@ from typing import Any
 
 from autotune.config.knobs import RunConfig
 from autotune.config.model import Model
+from autotune.config.profile import Profile
 
 _END_S = 5.0
 
@@ -52,9 +53,9 @@ class Contestant:
             stderr=self._errors,
             text=True,
         )
-        told = {name: config.model_dump(mode="json") for name, config in configs.items()}
+        dumped = {name: config.model_dump(mode="json") for name, config in configs.items()}
         try:
-            self.threads = int(self._ask({"kind": kind, "model": model.model_dump(mode="json"), "configs": told})["threads"])
+            self.threads = int(self._ask({"kind": kind, "model": model.model_dump(mode="json"), "configs": dumped})["threads"])
         except BaseException:
             self._end()
             raise
@@ -70,9 +71,9 @@ class Contestant:
         answer = self._ask({"batch": batch, "config": config})
         return answer["time_s"], answer["loss"]
 
-    def bounds(self, profile: Path) -> dict[str, float]:
-        """Of ours: the least seconds of every pass by the ceilings of a profile."""
-        bounds: dict[str, float] = self._ask({"profile": str(profile)})["bounds_s"]
+    def bounds(self, profile: Profile) -> dict[str, float]:
+        """Least seconds of every pass by the ceilings of a profile; of ours only."""
+        bounds: dict[str, float] = self._ask({"profile": profile.model_dump(mode="json", by_alias=True)})["bounds_s"]
         return bounds
 
     def _ask(self, order: Mapping[str, Any]) -> dict[str, Any]:

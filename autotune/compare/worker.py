@@ -13,11 +13,11 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from autotune.config.knobs import RunConfig
 from autotune.config.model import Model
+from autotune.config.profile import Profile
 
 
 def serve(lines: Iterator[str], out: Any) -> None:
@@ -41,7 +41,7 @@ class _Contestant:
         self.threads = topology.physical_cores
         self._configs = {name: RunConfig.model_validate(config) for name, config in order["configs"].items()}
         default = default_config(self._model, topology)
-        self._configs.setdefault("default", default)
+        self._configs["default"] = default
         self._source = make_source(self._model)
         self._ours = order["kind"] == "ours"
         dlrm = DLRM(self._model, default, machine=topology)
@@ -61,7 +61,7 @@ class _Contestant:
 
     def __call__(self, order: dict[str, Any]) -> dict[str, Any]:
         if "profile" in order:
-            return self._bounds(Path(order["profile"]))
+            return self._bounds(Profile.model_validate(order["profile"]))
         prepared = self._prepare(self._source.batch(order["batch"]))
         if self._ours:
             self._dlrm.configure(self._configs[order["config"]])
@@ -69,15 +69,14 @@ class _Contestant:
         loss = self._train(prepared)
         return {"time_s": time.perf_counter() - begin_s, "loss": loss}
 
-    def _bounds(self, file: Path) -> dict[str, Any]:
+    def _bounds(self, profile: Profile) -> dict[str, Any]:
         """The least seconds of every pass of ours, by the ceilings of a profile."""
-        from autotune.config.files import load_profile
         from autotune.perf.roofline import Hardware, limits
 
-        profile, threads = load_profile(file), self._configs["default"].threads
+        threads = self._configs["default"].threads
         hardware = Hardware.of(profile, threads, self._dlrm.model.dtype)
         operators = self._dlrm.operators(self._source)
-        bounds = {one.key: limits(one.work(), profile.ceilings, threads, warm=True, hardware=hardware).bound_s for one in operators}
+        bounds = {each.key: limits(each.work(), profile.ceilings, threads, warm=True, hardware=hardware).bound_s for each in operators}
         return {"bounds_s": bounds}
 
 

@@ -53,7 +53,6 @@ def make_source(
     seed: int | None = None,
     *,
     scatter: bool = True,
-    hashed: bool | None = None,
     histogram: str | None = None,
 ) -> BatchSource:
     """The source of batches for `model`.
@@ -64,7 +63,6 @@ def make_source(
         minibatch: samples per batch.
         seed: of generated data; 0 or more.
         scatter: Zipf only: hot rows lie anywhere in a table; False leaves them side by side at its front.
-        hashed: Criteo only: categories are hashed into the tables; False reads them as row numbers; None takes the spec's.
         histogram: name of a block in a histogram file; None takes the first.
 
     Raises:
@@ -78,7 +76,7 @@ def make_source(
     if seed < 0:
         raise InputError(f"seed must not be negative, got {seed} (model {model.name}); set it to 0 or more")
     if spec.distribution == "criteo":
-        return CriteoSource(model, _path(spec), minibatch, spec.hashed if hashed is None else hashed)
+        return CriteoSource(model, _path(spec), minibatch, spec.hashed)
     table_distribution, name = _synthetic(spec, seed, scatter, histogram)
     distributions = tuple(table_distribution(t, table.rows) for t, table in enumerate(model.tables))
     return SyntheticSource(model, distributions, spec.pooling_kind == "varying", minibatch, seed, name)
@@ -123,11 +121,8 @@ class SyntheticSource:
         self, model: Model, distributions: tuple[IndexDistribution, ...], varying: bool, minibatch: int, seed: int, description: str
     ) -> None:
         self.description = description
-        self._model = model
-        self._distributions = distributions
-        self._varying = varying
-        self._minibatch = minibatch
-        self._seed = seed
+        self._model, self._distributions = model, distributions
+        self._varying, self._minibatch, self._seed = varying, minibatch, seed
 
     def batch(self, i: int) -> Batch:
         """Batch `i`, see `BatchSource`.
@@ -168,7 +163,7 @@ class CriteoSource:
 
     has_labels = True
 
-    def __init__(self, model: Model, path: str | Path, minibatch: int, hashed: bool = True) -> None:
+    def __init__(self, model: Model, path: str | Path, minibatch: int, hashed: bool) -> None:
         if model.dense_features != DENSE_FEATURES or model.num_tables != CATEGORIES:
             rule = f"Criteo rows need bottom_mlp to begin with {DENSE_FEATURES} and {CATEGORIES} tables"
             got = f"{model.dense_features} and {model.num_tables}"

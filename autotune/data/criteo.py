@@ -5,9 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import zip_longest
 from pathlib import Path
 
@@ -96,7 +96,7 @@ class CriteoFile:
         self._scanned_bytes = self._layout.header_bytes
         self._scanned_rows = 0
         self._total: int | None = None
-        self._chunks: OrderedDict[int, Rows] = OrderedDict()
+        self._chunk = lru_cache(maxsize=_CACHED_CHUNKS)(self._read_chunk)
         if self._end <= self._layout.header_bytes:
             raise InputError(f"a Criteo file must hold at least one row, got none ({path}); correct data.path")
 
@@ -170,17 +170,10 @@ class CriteoFile:
                 self._scanned_rows += 1
                 self._total = self._scanned_rows
 
-    def _chunk(self, number: int) -> Rows:
-        if number in self._chunks:
-            self._chunks.move_to_end(number)
-            return self._chunks[number]
+    def _read_chunk(self, number: int) -> Rows:
         self._scan((number + 1) * CHUNK_ROWS)
         end = self._starts[number + 1] if number + 1 < len(self._starts) else self._end
-        parsed = self._parse(self._read(self._starts[number], end), number * CHUNK_ROWS)
-        self._chunks[number] = parsed
-        if len(self._chunks) > _CACHED_CHUNKS:
-            self._chunks.popitem(last=False)
-        return parsed
+        return self._parse(self._read(self._starts[number], end), number * CHUNK_ROWS)
 
     def _parse(self, data: bytes, first_row: int) -> Rows:
         if first_row == 0:

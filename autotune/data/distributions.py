@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from dataclasses import dataclass
@@ -23,10 +24,6 @@ OPEN_BIN_FACTOR = 2
 
 class IndexDistribution(Protocol):
     """Draws the look-ups of one table."""
-
-    @property
-    def rows(self) -> int:
-        """Rows of the table."""
 
     def draw(self, rng: np.random.Generator, size: int) -> Int64Array:
         """`size` row numbers in ``[0, rows)``, in the order in which they fill the bags."""
@@ -244,16 +241,12 @@ def read_histograms(path: str | Path) -> tuple[ReuseHistogram, ...]:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise InputError(f"a reuse histogram must be a readable text file, got {error} ({path}); correct data.path") from error
-    blocks: list[list[tuple[int, str]]] = [[]]
-    for number, line in enumerate(text.splitlines(), start=1):
-        if line.strip():
-            blocks[-1].append((number, line.strip()))
-        elif blocks[-1]:
-            blocks.append([])
-    found = tuple(_parse_block(path, block) for block in blocks if block)
-    if not found:
+    lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), start=1)]
+    blocks = (list(block) for filled, block in itertools.groupby(lines, key=lambda numbered: bool(numbered[1])) if filled)
+    histograms = tuple(_parse_block(path, block) for block in blocks)
+    if not histograms:
         raise InputError(f"a reuse histogram file must hold at least one block, got an empty file ({path}); correct data.path")
-    return found
+    return histograms
 
 
 def read_histogram(path: str | Path, name: str | None = None) -> ReuseHistogram:
@@ -262,13 +255,12 @@ def read_histogram(path: str | Path, name: str | None = None) -> ReuseHistogram:
     Raises:
         InputError: as `read_histograms`, or no block has that name.
     """
-    found = read_histograms(path)
-    if name is None:
-        return found[0]
-    for histogram in found:
-        if histogram.name == name:
-            return histogram
-    raise InputError(f"no block has the name asked for, got {name!r} ({path}); take one of {', '.join(one.name for one in found)}")
+    histograms = read_histograms(path)
+    chosen = next((histogram for histogram in histograms if name in (None, histogram.name)), None)
+    if chosen is None:
+        names = ", ".join(histogram.name for histogram in histograms)
+        raise InputError(f"no block has the name asked for, got {name!r} ({path}); take one of {names}")
+    return chosen
 
 
 def _parse_block(path: str | Path, block: list[tuple[int, str]]) -> ReuseHistogram:
@@ -305,7 +297,7 @@ def _parse_block(path: str | Path, block: list[tuple[int, str]]) -> ReuseHistogr
         rule = "a block must tell how often a row is used on average ('Avg # of indices' and 'Avg # of unique cols')"
         raise InputError(f"{rule}, got {average_reuse:g} {place}; complete the block")
     bins = tuple(tables["rows"])
-    return ReuseHistogram(name, average_reuse, bins, tuple(tables["rows"].values()), tuple(tables["lookups"][one] for one in bins))
+    return ReuseHistogram(name, average_reuse, bins, tuple(tables["rows"].values()), tuple(tables["lookups"][edges] for edges in bins))
 
 
 def _number(path: str | Path, line: int, text: str, what: str, limit: float) -> float:

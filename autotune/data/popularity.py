@@ -10,7 +10,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from autotune.config.model import DataSpec, Model
+from autotune.config.model import Model
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -166,7 +166,7 @@ class SampledPopularity:
 
     @cached_property
     def _seen(self) -> Popularity:
-        return _sampled(self.model.hash(), self.model, self.model.data)[self.table]
+        return _sampled(self.model)[self.table]
 
     @property
     def hottest(self) -> float:
@@ -184,14 +184,15 @@ _MOST_LOOKUPS = 4_000_000
 """Look-ups that are counted: a second or two, and under 100 MB. Of larger minibatches the first samples are."""
 
 
-def _sampled(key: str, model: Model, data: DataSpec) -> tuple[Popularity, ...]:
+def _sampled(model: Model) -> tuple[Popularity, ...]:
     """From one batch of the model's own source, kept by the model's hash."""
+    key = model.hash()
     if key not in _SAMPLES:
         from autotune.data.batches import make_source  # brings torch, which closed forms do without
 
         lookups = model.minibatch * sum(table.pooling for table in model.tables)
         samples = max(1, round(model.minibatch * min(1.0, _MOST_LOOKUPS / max(lookups, 1.0))))
-        batch = make_source(model, data, minibatch=samples).batch(0)
+        batch = make_source(model, minibatch=samples).batch(0)
         ends = batch.offsets[::samples].tolist()
         popularities = []
         for table, (low, high) in zip(model.tables, pairwise(ends), strict=True):

@@ -36,15 +36,15 @@ class Cgroups:
     @cached_property
     def memory(self) -> list[tuple[int, int]]:
         """Limit and usage without file cache, bytes, of every cgroup that has a limit."""
-        found = []
+        limits = []
         for folder in self._folders("memory"):
             for limit_name, usage_name, prefix in _MEMORY_FILES:
                 limit, usage = read_text(folder / limit_name), read_text(folder / usage_name)
                 if limit.isdigit():
                     stat = dict(re.findall(r"^(\w+) (\d+)$", read_text(folder / "memory.stat"), re.MULTILINE))
                     cache = sum(int(stat.get(f"{prefix}{kind}_file", 0)) for kind in ("active", "inactive"))
-                    found.append((int(limit), max(0, int(usage) - cache) if usage.isdigit() else 0))
-        return found
+                    limits.append((int(limit), max(0, int(usage) - cache) if usage.isdigit() else 0))
+        return limits
 
     @property
     def cpu_quota(self) -> float | None:

@@ -33,7 +33,6 @@ PROC = Path("/proc")
 _FALLBACK_L1D_BYTES = 32 * 1024
 _FALLBACK_L2_BYTES = 256 * 1024
 _LINE_BYTES = 64
-_KIB = 1024
 _ISA = (
     *("avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni", "avx512_bf16", "avx512_fp16"),
     *("avx_vnni", "amx_tile", "amx_bf16", "amx_int8"),
@@ -163,25 +162,25 @@ def fingerprint_differences(config: Fingerprint, here: Fingerprint) -> list[str]
     CPU numbers, cgroup memory limits and settings of the system do not count; memory counts from 10 % on.
     """
     a, b = config.topology, here.topology
-    found = [_difference(name, getattr(a, name), getattr(b, name)) for name in _HARDWARE_FIELDS if getattr(a, name) != getattr(b, name)]
-    if len(a.numa_nodes) != len(b.numa_nodes):
-        found.append(_difference("numa_nodes", len(a.numa_nodes), len(b.numa_nodes)))
-    if set(a.isa) != set(b.isa):
-        only_a, only_b = (" ".join(sorted(only)) or "without" for only in (set(a.isa) - set(b.isa), set(b.isa) - set(a.isa)))
-        found.append(_difference("isa", only_a, only_b))
+    pairs: list[tuple[str, object, object]] = [(name, getattr(a, name), getattr(b, name)) for name in _HARDWARE_FIELDS]
+    pairs.append(("numa_nodes", len(a.numa_nodes), len(b.numa_nodes)))
+    only_a, only_b = (" ".join(sorted(only)) or "without" for only in (set(a.isa) - set(b.isa), set(b.isa) - set(a.isa)))
+    pairs.append(("isa", only_a, only_b))
     if abs(a.memory_bytes - b.memory_bytes) > _MEMORY_TOLERANCE * max(a.memory_bytes, b.memory_bytes):
-        found.append(_difference("memory_bytes", a.memory_bytes, b.memory_bytes))
-    if config.target != here.target:
-        found.append(_difference("target", config.target, here.target))
-    return found
+        pairs.append(("memory_bytes", a.memory_bytes, b.memory_bytes))
+    return _differences([*pairs, ("target", config.target, here.target)])
 
 
 def software_differences(config: Fingerprint, here: Fingerprint) -> list[str]:
     """Differences of the software and its settings: kernel, versions, huge pages; in the words of `fingerprint_differences`."""
-    pairs = [("kernel", config.kernel, here.kernel), ("huge_pages", config.topology.huge_pages, here.topology.huge_pages)]
-    for name in sorted(config.versions.keys() | here.versions.keys()):
-        pairs.append((name, config.versions.get(name, "none"), here.versions.get(name, "none")))
-    return [_difference(name, a, b) for name, a, b in pairs if a != b]
+    versions = sorted(config.versions.keys() | here.versions.keys())
+    return _differences(
+        [
+            ("kernel", config.kernel, here.kernel),
+            ("huge_pages", config.topology.huge_pages, here.topology.huge_pages),
+            *((name, config.versions.get(name, "none"), here.versions.get(name, "none")) for name in versions),
+        ]
+    )
 
 
 def hardware_id(fingerprint: Fingerprint) -> str:
@@ -196,8 +195,8 @@ def hardware_id(fingerprint: Fingerprint) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def _difference(name: str, config: object, here: object) -> str:
-    return f"{name}: config {config}, here {here}"
+def _differences(values: Iterable[tuple[str, object, object]]) -> list[str]:
+    return [f"{name}: config {config}, here {here}" for name, config, here in values if config != here]
 
 
 def _affinity(proc: Path) -> set[int]:
@@ -224,11 +223,7 @@ def _affinity(proc: Path) -> set[int]:
     return cpus
 
 
-def _affinity_now() -> frozenset[int]:
-    return frozenset(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else frozenset()
-
-
-_SEEN_AT_IMPORT = _affinity_now()
+_SEEN_AT_IMPORT = frozenset(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else frozenset()
 
 
 def _usable(allowed: frozenset[int], sysfs: Path, cgroups: Cgroups) -> tuple[int, ...]:
@@ -309,7 +304,7 @@ class _Cache:
 
 def _caches(sysfs: Path, cpus: tuple[int, ...]) -> list[_Cache]:
     """Data caches that the CPUs see, each instance once."""
-    found: dict[tuple[int, frozenset[int]], _Cache] = {}
+    caches: dict[tuple[int, frozenset[int]], _Cache] = {}
     for cpu in cpus:
         for index in sorted((_cpu(sysfs, cpu) / "cache").glob("index*")):
             level, kind = read_text(index / "level"), read_text(index / "type")
@@ -318,8 +313,8 @@ def _caches(sysfs: Path, cpus: tuple[int, ...]) -> list[_Cache]:
                 continue
             shared = frozenset(parse_cpu_list(read_text(index / "shared_cpu_list"))) | {cpu}
             line = read_text(index / "coherency_line_size")
-            found[int(level), shared] = _Cache(int(level), size_bytes, int(line) if line.isdigit() else 0, shared)
-    return list(found.values())
+            caches[int(level), shared] = _Cache(int(level), size_bytes, int(line) if line.isdigit() else 0, shared)
+    return list(caches.values())
 
 
 def _cache_bytes(index: Path) -> int:
@@ -354,7 +349,7 @@ def _numa_nodes(sysfs: Path, cpus: tuple[int, ...]) -> dict[int, tuple[int, ...]
 def _meminfo(proc: Path) -> dict[str, int]:
     """Bytes by name."""
     lines = re.findall(r"^(\w+):\s+(\d+) kB", read_text(proc / "meminfo"), re.MULTILINE)
-    return {name: int(value) * _KIB for name, value in lines}
+    return {name: int(value) * 1024 for name, value in lines}
 
 
 def _huge_pages(sysfs: Path) -> Literal["always", "madvise", "never", "unknown"]:

@@ -307,6 +307,10 @@ class EmbeddingBags:
         """Free what updates keep between calls: `unfused` holds a gradient row for every look-up."""
         self._handle.release_workspace()
 
+    def owner_sizes(self, lookups: Lookups, samples: int, strategy: Strategy, threads: int, *, first_table: int = 0) -> list[int]:
+        """Look-ups that each thread applies in an update, these tables being numbers `first_table` and up of those updated together."""
+        return self._handle.owner_sizes(lookups.indices, lookups.offsets, samples, strategy, threads, first_table)
+
     def forward(self, lookups: Lookups, out: torch.Tensor, knobs: EmbeddingForwardKnobs, threads: int, *, mean: bool = False) -> None:
         """Pool every bag into out[n, t, :].
 

@@ -12,7 +12,7 @@ from autotune.config.model import FLOAT_BYTES
 from autotune.ops.base import Case
 from autotune.ops.embedding_bag import FORWARD, UPDATE, EmbeddingForward, EmbeddingUpdate, TableLoad
 from autotune.ops.embedding_case import EmbeddingCase
-from autotune.ops.embedding_tables import EmbeddingBags, Lookups
+from autotune.ops.embedding_tables import EmbeddingBags, Lookups, Strategy
 from autotune.ops.native import torch
 
 
@@ -22,8 +22,6 @@ class TableAlone:
 
     table: int
     """Its number in the model."""
-    slot: int
-    """Its place among the tables that one call updates."""
     rows: int
     dim: int
     forward: EmbeddingForward
@@ -34,6 +32,8 @@ class TableAlone:
     """Makes cases over no look-up of one sample: what a call takes by itself."""
     indices: Any
     """int64 [L] of one batch."""
+    owner_sizes: Callable[[Strategy, int], list[int]]
+    """Strategy with owners and number of threads -> look-ups of that batch that each thread applies, counted by the kernel."""
 
 
 def tables_alone(bags: EmbeddingBags, numbers: Sequence[int], batches: Sequence[Lookups], samples: int) -> Iterator[TableAlone]:
@@ -61,7 +61,8 @@ def _table_alone(bags: EmbeddingBags, number: int, slot: int, rows: int, lookups
     nothing = Lookups(indices[:0], torch.zeros_like(lookups[0].offsets[:2]))
     forward, update = EmbeddingForward(FORWARD, (load,), **kept), EmbeddingUpdate(UPDATE, (load,), **kept)
     cases, idle = functools.partial(_both, bags, lookups, samples), functools.partial(_both, bags, [nothing], 1)
-    return TableAlone(number, slot, rows, bags.dim, forward, update, cases, idle, indices)
+    sizes = functools.partial(bags.owner_sizes, lookups[0], samples, first_table=slot)
+    return TableAlone(number, rows, bags.dim, forward, update, cases, idle, indices, sizes)
 
 
 def _both(bags: EmbeddingBags, lookups: Sequence[Lookups], samples: int) -> tuple[Case, Case]:

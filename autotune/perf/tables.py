@@ -13,6 +13,7 @@ from autotune.config.measured import HOT_ROWS, TableUse
 from autotune.config.profile import Ceilings
 from autotune.data.batches import BatchSource
 from autotune.ops.embedding_bag import FORWARD, UPDATE
+from autotune.ops.embedding_tables import Strategy
 from autotune.ops.table_alone import TableAlone
 from autotune.perf.roofline import limits
 from autotune.ranks import group
@@ -54,7 +55,7 @@ def measure_tables(
             turns[f"{name} {key}"] = timed(partial(case.run, chosen, config.threads))
     # The first round touches fresh memory.
     samples = run_rounds(turns, max_rounds=_ROUNDS, budget_s=budget_s, min_rounds=_LEAST_ROUNDS).samples
-    median_s = {name: of.median_s for name, of in samples.items()}
+    median_s = {name: sample.median_s for name, sample in samples.items()}
 
     def alone_s(name: str, key: str) -> float:
         return max(0.0, median_s[f"{name} {key}"] - median_s[f"idle {key}"])
@@ -65,50 +66,34 @@ def measure_tables(
     )
 
 
-def table_use(one: TableAlone, forward_s: float, update_s: float, ceilings: Ceilings, threads: int, rank: int) -> TableUse:
+def table_use(table: TableAlone, forward_s: float, update_s: float, ceilings: Ceilings, threads: int, rank: int) -> TableUse:
     """The record of one table: its look-ups counted, its times beside their ceilings."""
-    forward, update = one.forward.work(), one.update.work()
-    unique, counts = torch.unique(one.indices.long(), return_counts=True)
+    forward, update = table.forward.work(), table.update.work()
+    unique, counts = torch.unique(table.indices.long(), return_counts=True)
     hot = min(HOT_ROWS, len(counts))
-    lookups = one.indices.numel()
+    lookups = int(table.indices.numel())
+
+    def load(strategy: Strategy) -> float:
+        """Busiest thread over the mean."""
+        return max(table.owner_sizes(strategy, threads)) * threads / lookups
+
     return TableUse(
-        table=one.table,
+        table=table.table,
         rank=rank,
-        rows=one.rows,
-        dim=one.dim,
+        rows=table.rows,
+        dim=table.dim,
         lookups=lookups,
         unique=len(unique),
         hot_rows=hot,
         hot_share=int(counts.topk(hot).values.sum()) / lookups,
-        range_load=_load(owners_by_range(unique, one.rows, threads), counts, threads),
-        modulo_load=_load(unique % threads, counts, threads),
-        bucketed_load=_load(owners_by_bucket(unique, one.slot, threads), counts, threads),
+        range_load=load("race_free_range"),
+        modulo_load=load("race_free_modulo"),
+        bucketed_load=load("bucketed"),
         forward_s=forward_s,
         forward_ceiling_s=limits(forward, ceilings, threads, warm=True).bound_s,
         update_s=update_s,
         update_ceiling_s=limits(update, ceilings, threads, warm=True).bound_s,
     )
-
-
-def owners_by_range(rows: torch.Tensor, count: int, threads: int) -> torch.Tensor:
-    """Thread i owns the rows from floor(count * i / threads) on, as in `kernels/embedding_update-inl.h`; int64 [R] -> int64 [R]."""
-    return (rows * threads + threads - 1) // count
-
-
-def owners_by_bucket(rows: torch.Tensor, slot: int, threads: int) -> torch.Tensor:
-    """A multiplicative hash of the row and of the table's place among those updated together, as in the kernel; int64 [R] -> int64 [R]."""
-    low = 0xFFFFFFFF
-    seed = (slot * 0x9E3779B1) & low
-    # Two products, so that no step passes 63 bits.
-    key, factor = (rows + seed) & low, 0x85EBCA77
-    mixed = ((key * (factor & 0xFFFF)) + (((key * (factor >> 16)) & 0xFFFF) << 16)) & low
-    return ((mixed ^ (mixed >> 15)) * threads) >> 32
-
-
-def _load(owners: torch.Tensor, counts: torch.Tensor, threads: int) -> float:
-    """Busiest owner over the mean."""
-    per_owner = torch.zeros(threads, dtype=torch.int64).scatter_add_(0, owners, counts)
-    return float(per_owner.max()) * threads / float(counts.sum())
 
 
 def tables_of_ranks(lockstep: Lockstep, ceilings: Ceilings, budget_s: float) -> list[TableUse]:

@@ -192,7 +192,7 @@ def test_criteo_batches_cycle_over_the_file(criteo_spec: DataSpec, dtype: str) -
     assert all(tensor.is_contiguous() for tensor in tensors(third))
     assert same(source.batch(5), source.batch(0))
     with pytest.raises(InputError, match="row number"):
-        make_source(model, hashed=False).batch(0)
+        make_source(model, model.data.model_copy(update={"hashed": False})).batch(0)
 
 
 def test_criteo_rows_need_a_model_of_their_shape(criteo_spec: DataSpec) -> None:

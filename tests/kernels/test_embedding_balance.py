@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from autotune import _kernels as kernels
 from autotune.ops.embedding_bag import default_forward
+from autotune.ops.native import target
 
 SAMPLES, DIM = 2048, 128
 # Rows and pooling factors of dlrm-dcnv2, the larger tables cut to 200,000 rows.
@@ -66,7 +71,7 @@ def test_tasks_are_all_bags_once(handle: kernels.EmbeddingTables, bags_per_task:
 )
 def test_owners_apply_equal_shares(handle: kernels.EmbeddingTables, strategy: str, threads: int, skewed: bool, idle: float) -> None:
     indices, offsets = lookups(skewed)
-    sizes = handle.owner_sizes(indices, offsets, SAMPLES, strategy, threads)  # type: ignore[arg-type]
+    sizes = handle.owner_sizes(indices, offsets, SAMPLES, strategy, threads)
     assert len(sizes) == threads
     assert sum(sizes) == len(indices)
     assert min(sizes) >= (1 - idle) * max(sizes), (min(sizes), max(sizes))
@@ -78,3 +83,75 @@ def test_only_strategies_with_owners_are_counted(handle: kernels.EmbeddingTables
         handle.owner_sizes(indices, offsets, SAMPLES, "atomic", 2)
     with pytest.raises(ValueError, match="bags_per_task"):
         handle.task_sizes(indices, offsets, SAMPLES, 0)
+    with pytest.raises(ValueError, match="first_table"):
+        handle.owner_sizes(indices, offsets, SAMPLES, "bucketed", 2, -1)
+
+
+@pytest.mark.parametrize("strategy", ["race_free_range", "race_free_modulo", "bucketed"])
+@pytest.mark.parametrize("row", [-1, 10, 2**40])
+def test_rows_outside_the_table_are_not_counted(strategy: str, row: int) -> None:
+    handle = kernels.EmbeddingTables([torch.zeros(10, 1)])
+    with pytest.raises(IndexError, match="index must lie in"):
+        handle.owner_sizes(torch.tensor([3, row]), torch.tensor([0, 2]), 1, strategy, 2)
+
+
+def claimed(bucket_sizes: list[int], threads: int) -> list[int]:
+    """Look-ups of each thread when whoever has the fewest claims the largest bucket left."""
+    sizes = [0] * threads
+    for bucket_size in sorted(bucket_sizes, reverse=True):
+        sizes[sizes.index(min(sizes))] += bucket_size
+    return sizes
+
+
+@pytest.mark.parametrize("name", [name for name in kernels.targets() if name != "reference"])
+@pytest.mark.parametrize("threads", [1, 2, 7])
+def test_bucketed_owners_share_what_the_update_filed(name: str, threads: int) -> None:
+    handle = kernels.EmbeddingTables([torch.zeros(rows, 1) for rows in ROWS])
+    indices, offsets = lookups(skewed=True)
+    assert handle.bucket_sizes() == []
+    with target(name):
+        handle.update(indices, offsets, torch.zeros(SAMPLES, len(ROWS), 1), 0.0, None, False, "bucketed", 0, threads)
+    bucket_sizes = handle.bucket_sizes()
+    assert (len(bucket_sizes), sum(bucket_sizes)) == (8 * threads, len(indices))
+    assert handle.owner_sizes(indices, offsets, SAMPLES, "bucketed", threads) == claimed(bucket_sizes, threads)
+    handle.release_workspace()
+    assert handle.bucket_sizes() == []
+
+
+@pytest.mark.parametrize("number", [0, 3, 25])
+def test_a_table_by_itself_is_filed_as_at_its_place_among_others(number: int) -> None:
+    # The other tables have no look-ups, so all that the update files is of this one.
+    tables = kernels.EmbeddingTables([torch.zeros(1000, 1) for _ in range(26)])
+    indices = torch.arange(999) ** 2 // 999
+    offsets = torch.tensor([0] * (number + 1) + [999] * (26 - number))
+    with target("scalar"):
+        tables.update(indices, offsets, torch.zeros(1, 26, 1), 0.0, None, False, "bucketed", 0, 3)
+    single = kernels.EmbeddingTables([torch.zeros(1000, 1)])
+    sizes = single.owner_sizes(indices, torch.tensor([0, 999]), 1, "bucketed", 3, first_table=number)
+    assert sizes == claimed(tables.bucket_sizes(), 3)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=4), st.integers(1, 40), st.integers(0, 50), st.booleans())
+def test_owners_by_range_and_by_modulo_own_one_part_of_each_table(rows: list[int], threads: int, first_table: int, wide: bool) -> None:
+    """Part p of a table: its p-th range of rows, or every row that is p modulo the threads. Thread i owns part (i + table) mod threads."""
+    by_range, by_modulo, indices = [0] * threads, [0] * threads, []
+    for table, count in enumerate(rows, first_table):
+        looked_up = [row for row in range(count) for _ in range(row % 3 + 1)]
+        for row in looked_up:
+            (part,) = (p for p in range(threads) if count * p // threads <= row < count * (p + 1) // threads)
+            by_range[(part - table) % threads] += 1
+            by_modulo[(row - table) % threads] += 1
+        indices.append(torch.tensor(looked_up, dtype=torch.int64 if wide else torch.int32))
+    offsets = torch.tensor([0, *itertools.accumulate(map(len, indices))], dtype=indices[0].dtype)
+    handle = kernels.EmbeddingTables([torch.zeros(count, 1) for count in rows])
+    assert handle.owner_sizes(torch.cat(indices), offsets, 1, "race_free_range", threads, first_table) == by_range
+    assert handle.owner_sizes(torch.cat(indices), offsets, 1, "race_free_modulo", threads, first_table) == by_modulo
+
+
+@pytest.mark.parametrize("strategy", ["race_free_range", "race_free_modulo", "bucketed"])
+def test_no_look_up_is_nobodys_work(strategy: str) -> None:
+    handle = kernels.EmbeddingTables([torch.zeros(3, 1), torch.zeros(1, 1)])
+    nothing = torch.zeros(0, dtype=torch.int64)
+    assert handle.owner_sizes(nothing, torch.zeros(3, dtype=torch.int64), 1, strategy, 5) == [0] * 5
+    assert handle.owner_sizes(nothing, torch.zeros(1, dtype=torch.int64), 0, strategy, 5) == [0] * 5

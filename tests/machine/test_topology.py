@@ -2,14 +2,13 @@ from __future__ import annotations
 
 import ctypes
 import os
-from dataclasses import dataclass, field
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from machine_folders import GIB, Machine, listed, write
 
-from autotune.config.profile import Fingerprint, Topology
+from autotune.config.profile import Fingerprint
 from autotune.errors import InputError, MachineError
 from autotune.machine import topology
 from autotune.machine.sysfs import parse_cpu_list
@@ -22,91 +21,6 @@ from autotune.machine.topology import (
     hardware_id,
     software_differences,
 )
-
-GIB = 1 << 30
-X86 = "vendor_id : GenuineIntel\nmodel name : Model X\nflags : fpu avx2 fma avx512f"
-
-
-def write(path: Path, text: str | int) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"{text}\n")
-
-
-def listed(cpus: list[int]) -> str:
-    return ",".join(map(str, cpus))
-
-
-@dataclass
-class Machine:
-    """A machine as folders: `sysfs` and `proc` below `root`."""
-
-    root: Path
-    cpus: list[int] = field(default_factory=list)
-
-    @property
-    def sysfs(self) -> Path:
-        return self.root / "sys"
-
-    @property
-    def proc(self) -> Path:
-        return self.root / "proc"
-
-    def cpu(self, cpu: int) -> Path:
-        return self.sysfs / f"devices/system/cpu/cpu{cpu}"
-
-    def core(self, cpus: list[int], package: int = 0) -> None:
-        for cpu in cpus:
-            self.cpus.append(cpu)
-            write(self.cpu(cpu) / "topology/core_cpus_list", listed(cpus))
-            write(self.cpu(cpu) / "topology/physical_package_id", package)
-
-    def cache(self, level: int, size: str, shared: list[int], kind: str = "Unified") -> None:
-        for cpu in shared:
-            index = self.cpu(cpu) / f"cache/index{level if kind != 'Instruction' else 9}"
-            for name, value in (("level", level), ("type", kind), ("size", size), ("coherency_line_size", 64)):
-                write(index / name, value)
-            write(index / "shared_cpu_list", listed(shared))
-
-    def node(self, node: int, cpus: list[int]) -> None:
-        write(self.sysfs / f"devices/system/node/node{node}/cpulist", listed(cpus))
-
-    def system(self, memory_kib: int = 64 << 20, available_kib: int = 32 << 20, fields: str = X86) -> None:
-        write(self.proc / "cpuinfo", "\n".join(f"processor : {cpu}\n{fields}\n" for cpu in sorted(self.cpus)))
-        write(self.proc / "meminfo", f"MemTotal: {memory_kib} kB\nMemAvailable: {available_kib} kB")
-
-    def cgroup(self, line: str, mount: str) -> None:
-        write(self.proc / "self/cgroup", line)
-        write(self.proc / "self/mountinfo", mount)
-
-    def detect(self, allowed: list[int] | None = None) -> Topology:
-        return detect(self.sysfs, self.proc, self.cpus if allowed is None else allowed)
-
-
-@pytest.fixture
-def machine(tmp_path: Path) -> Machine:
-    return Machine(tmp_path)
-
-
-@pytest.fixture
-def two_sockets(machine: Machine) -> Machine:
-    """2 sockets x 2 cores x 2 hyperthreads, numbered as Linux does: siblings are 4 apart, sockets alternate by pairs."""
-    for package, cores in enumerate(([0, 1], [2, 3])):
-        cpus = [*cores, *(core + 4 for core in cores)]
-        for core in cores:
-            machine.core([core, core + 4], package)
-            machine.cache(1, "48K", [core, core + 4], "Data")
-            machine.cache(1, "32K", [core, core + 4], "Instruction")
-            machine.cache(2, "2048K", [core, core + 4])
-        machine.cache(3, "36M", cpus)
-        machine.node(package, cpus)
-    machine.system()
-    write(machine.sysfs / "kernel/mm/transparent_hugepage/enabled", "always [madvise] never")
-    return machine
-
-
-def v2(machine: Machine, path: str = "/a/b", root: str = "/") -> Path:
-    machine.cgroup(f"0::{path}", f"30 20 0:25 {root} /sys/fs/cgroup rw - cgroup2 cgroup2 rw,nsdelegate")
-    return machine.sysfs / "fs/cgroup"
 
 
 def test_two_sockets_with_hyperthreads(two_sockets: Machine) -> None:
@@ -214,67 +128,6 @@ def test_an_extension_that_one_cpu_lacks_is_not_offered(machine: Machine) -> Non
     write(machine.proc / "cpuinfo", "processor : 0\nflags : avx2 avx512f\n\nprocessor : 1\nflags : avx2\n")
     assert detect(machine.sysfs, machine.proc, [0, 1]).isa == ("avx2",)
     assert detect(machine.sysfs, machine.proc, [0]).isa == ("avx2", "avx512f")
-
-
-def test_limits_of_a_v2_container_are_the_least_on_the_path(two_sockets: Machine) -> None:
-    top = v2(two_sockets)
-    write(top / "a/cpu.max", "150000 100000")
-    write(top / "a/b/cpu.max", "max 100000")
-    write(top / "a/memory.max", 8 * GIB)
-    write(top / "a/b/memory.max", "max")
-    write(top / "a/b/cpuset.cpus.effective", "0-1,4-5")
-    t = two_sockets.detect()
-    assert (t.cpu_quota, t.memory_limit_bytes, t.allowed_cpus) == (1.5, 8 * GIB, (0, 1, 4, 5))
-
-
-def test_limits_of_a_v1_container(two_sockets: Machine) -> None:
-    names = ("cpu,cpuacct", "memory", "cpuset")
-    write(two_sockets.proc / "self/cgroup", "\n".join(f"{i}:{name}:/docker/x" for i, name in enumerate(names, 1)))
-    mounts = [f"3{i} 20 0:2{i} /docker/x /sys/fs/cgroup/{name} rw - cgroup cgroup rw,{name}" for i, name in enumerate(names)]
-    write(two_sockets.proc / "self/mountinfo", "\n".join(mounts))
-    top = two_sockets.sysfs / "fs/cgroup"
-    write(top / "cpu,cpuacct/cpu.cfs_quota_us", 200000)
-    write(top / "cpu,cpuacct/cpu.cfs_period_us", 100000)
-    write(top / "memory/memory.limit_in_bytes", 4 * GIB)
-    write(top / "memory/memory.usage_in_bytes", 3 * GIB)
-    write(top / "memory/memory.stat", f"total_active_file {GIB}\ntotal_inactive_file {GIB}")
-    write(top / "cpuset/cpuset.cpus", "0,4")
-    t = two_sockets.detect()
-    assert (t.cpu_quota, t.memory_limit_bytes, t.core_cpus) == (2.0, 4 * GIB, ((0, 4),))
-    assert available_memory_bytes(t, two_sockets.sysfs, two_sockets.proc) == 3 * GIB
-
-
-def test_limits_that_do_not_bind_are_no_limits(two_sockets: Machine) -> None:
-    top = v2(two_sockets)
-    write(top / "a/memory.max", 1 << 62)
-    write(two_sockets.sysfs / "fs/cgroup/cpu.cfs_quota_us", -1)
-    t = two_sockets.detect()
-    assert (t.memory_limit_bytes, t.cpu_quota) == (None, None)
-
-
-def test_a_v2_cgroup_that_bears_a_controllers_name_is_not_mistaken_for_it(two_sockets: Machine) -> None:
-    top = v2(two_sockets)
-    write(top / "memory/memory.max", GIB)
-    assert two_sockets.detect().memory_limit_bytes is None
-
-
-def test_a_cpuset_in_other_numbers_is_ignored(two_sockets: Machine) -> None:
-    write(v2(two_sockets) / "cpuset.cpus.effective", "100-101")
-    assert two_sockets.detect([0, 1]).allowed_cpus == (0, 1)
-
-
-def test_available_memory_is_the_least_that_any_cgroup_leaves(two_sockets: Machine) -> None:
-    top = v2(two_sockets)
-    t = two_sockets.detect()
-    assert available_memory_bytes(t, two_sockets.sysfs, two_sockets.proc) == 32 * GIB
-    write(top / "a/memory.max", 20 * GIB)
-    write(top / "a/memory.current", 18 * GIB)
-    write(top / "a/b/memory.max", 10 * GIB)
-    write(top / "a/b/memory.current", 5 * GIB)
-    write(top / "a/memory.stat", f"anon {10 * GIB}\nactive_file {GIB}\ninactive_file {2 * GIB}")
-    assert available_memory_bytes(two_sockets.detect(), two_sockets.sysfs, two_sockets.proc) == 5 * GIB
-    write(top / "a/memory.current", 25 * GIB)
-    assert available_memory_bytes(two_sockets.detect(), two_sockets.sysfs, two_sockets.proc) == 0
 
 
 def test_binding_takes_one_hyperthread_a_core_and_the_first_socket_first(two_sockets: Machine) -> None:

@@ -5,17 +5,20 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from autotune.catalog import load_model_by_name
 from autotune.config.measured import HOT_ROWS
 from autotune.config.profile import Ceilings, ComputePoint, RowPoint, StreamPoint, TimePoint
 from autotune.data.batches import make_source
 from autotune.dlrm.model import DLRM
-from autotune.ops.embedding_bag import EmbeddingBags, Lookups
+from autotune.ops.embedding_bag import EmbeddingBags, EmbeddingUpdateKnobs, Lookups
+from autotune.ops.native import target
 from autotune.ops.table_alone import TableAlone, tables_alone
 from autotune.ops.timing import Recorder
 from autotune.perf.measure import timed_spans
-from autotune.perf.tables import measure_tables, owners_by_bucket, owners_by_range, table_use
+from autotune.perf.tables import measure_tables, table_use
 
 ROW = RowPoint(row_bytes=64, working_set_bytes=1 << 20, threads=1, bandwidth_bytes_per_s=1e10)
 CEILINGS = Ceilings(
@@ -52,23 +55,29 @@ def test_the_busiest_owner_is_found_by_range_and_by_modulo() -> None:
     assert table_use(alone(64, [0, 4, 8, 12] * 8), 1e-3, 2e-3, CEILINGS, 4, 0).modulo_load == 4.0
 
 
-@pytest.mark.parametrize(("rows", "threads"), [(10, 3), (7, 7), (100, 8), (3, 5), (1, 1), (1000003, 56)])
-def test_owners_by_range_are_those_of_the_kernel(rows: int, threads: int) -> None:
-    edges = [rows * i // threads for i in range(threads + 1)]
-    some = torch.arange(0, rows, max(1, rows // 1000))
-    owners = owners_by_range(some, rows, threads)
-    assert all(edges[owner] <= row < edges[owner + 1] for row, owner in zip(some.tolist(), owners.tolist(), strict=True))
+@pytest.mark.parametrize("slot", [0, 1, 2])
+def test_the_load_by_buckets_is_of_those_that_an_update_files(slot: int) -> None:
+    # Only this table has look-ups, so the update's buckets hold nothing else. Half of its look-ups meet one row.
+    threads, indices = 4, torch.tensor([7] * 2048 + list(range(2048)))
+    bags = EmbeddingBags([4096] * 3, 8, huge_pages=False)
+    lookups = Lookups(indices, torch.tensor([0] * (slot + 1) + [len(indices)] * (3 - slot)))
+    with target("scalar"):
+        bags.update(lookups, torch.zeros(1, 3, 8), 0.0, EmbeddingUpdateKnobs(strategy="bucketed"), threads)
+    work = [0] * threads
+    for size in sorted(bags._handle.bucket_sizes(), reverse=True):
+        work[work.index(min(work))] += size
+    assert sum(work) == len(indices)
+    use = table_use(list(tables_alone(bags, range(3), [lookups], 1))[slot], 1e-3, 2e-3, CEILINGS, threads, 0)
+    assert use.bucketed_load == pytest.approx(max(work) * threads / len(indices))
+    assert use.bucketed_load > 2  # whoever claims the hot row's bucket
 
 
-@pytest.mark.parametrize(("slot", "threads"), [(0, 2), (3, 7), (25, 56)])
-def test_owners_by_bucket_are_those_of_the_kernel(slot: int, threads: int) -> None:
-    rows = [0, 1, 2, 1000, 39_999_999, 2**31 - 1]
-
-    def of_kernel(row: int) -> int:
-        mixed = ((row + slot * 0x9E3779B1) * 0x85EBCA77) % 2**32
-        return ((mixed ^ (mixed >> 15)) * threads) >> 32
-
-    assert owners_by_bucket(torch.tensor(rows), slot, threads).tolist() == [of_kernel(row) for row in rows]
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 50), st.lists(st.integers(0, 49), min_size=4, max_size=40), st.integers(1, 9))
+def test_a_load_lies_between_one_and_the_number_of_threads(rows: int, drawn: list[int], threads: int) -> None:
+    indices = [row % rows for row in drawn[: len(drawn) // 4 * 4]]
+    use = table_use(alone(rows, indices), 1e-3, 2e-3, CEILINGS, threads, 0)
+    assert all(1 <= load <= threads for load in (use.range_load, use.modulo_load, use.bucketed_load))
 
 
 def test_every_table_is_timed_against_its_ceiling_and_stays_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
