@@ -17,7 +17,7 @@ MAX_SEARCH_SEED = 2**31 - 1
 class Frozen(BaseModel):
     """Immutable and strict: unknown keys are refused by name, and no value is coerced silently."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, populate_by_name=True, serialize_by_alias=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 def rule_error(at: Sequence[str | int], rule: str, got: object, step: str) -> PydanticCustomError:

@@ -201,6 +201,7 @@ class Model(Frozen):
     top_mlp: Annotated[Sizes, _must(bool, "top_mlp must hold at least one layer", "write for example [512, 1]")]
     """Layer sizes without the input, which the interaction gives; the last is 1. ReLU, at the end a sigmoid."""
     tables: tuple[Table, ...]
+    model_config = Frozen.model_config | {"populate_by_name": True, "serialize_by_alias": True}
 
     @field_validator("interaction")
     @classmethod

@@ -146,6 +146,7 @@ class Profile(Frozen):
     rounds ran beside other programs."""
     notes: tuple[str, ...] = ()
     """What disturbed the measurement, if anything did."""
+    model_config = Frozen.model_config | {"populate_by_name": True, "serialize_by_alias": True}
 
     @property
     def is_disturbed(self) -> bool:

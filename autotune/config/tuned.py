@@ -259,6 +259,8 @@ class Record(Frozen):
         """The config that the record belongs to."""
         return TunedIdentity(self.model, self.model_hash, self.sockets, self.created, self.knobs_hash)
 
+    model_config = Frozen.model_config | {"populate_by_name": True, "serialize_by_alias": True}
+
 
 def knobs_hash(operators: Mapping[str, Knobs]) -> str:
     """sha256 of the knobs of every pass as canonical JSON."""
@@ -296,6 +298,7 @@ class TunedConfig(Frozen):
     provenance: Provenance
     record: Record | None = Field(None, exclude=True)
     """What the record file holds; None where it was not read or is not there. Never part of this file."""
+    model_config = Frozen.model_config | {"populate_by_name": True, "serialize_by_alias": True}
 
     @model_validator(mode="after")
     def _launch_fits(self) -> TunedConfig:

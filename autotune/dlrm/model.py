@@ -317,7 +317,7 @@ class DLRM:
         shard = self._shards["owned"]
         batches = [shard.select(source.batch(i)) for i in range(_ROTATE_BATCHES)]
         tables: list[TableAlone] = []
-        for g, (parts, bags) in enumerate(shard.parts_and_bags):
+        for g, (parts, bags) in enumerate(shard.groups):
             tables += tables_alone(bags, [part.table for part in parts], [batch[g] for batch in batches], self.minibatch)
         return tables
 

@@ -14,7 +14,8 @@ import torch
 
 from autotune.config.model import Dtype, Optimizer
 from autotune.ops import interaction as _interaction
-from autotune.ops.embedding_bag import EmbeddingBags, Lookups, default_forward, default_update
+from autotune.ops.embedding_bag import default_forward, default_update
+from autotune.ops.embedding_tables import EmbeddingBags, Lookups
 from autotune.ops.interaction import InteractionKnobs
 from autotune.ops.layer import Activation, LayerKnobs
 from autotune.ops.layer_candidates import default_knobs

@@ -8,8 +8,7 @@ from autotune.config.profile import Topology
 from autotune.data.batches import make_source
 from autotune.dlrm.model import DLRM
 from autotune.ops.base import Operator
-from autotune.ops.embedding_bag import EmbeddingBags, EmbeddingForwardKnobs, Lookups
-from autotune.ops.embedding_tables import EmbeddingUpdateKnobs
+from autotune.ops.embedding_tables import EmbeddingBags, EmbeddingForwardKnobs, EmbeddingUpdateKnobs, Lookups
 from autotune.ops.interaction import InteractionBackward, InteractionForward
 from autotune.ops.layer import LayerKnobs
 from autotune.ops.layer_candidates import default_knobs
