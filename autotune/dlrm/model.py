@@ -367,7 +367,7 @@ class DLRM:
         return self._whole_tables(lambda bags, i: bags.state(i), lambda rows, dim: torch.empty(rows)) | self._dense_optimizer_state()
 
     def _dense_optimizer_state(self) -> dict[str, torch.Tensor]:
-        return {f"{name}.{kind}": value for name, layer in self._layers() for kind, value in (layer.state() or {}).items()}
+        return {f"{name}.{kind}": value for name, layer in self._layers() for kind, value in layer.state.items()}
 
     def _whole_tables(
         self, of: Callable[[EmbeddingBags, int], torch.Tensor | None], empty: Callable[[int, int], torch.Tensor]

@@ -19,7 +19,7 @@ from autotune.ops.embedding_tables import EmbeddingBags, Lookups
 from autotune.ops.interaction import InteractionKnobs
 from autotune.ops.layer import Activation, LayerKnobs
 from autotune.ops.layer_candidates import default_knobs
-from autotune.ops.layer_shapes import Direction
+from autotune.ops.layer_shapes import Direction, Gemm
 from autotune.ops.native import kernels
 
 __all__ = ["FusedEmbeddingBags", "Linear", "embedding_bag", "interaction", "linear"]
@@ -114,7 +114,7 @@ embedding_bag.register_autograd(_embedding_gradients, setup_context=_save_embedd
 
 def _knobs(which: Direction, samples: int, weight: Tensor) -> LayerKnobs:
     outputs, inputs = weight.shape
-    return default_knobs(which, samples, inputs, outputs, torch.get_num_threads())
+    return default_knobs(Gemm(which, samples, inputs, outputs), torch.get_num_threads())
 
 
 def _grid(knobs: LayerKnobs) -> tuple[bool, int, int]:
