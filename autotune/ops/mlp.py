@@ -15,7 +15,7 @@ from autotune.config.knobs import Knobs, RunConfig
 from autotune.config.model import FLOAT_BYTES, Dtype, Optimizer
 from autotune.config.profile import Topology
 from autotune.errors import InputError
-from autotune.ops.base import Case, Family, Features, Measured, Observation, Operator, Rates, Residence, Work
+from autotune.ops.base import Case, Copying, Family, Features, Measured, Observation, Operator, Rates, Residence, Work
 from autotune.ops.layer import Activation, Layer, LayerKnobs
 from autotune.ops.layer_candidates import default_knobs, layer_candidates
 from autotune.ops.layer_case import LayerCase, MaskCase, mask
@@ -251,7 +251,7 @@ LAYER_PASSES: Mapping[Direction, type[LayerPass]] = {
 
 
 @dataclass(eq=False)
-class ReluMask(Operator):
+class ReluMask(Copying):
     """d = d * (y > 0), in place: the gradient that reaches a layer's output from an operator that knows nothing of its ReLU.
 
     Args:
@@ -264,13 +264,12 @@ class ReluMask(Operator):
     columns: int
 
     kind: ClassVar[str] = "mlp.mask"
+    family: ClassVar[Family] = BOTTOM
+    prior: ClassVar[Mapping[str, float]] = {"moved": 3.6, "call": 7.0}
 
     @classmethod
     def is_key(cls, key: str) -> bool:
         return key == "bottom_mlp.mask"
-
-    family: ClassVar[Family] = BOTTOM
-    prior: ClassVar[Mapping[str, float]] = {"moved": 3.6, "call": 7.0}
 
     def work(self) -> Work:
         """y and the gradient are read, the gradient written."""
@@ -279,9 +278,6 @@ class ReluMask(Operator):
 
     def size(self) -> Mapping[str, float]:
         return {"elements": float(self.samples * self.columns)}
-
-    def features(self, knobs: Knobs | None, residence: Residence, rates: Rates) -> Features:
-        return {"moved": self.work().bytes / rates.stream_bytes_per_s}
 
     def run(self, memory: Memory, knobs: Any, threads: int) -> None:
         mask(memory.buffers[f"d_{self.buffer}"], memory.buffers[self.buffer])
