@@ -21,24 +21,6 @@ from autotune.config.tuned import RECORD_SCHEMA, TUNED_SCHEMA, Record, TunedConf
 from autotune.config.yaml_io import LineMap, dump_yaml, load_json, load_yaml
 from autotune.errors import InputError
 
-__all__ = [
-    "cache_folder",
-    "check_writable",
-    "dump_yaml",
-    "load",
-    "load_model",
-    "load_profile",
-    "load_tuned",
-    "load_tuned_and_record",
-    "load_yaml",
-    "make_folder",
-    "record_path",
-    "replacing",
-    "write_text_atomic",
-    "write_tuned",
-    "write_yaml",
-]
-
 T = TypeVar("T", bound=BaseModel)
 
 _SHOWN_ERRORS = 3

@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field, SerializeAsAny, ValidationError, WrapValidator
 from pydantic_core import PydanticCustomError
 
-from autotune.config.base import Frozen
+from autotune.config.base import Frozen, rule_error
 from autotune.config.partition import CommunicationKnobs, Partition
 
 MAX_SIZE = 2**30
@@ -60,20 +60,14 @@ def word(value: object) -> str:
     return {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
 
 
-def registered_knobs() -> dict[str, type[Knobs]]:
-    """Knob classes by kind. Imports the operators, which register theirs."""
-    importlib.import_module("autotune.ops")
-    return Knobs.registry
-
-
 def _by_kind(value: Any, handler: Any) -> Knobs:
     if not isinstance(value, dict):
         knobs: Knobs = handler(value)
         return knobs
-    kind, known = value.get("kind"), registered_knobs()
+    importlib.import_module("autotune.ops")  # where operators register their knobs
+    kind, known = value.get("kind"), Knobs.registry
     if kind not in known:
-        context = {"rule": f"kind must be one of {', '.join(sorted(known))}", "got": repr(kind), "step": "correct it", "at": ("kind",)}
-        raise PydanticCustomError("autotune", "{rule}, got {got}; {step}", context)
+        raise rule_error(("kind",), f"kind must be one of {', '.join(sorted(known))}", repr(kind), "correct it")
     try:
         return known[kind].model_validate(value)
     except ValidationError as error:

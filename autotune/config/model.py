@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 from typing import Annotated, Any, Literal
@@ -20,9 +20,8 @@ from pydantic import (
     model_serializer,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
 
-from autotune.config.base import MAX_SEED, Frozen
+from autotune.config.base import MAX_SEED, Frozen, rule_error
 from autotune.errors import InputError
 
 # 1: first version.
@@ -43,57 +42,44 @@ MAX_COUNT = 100_000
 """Tables one entry may stand for: far above any published model, low enough that a slip of the keyboard fills no memory."""
 
 
-def _error(at: Sequence[str | int], rule: str, got: object, step: str) -> PydanticCustomError:
-    """A violated rule. `at` is the path below the field that is validated; the file loader adds it to the place."""
-    return PydanticCustomError("autotune", "{rule}, got {got}; {step}", {"rule": rule, "got": got, "step": step, "at": tuple(at)})
+def _must(holds: Callable[[Any], bool], rule: str, step: str) -> AfterValidator:
+    """A validator that refuses values for which `holds` is false."""
+
+    def check(value: Any) -> Any:
+        if not holds(value):
+            shown = f"{value:g}" if isinstance(value, float) else list(value) if isinstance(value, tuple) else repr(value)
+            raise rule_error((), rule, shown, step)
+        return value
+
+    return AfterValidator(check)
 
 
-def _positive(what: str, value: int) -> int:
-    if value < 1:
-        raise _error((), f"{what} must be positive", value, "set it to 1 or more")
-    return value
+def _positive(what: str) -> AfterValidator:
+    return _must(lambda value: value >= 1, f"{what} must be positive", "set it to 1 or more")
 
 
 class Table(Frozen):
     """One embedding table, or in a file `count` equal ones."""
 
-    rows: int
-    dim: int
+    rows: Annotated[int, _positive("rows")]
+    dim: Annotated[int, _positive("embedding dim")]
     """Embedding dim E: columns of the table."""
-    pooling: float = 1.0
+    pooling: Annotated[
+        float, _must(lambda value: value >= 0, "pooling factor must not be negative", "set the look-ups per bag to 0 or more")
+    ] = 1.0
     """Look-ups per bag: exact where `pooling_kind` is fixed, the average where it varies; 0 leaves every bag empty."""
     name: str | None = None
-    count: int = 1
+    count: Annotated[
+        int,
+        _must(lambda value: value <= MAX_COUNT, f"count must be at most {MAX_COUNT}", "split the entry if so many are meant"),
+        _positive("count"),
+    ] = 1
     """How many tables this entry of a file stands for; always 1 in a loaded model."""
-
-    @field_validator("rows")
-    @classmethod
-    def _rows(cls, value: int) -> int:
-        return _positive("rows", value)
-
-    @field_validator("dim")
-    @classmethod
-    def _dim(cls, value: int) -> int:
-        return _positive("embedding dim", value)
-
-    @field_validator("count")
-    @classmethod
-    def _count(cls, value: int) -> int:
-        if value > MAX_COUNT:
-            raise _error((), f"count must be at most {MAX_COUNT}", value, "split the entry if so many are meant")
-        return _positive("count", value)
-
-    @field_validator("pooling")
-    @classmethod
-    def _pooling(cls, value: float) -> float:
-        if value < 0:
-            raise _error((), "pooling factor must not be negative", f"{value:g}", "set the look-ups per bag to 0 or more")
-        return value
 
     @model_validator(mode="after")
     def _one_name_one_table(self) -> Table:
         if self.name is not None and self.count > 1:
-            raise _error(("count",), "a named table cannot be repeated", self.count, "drop the name or write the tables one by one")
+            raise rule_error(("count",), "a named table cannot be repeated", self.count, "drop the name or write the tables one by one")
         return self
 
     @model_serializer(mode="wrap")
@@ -130,15 +116,19 @@ class DataSpec(Frozen):
     def _belongs(self) -> DataSpec:
         kind = self.distribution
         if kind == "zipf" and not (self.alpha is not None and self.alpha > 0):
-            raise _error(("alpha",), "a zipf distribution needs a positive alpha", self.alpha, "set alpha, for example 1.05")
+            raise rule_error(("alpha",), "a zipf distribution needs a positive alpha", self.alpha, "set alpha, for example 1.05")
         if kind != "zipf" and self.alpha is not None:
-            raise _error(("alpha",), f"alpha belongs to zipf, not to {kind}", self.alpha, "drop alpha or set distribution: zipf")
+            raise rule_error(("alpha",), f"alpha belongs to zipf, not to {kind}", self.alpha, "drop alpha or set distribution: zipf")
         if kind in ("histogram", "criteo") and not self.path:
-            raise _error(("path",), f"a {kind} distribution reads a file", self.path, "set path to that file")
+            raise rule_error(("path",), f"a {kind} distribution reads a file", self.path, "set path to that file")
         if kind in ("uniform", "zipf") and self.path is not None:
-            raise _error(("path",), f"a {kind} distribution reads no file", self.path, "drop path or set distribution: histogram or criteo")
+            raise rule_error(
+                ("path",), f"a {kind} distribution reads no file", self.path, "drop path or set distribution: histogram or criteo"
+            )
         if kind != "criteo" and not self.hashed:
-            raise _error(("hashed",), f"hashed belongs to criteo, not to {kind}", self.hashed, "drop hashed or set distribution: criteo")
+            raise rule_error(
+                ("hashed",), f"hashed belongs to criteo, not to {kind}", self.hashed, "drop hashed or set distribution: criteo"
+            )
         return self
 
     @model_serializer(mode="wrap")
@@ -149,7 +139,7 @@ class DataSpec(Frozen):
 def _sizes_positive(sizes: tuple[int, ...]) -> tuple[int, ...]:
     for i, size in enumerate(sizes):
         if size < 1:
-            raise _error((i,), "layer size must be positive", size, "set it to 1 or more")
+            raise rule_error((i,), "layer size must be positive", size, "set it to 1 or more")
     return sizes
 
 
@@ -180,13 +170,17 @@ class Model(Frozen):
     """A DLRM: bottom MLP and embedding tables, dot interaction, top MLP; trained on binary cross entropy."""
 
     schema_version: int = Field(MODEL_SCHEMA, alias="schema")
-    name: str = Field(min_length=1)
+    name: Annotated[
+        str,
+        Field(min_length=1),
+        _must(str.isprintable, "a model's name must be printable, on one line", "take out control characters and line breaks"),
+    ]
     source: str
     """Where the numbers come from, and which of them are assumed."""
     description: str
-    minibatch: int
+    minibatch: Annotated[int, _positive("minibatch")]
     """Samples per iteration (N)."""
-    learning_rate: float = 0.01
+    learning_rate: Annotated[float, _must(lambda value: value > 0, "learning rate must be positive", "set for example 0.01")] = 0.01
     dtype: Dtype = "fp32"
     """Of tables and of the layers' weights. bf16 is Split-SGD: passes read the upper 16 bits of an fp32 weight, the update joins both."""
     optimizer: Optimizer = "sgd"
@@ -197,53 +191,33 @@ class Model(Frozen):
     data: DataSpec = DataSpec()
     interaction: str = "dot"
     """How the feature vectors of a sample are combined; it names the schedule."""
-    bottom_mlp: Sizes
+    bottom_mlp: Annotated[
+        Sizes,
+        _must(
+            lambda sizes: len(sizes) >= 2, "bottom_mlp must hold its input size and at least one layer", "write for example [13, 512, 64]"
+        ),
+    ]
     """Layer sizes, input included: ``[13, 512, 256, 128]``; the last is the embedding dim. ReLU after every layer."""
-    top_mlp: Sizes
+    top_mlp: Annotated[Sizes, _must(bool, "top_mlp must hold at least one layer", "write for example [512, 1]")]
     """Layer sizes without the input, which the interaction gives; the last is 1. ReLU, at the end a sigmoid."""
     tables: tuple[Table, ...]
     model_config = Frozen.model_config | {"populate_by_name": True, "serialize_by_alias": True}
-
-    @field_validator("name")
-    @classmethod
-    def _printable(cls, value: str) -> str:
-        if not value.isprintable():
-            raise _error((), "a model's name must be printable, on one line", repr(value), "take out control characters and line breaks")
-        return value
 
     @field_validator("interaction")
     @classmethod
     def _interaction(cls, value: str) -> str:
         if value not in INTERACTIONS:
-            raise _error((), f"interaction must be one of {', '.join(INTERACTIONS)}", repr(value), "set interaction: dot, or leave it out")
+            raise rule_error(
+                (), f"interaction must be one of {', '.join(INTERACTIONS)}", repr(value), "set interaction: dot, or leave it out"
+            )
         return value
-
-    @field_validator("minibatch")
-    @classmethod
-    def _minibatch(cls, value: int) -> int:
-        return _positive("minibatch", value)
-
-    @field_validator("learning_rate")
-    @classmethod
-    def _learning_rate(cls, value: float) -> float:
-        if value <= 0:
-            raise _error((), "learning rate must be positive", f"{value:g}", "set for example 0.01")
-        return value
-
-    @field_validator("bottom_mlp")
-    @classmethod
-    def _bottom(cls, sizes: tuple[int, ...]) -> tuple[int, ...]:
-        if len(sizes) < 2:
-            raise _error((), "bottom_mlp must hold its input size and at least one layer", list(sizes), "write for example [13, 512, 64]")
-        return sizes
 
     @field_validator("top_mlp")
     @classmethod
     def _top(cls, sizes: tuple[int, ...]) -> tuple[int, ...]:
-        if not sizes:
-            raise _error((), "top_mlp must hold at least one layer", [], "write for example [512, 1]")
         if sizes[-1] != 1:
-            raise _error((len(sizes) - 1,), "the last layer of top_mlp must be 1, the click probability", sizes[-1], "end the list with 1")
+            rule = "the last layer of top_mlp must be 1, the click probability"
+            raise rule_error((len(sizes) - 1,), rule, sizes[-1], "end the list with 1")
         return sizes
 
     @field_validator("tables")
@@ -251,23 +225,23 @@ class Model(Frozen):
     def _tables(cls, entries: tuple[Table, ...], info: ValidationInfo) -> tuple[Table, ...]:
         """Checks the entries as the file has them, so that places are right, then repeats those with a count."""
         if not entries:
-            raise _error((), "a model must have at least one table", [], "add an entry such as {rows: 1000, dim: 64, pooling: 10}")
+            raise rule_error((), "a model must have at least one table", [], "add an entry such as {rows: 1000, dim: 64, pooling: 10}")
         names = set()
         for i, table in enumerate(entries):
             bottom = info.data.get("bottom_mlp")
             if bottom and table.dim != bottom[-1]:
                 rule = f"dot interaction needs every embedding dim equal to the last size of bottom_mlp ({bottom[-1]})"
-                raise _error((i, "dim"), rule, table.dim, f"set dim: {bottom[-1]} or end bottom_mlp with {table.dim}")
+                raise rule_error((i, "dim"), rule, table.dim, f"set dim: {bottom[-1]} or end bottom_mlp with {table.dim}")
             if info.data.get("index_dtype") == "int32" and table.rows > 2**31:
-                raise _error((i, "rows"), "int32 indices reach 2147483648 rows", table.rows, "set index_dtype: int64")
+                raise rule_error((i, "rows"), "int32 indices reach 2147483648 rows", table.rows, "set index_dtype: int64")
             data = info.data.get("data")
             if data and data.pooling_kind == "fixed" and not table.pooling.is_integer():
                 step = "set a whole number, or data.pooling_kind: varying"
-                raise _error((i, "pooling"), "a fixed pooling factor must be whole", f"{table.pooling:g}", step)
+                raise rule_error((i, "pooling"), "a fixed pooling factor must be whole", f"{table.pooling:g}", step)
             if table.name is not None and table.name in names:
-                raise _error((i, "name"), "table names must differ", repr(table.name), "rename one")
+                raise rule_error((i, "name"), "table names must differ", repr(table.name), "rename one")
             names.add(table.name)
-        return tuple(one for table in entries for one in (table.model_copy(update={"count": 1}),) * table.count)
+        return tuple(table for entry in entries for table in (entry.model_copy(update={"count": 1}),) * entry.count)
 
     @field_serializer("tables")
     def _grouped(self, tables: tuple[Table, ...]) -> list[dict[str, Any]]:

@@ -9,19 +9,14 @@ from itertools import pairwise
 from typing import Literal
 
 from pydantic import Field, model_validator
-from pydantic_core import PydanticCustomError
 
-from autotune.config.base import Frozen
+from autotune.config.base import Frozen, rule_error
 
 Kind = Literal["table_wise", "row_wise", "column_wise", "replicated"]
 KINDS: tuple[Kind, ...] = ("table_wise", "row_wise", "column_wise", "replicated")
 AllToAllForm = Literal["scatter_list", "fused_scatter", "native"]
 ALL_TO_ALL_FORMS: tuple[AllToAllForm, ...] = ("scatter_list", "fused_scatter", "native")
 MAX_RANKS = 65536
-
-
-def _error(at: tuple[str | int, ...], rule: str, got: object, step: str) -> PydanticCustomError:
-    return PydanticCustomError("autotune", "{rule}, got {got}; {step}", {"rule": rule, "got": got, "step": step, "at": at})
 
 
 class Placement(Frozen):
@@ -37,17 +32,17 @@ class Placement(Frozen):
     def _consistent(self) -> Placement:
         wanted = {"table_wise": 1, "replicated": 0}.get(self.kind)
         if wanted is not None and len(self.ranks) != wanted:
-            raise _error(("ranks",), f"a {self.kind} table must name {wanted} ranks", list(self.ranks), "plan anew")
+            raise rule_error(("ranks",), f"a {self.kind} table must name {wanted} ranks", list(self.ranks), "plan anew")
         if wanted is not None and self.bounds:
-            raise _error(("bounds",), f"a {self.kind} table has no bounds", list(self.bounds), "drop them")
+            raise rule_error(("bounds",), f"a {self.kind} table has no bounds", list(self.bounds), "drop them")
         if wanted is None:
             if len(self.bounds) != len(self.ranks) + 1 or not self.ranks:
                 rule = "a split table needs a rank for every part and one bound more than parts"
-                raise _error(("bounds",), rule, f"{len(self.ranks)} ranks and {len(self.bounds)} bounds", "plan anew")
+                raise rule_error(("bounds",), rule, f"{len(self.ranks)} ranks and {len(self.bounds)} bounds", "plan anew")
             if self.bounds[0] != 0 or any(low >= high for low, high in pairwise(self.bounds)):
-                raise _error(("bounds",), "bounds must rise from 0", list(self.bounds), "plan anew")
+                raise rule_error(("bounds",), "bounds must rise from 0", list(self.bounds), "plan anew")
         if len(set(self.ranks)) != len(self.ranks):
-            raise _error(("ranks",), "a rank holds at most one part of a table", list(self.ranks), "name each rank once")
+            raise rule_error(("ranks",), "a rank holds at most one part of a table", list(self.ranks), "name each rank once")
         return self
 
 
@@ -69,7 +64,7 @@ class Partition(Frozen):
         for t, table in enumerate(self.tables):
             outside = [rank for rank in table.ranks if not 0 <= rank < self.ranks]
             if outside:
-                raise _error(("tables", t, "ranks"), f"ranks must be 0 to {self.ranks - 1}", outside, "plan for this number of sockets")
+                raise rule_error(("tables", t, "ranks"), f"ranks must be 0 to {self.ranks - 1}", outside, "plan for this number of sockets")
         return self
 
 

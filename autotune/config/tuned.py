@@ -10,9 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pydantic import Field, computed_field, field_validator, model_validator
-from pydantic_core import PydanticCustomError
 
-from autotune.config.base import Frozen
+from autotune.config.base import Frozen, rule_error
 from autotune.config.knobs import AnyKnobs, Knobs, RunConfig
 from autotune.config.measured import MachineState, RankRow, TableUse, TimedSpan, TimeParts
 from autotune.config.model import Model
@@ -30,11 +29,6 @@ TUNED_SCHEMA = 3
 RECORD_SCHEMA = 1
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
-
-
-def _error(at: tuple[str | int, ...], rule: str, got: object, step: str) -> PydanticCustomError:
-    """A violated rule, `at` the path below what is validated; see `config.files`."""
-    return PydanticCustomError("autotune", "{rule}, got {got}; {step}", {"rule": rule, "got": got, "step": step, "at": at})
 
 
 class Interval(Frozen):
@@ -91,9 +85,9 @@ class Launch(Frozen):
         # Names go into shell scripts as they are.
         for name, value in variables.items():
             if not _VARIABLE.fullmatch(name):
-                raise _error((name,), "an environment variable's name must be letters, digits and _", repr(name), "correct or drop it")
+                raise rule_error((name,), "an environment variable's name must be letters, digits and _", repr(name), "correct or drop it")
             if "\0" in value:
-                raise _error((name,), "an environment variable must not hold a NUL", repr(value), "take it out")
+                raise rule_error((name,), "an environment variable must not hold a NUL", repr(value), "take it out")
         return variables
 
 
@@ -311,14 +305,14 @@ class TunedConfig(Frozen):
         threads, cpus = self.config.threads, self.launch.cpus
         if self.launch.threads != threads:
             rule = f"launch and config must have the same threads ({threads})"
-            raise _error(("launch", "threads"), rule, self.launch.threads, "tune again")
+            raise rule_error(("launch", "threads"), rule, self.launch.threads, "tune again")
         ranks = self.config.partition.ranks if self.config.partition else 1
         if ranks != self.sockets:
             rule = f"a config for {self.sockets} sockets must place the tables on as many ranks"
-            raise _error(("config", "partition"), rule, ranks, "tune again")
+            raise rule_error(("config", "partition"), rule, ranks, "tune again")
         if len(cpus) != threads or len(set(cpus)) != threads:
             rule = f"launch must bind each of the {threads} threads to a CPU of its own"
-            raise _error(("launch", "cpus"), rule, list(cpus), "tune again")
+            raise rule_error(("launch", "cpus"), rule, list(cpus), "tune again")
         return self
 
     @property

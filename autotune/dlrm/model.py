@@ -8,9 +8,10 @@ additions.
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -30,8 +31,8 @@ from autotune.ops.collective import Collective
 from autotune.ops.embedding_tables import EmbeddingBags
 from autotune.ops.layer import Layer
 from autotune.ops.memory import Memory, World
-from autotune.ops.native import kernels
-from autotune.ops.schedule import Schedule
+from autotune.ops.native import dist, kernels
+from autotune.ops.schedule import Instruction, Schedule
 from autotune.ops.shards import Part, Shard
 from autotune.ops.table_alone import TableAlone, tables_alone
 from autotune.ops.timing import Recorder
@@ -165,18 +166,15 @@ class DLRM:
             for buffer in (*each.reads, *each.writes):
                 self.memory.allocate(buffer)
         self.world.place_network(self.communication.communication_cores)
-        calls = [self._call(instruction.what, instruction.number) for instruction in self.schedule.instructions]
-        self._calls = calls
-        self._forward_calls = [
-            call for call, instruction in zip(calls, self.schedule.instructions, strict=True)
-            if instruction.number < self.schedule.forward_passes
-        ]  # fmt: skip
+        instructions, forward_passes = self.schedule.instructions, self.schedule.forward_passes
+        self._calls = [self._call(instruction) for instruction in instructions]
+        self._forward_calls = [self._call(instruction) for instruction in instructions if instruction.number < forward_passes]
 
-    def _call(self, what: str, number: int) -> Callable[[], None]:
+    def _call(self, instruction: Instruction) -> Callable[[], None]:
         """One instruction of the step, timed under the key of its pass."""
-        each, memory, measure = self.schedule.passes[number], self.memory, self.recorder.measure
+        each, memory, measure = self.schedule.passes[instruction.number], self.memory, self.recorder.measure
         operator, key, waiting = each.operator, each.key, self.world.waiting
-        if what == "run":
+        if instruction.what == "run":
             knobs, threads = self.config.operators.get(key), self.config.threads
 
             def run() -> None:
@@ -185,7 +183,7 @@ class DLRM:
 
             return run
         assert isinstance(operator, Collective)
-        act = operator.start if what == "start" else operator.wait
+        act = operator.start if instruction.what == "start" else operator.wait
 
         def transfer() -> None:
             with measure(key), waiting(key):
@@ -212,17 +210,11 @@ class DLRM:
 
     def of_all_ranks(self, values: np.ndarray) -> np.ndarray:
         """The values of every rank, one after another. Every rank must call it."""
-        return np.concatenate(self._gather(values))
-
-    def _gather(self, value: Any) -> list[Any]:
-        """The value of every rank, on every rank."""
         if self.ranks == 1:
-            return [value]
-        import torch.distributed as dist
-
-        values: list[Any] = [None] * self.ranks
-        dist.all_gather_object(values, value)
-        return values
+            return values
+        gathered: list[Any] = [None] * self.ranks
+        dist.all_gather_object(gathered, values)
+        return np.concatenate(gathered)
 
     def configure(self, config: RunConfig) -> None:
         """Use other knobs from now on, with the same weights. Changing `huge_pages` copies the tables; all else is cheap.
@@ -278,8 +270,7 @@ class DLRM:
             self.schedule = self._schedule_of(self.communication, batch.dense.shape[0])
             self.memory.buffers.clear()
             self._prepare()
-        own = slice(*self.schedule.samples)
-        memory = self.memory
+        own, memory = slice(*self.schedule.samples), self.memory
         memory.batch = batch
         memory.buffers["input"], memory.buffers["labels"] = batch.dense[own], batch.labels[own]
         if self.ranks == 1:
@@ -307,12 +298,12 @@ class DLRM:
 
     def tables_alone(self, source: BatchSource) -> list[TableAlone]:
         """Every table, or part of one, that this rank owns, by itself on batches of `source`; copies of replicated tables left out."""
-        if "owned" not in self._shards:
+        shard: Shard | None = self.memory.modules.get("shard.owned")
+        if shard is None:
             return []
-        shard = self._shards["owned"]
         batches = [shard.select(source.batch(i)) for i in range(_ROTATE_BATCHES)]
         tables: list[TableAlone] = []
-        for g, (parts, bags) in enumerate(shard.parts_and_bags):
+        for g, (parts, bags) in enumerate(shard.groups):
             tables += tables_alone(bags, [part.table for part in parts], [batch[g] for batch in batches], self.minibatch)
         return tables
 
@@ -327,13 +318,9 @@ class DLRM:
 
         return call
 
-    @property
-    def _shards(self) -> dict[str, Shard]:
-        return {name.removeprefix("shard."): module for name, module in self.memory.modules.items() if isinstance(module, Shard)}
-
     def parts(self) -> list[tuple[Part, EmbeddingBags, int]]:
         """What this rank holds of the tables, replicated ones included: every part, the bags that hold it and its number among them."""
-        return [entry for shard in self._shards.values() for entry in shard.tables]
+        return [entry for module in self.memory.modules.values() if isinstance(module, Shard) for entry in module.tables]
 
     def _layers(self) -> Iterator[tuple[str, Layer]]:
         """Layers by the public DLRM's names."""
@@ -362,7 +349,7 @@ class DLRM:
         return self._whole_tables(lambda bags, i: bags.state(i), lambda rows, dim: torch.empty(rows)) | self._dense_optimizer_state()
 
     def _dense_optimizer_state(self) -> dict[str, torch.Tensor]:
-        return {f"{name}.{kind}": value for name, layer in self._layers() for kind, value in (layer.state() or {}).items()}
+        return {f"{name}.{kind}": value for name, layer in self._layers() for kind, value in layer.state.items()}
 
     def _whole_tables(
         self, of: Callable[[EmbeddingBags, int], torch.Tensor | None], empty: Callable[[int, int], torch.Tensor]
@@ -370,25 +357,18 @@ class DLRM:
         """A value of every table by the name of its weight, put together of its parts on rank 0; nothing on other ranks."""
         state: dict[str, torch.Tensor] = {}
         for t, table in enumerate(self.model.tables):
-            mine = [(part, value) for part, bags, i in self.parts() if part.table == t and (value := of(bags, i)) is not None]
+            held = [(part, value) for part, bags, i in self.parts() if part.table == t and (value := of(bags, i)) is not None]
             if self.ranks == 1:
-                state |= {f"emb_l.{t}.weight": value for _, value in mine}
+                state |= {f"emb_l.{t}.weight": value for _, value in held}
                 continue
-            gathered = self._gather_first(mine)
+            gathered: list[Any] | None = [None] * self.ranks if self.rank == 0 else None
+            dist.gather_object(held, gathered, dst=0)
             if gathered is not None:
                 whole = empty(table.rows, table.dim)
-                for part, value in gathered:
+                for part, value in itertools.chain(*gathered):
                     whole[(slice(*part.rows), slice(*part.columns))[: whole.ndim]] = value
                 state[f"emb_l.{t}.weight"] = whole
         return state
-
-    def _gather_first(self, mine: Sequence[Any]) -> list[Any] | None:
-        """What every rank gives, on rank 0; None elsewhere."""
-        import torch.distributed as dist
-
-        gathered: list[Any] | None = [None] * self.ranks if self.rank == 0 else None
-        dist.gather_object(mine, gathered, dst=0)
-        return None if gathered is None else [entry for of_rank in gathered for entry in of_rank]
 
     def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
         """Copy this rank's share of a whole model's weights in. Names and shapes are those of `state_dict`; see

@@ -10,10 +10,10 @@ Source: arXiv 2005.04680, section IV; row-wise tables meet in partial sums as in
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from itertools import pairwise
+from dataclasses import dataclass, replace
+from itertools import pairwise, zip_longest
 from typing import Any
 
 from autotune.config.model import FLOAT_BYTES, INTERACTIONS, Model
@@ -23,19 +23,18 @@ from autotune.dlrm.sharding import parts_of_ranks, reduced_densely, replicated, 
 from autotune.errors import InputError
 from autotune.ops import all_reduce, all_to_all, embedding_bag, interaction, loss, optimizer
 from autotune.ops.all_to_all import AllToAll, sample_bounds
+from autotune.ops.base import Operator
 from autotune.ops.embedding_bag import EmbeddingForward, EmbeddingUpdate, Source, TableLoad
 from autotune.ops.layer import Activation
 from autotune.ops.mlp import LayerBackwardData, LayerBackwardWeights, LayerForward, ReluMask
-from autotune.ops.schedule import ROWS, Buffer, Pass, Schedule
+from autotune.ops.schedule import ROWS, Buffer, Lane, Pass, Schedule
 from autotune.ops.sharded import Block, Collect, Place, ReplicaGradient, Select
 from autotune.ops.shards import Part
 
 Builder = Callable[[Model, Partition | None, int, CommunicationKnobs], Schedule]
 
 
-def schedule(
-    model: Model, partition: Partition | None = None, rank: int = 0, communication: CommunicationKnobs | None = None
-) -> Schedule:
+def schedule(model: Model, partition: Partition | None = None, rank: int = 0, communication: CommunicationKnobs | None = None) -> Schedule:
     """One rank's step.
 
     Args:
@@ -78,13 +77,11 @@ _BUILDERS: dict[str, Builder] = {"dot": dot_schedule}
 
 
 def _one_rank(build: _Passes) -> Schedule:
-    model, parts = build.model, whole_tables(build.model)
-    source = Source("owned", tuple(parts), "owned", "features")
-    d_source = Source("owned", tuple(parts), "owned", "d_features")
+    model, parts = build.model, tuple(whole_tables(build.model))
     loads = table_loads(model, parts, model.minibatch)
     forward = [
         *build.forward("bottom"),
-        build.lookup(loads, (source,), writes=(build.features,)),
+        *build.lookup(loads, (Source("owned", parts, "owned", "features"),), writes=(build.features,)),
         build.interaction_forward(),
         *build.forward("top"),
     ]
@@ -92,7 +89,7 @@ def _one_rank(build: _Passes) -> Schedule:
         build.loss(),
         *build.backward("top"),
         build.interaction_backward(),
-        build.update(loads, (d_source,), reads=(build.d_features,)),
+        *build.update(loads, Source("owned", parts, "owned", "d_features"), build.d_features),
         build.mask(),
         *build.backward("bottom"),
     ]
@@ -101,163 +98,138 @@ def _one_rank(build: _Passes) -> Schedule:
 
 def _several_ranks(model: Model, partition: Partition, rank: int, knobs: CommunicationKnobs) -> Schedule:
     bounds = sample_bounds(model.minibatch, partition.ranks)
-    own, of_all = (bounds[rank], bounds[rank + 1]), model.minibatch
+    own, minibatch = (bounds[rank], bounds[rank + 1]), model.minibatch
     samples = own[1] - own[0]
-    build = _Passes(model.model_copy(update={"minibatch": samples}), of_all, True)
-    shards = _Shards(model, partition)
-    slots = tuple(tuple(part.width for part in parts) for parts in shards.of_ranks)
-    back_slots = tuple((*widths, *(part.width for part in shards.sparse)) for widths in slots)
+    build = _Passes(model.model_copy(update={"minibatch": samples}), minibatch, True)
+    rank_parts = [tuple(parts) for parts in parts_of_ranks(model, partition)]
+    owned, tables = rank_parts[rank], whole_tables(model)
+    # Of replicated tables, the gradients of few rows are reduced densely; of others, pooled gradients travel.
+    dense = tuple(tables[t] for t in replicated(partition) if reduced_densely(model, t))
+    sparse = tuple(tables[t] for t in replicated(partition) if not reduced_densely(model, t))
+    copies = (("sparse", sparse), ("dense", dense))
+    replicas = tuple(Source(name, parts, f"{name}.own", f"pooled.{name}") for name, parts in copies if parts)
+    pooled = tuple(_matrix(source.buffer, samples, _width(source.parts)) for source in replicas)
+
+    slots = tuple(tuple(part.width for part in parts) for parts in rank_parts)
+    back_slots = tuple((*widths, *(part.width for part in sparse)) for widths in slots)
     width = sum(slots[rank])
-    sent = Buffer("exchange.forward.owned", FLOAT_BYTES * of_all * width)
+    sent = Buffer("exchange.forward.owned", FLOAT_BYTES * minibatch * width)
     arrived = Buffer("exchange.forward.blocks", FLOAT_BYTES * samples * sum(map(sum, slots)))
     collected = Buffer("exchange.backward.blocks", FLOAT_BYTES * samples * sum(map(sum, back_slots)))
-    returned = Buffer("exchange.backward.owned", FLOAT_BYTES * of_all * sum(back_slots[rank]))
-    pooled = {
-        name: Buffer(f"pooled.{name}", FLOAT_BYTES * samples * wide, (samples, wide))
-        for name, parts in (("sparse", shards.sparse), ("dense", shards.dense))
-        if (wide := sum(part.width for part in parts))
-    }
-    replicas = tuple(
-        Source(name, tuple(parts), f"{name}.own", f"pooled.{name}")
-        for name, parts in (("sparse", shards.sparse), ("dense", shards.dense))
-        if parts
-    )
-    owned = tuple(shards.of_ranks[rank])
-    own_loads, all_sparse = table_loads(model, owned, of_all), table_loads(model, shards.sparse, of_all)
-    replica_loads = table_loads(model, [*shards.sparse, *shards.dense], samples)
-    dense_loads = table_loads(model, shards.dense, samples)
-    transfer: dict[str, Any] = {"bounds": bounds, "rank": rank, "knobs": knobs}
+    returned = Buffer("exchange.backward.owned", FLOAT_BYTES * minibatch * sum(back_slots[rank]))
 
-    select = Select(
-        "embedding_bag.select",
-        (
-            *((("owned", "owned", None),) if owned else ()),
-            *((("sparse.all", "sparse", None), ("sparse.own", "sparse", own)) if shards.sparse else ()),
-            *((("dense.own", "dense", own),) if shards.dense else ()),
-        ),
-        sum(load.lookups for load in (*own_loads, *all_sparse, *replica_loads)),
-        build.tables["index_bytes"],
+    own_loads, sparse_loads = table_loads(model, owned, minibatch), table_loads(model, sparse, minibatch)
+    replica_loads = table_loads(model, [*sparse, *dense], samples)
+    choices = (
+        *((("owned", "owned", None),) if owned else ()),
+        *((("sparse.all", "sparse", None), ("sparse.own", "sparse", own)) if sparse else ()),
+        *((("dense.own", "dense", own),) if dense else ()),
     )
+    lookups = sum(load.lookups for load in (*own_loads, *sparse_loads, *replica_loads))
     placed = (
-        *(Block(f"exchange.forward.from.{r}", tuple(parts)) for r, parts in enumerate(shards.of_ranks)),
+        *(Block(f"exchange.forward.from.{r}", parts) for r, parts in enumerate(rank_parts)),
         *(Block(source.buffer, source.parts) for source in replicas),
     )
-    blocks = tuple(Block(f"exchange.backward.from.{r}", (*parts, *shards.sparse)) for r, parts in enumerate(shards.of_ranks))
-    dense_block = (Block("pooled.dense", tuple(shards.dense)),) if shards.dense else ()
+    gradients = [Block(f"exchange.backward.from.{r}", (*parts, *sparse)) for r, parts in enumerate(rank_parts)]
+    if dense:
+        gradients.append(Block("pooled.dense", dense))
+    there = AllToAll(all_to_all.FORWARD, "forward", bounds, slots, rank, knobs)
+    back = AllToAll(all_to_all.BACKWARD, "backward", bounds, back_slots, rank, knobs)
     forward = [
-        Pass(select.key, select),
-        *([build.lookup(own_loads, (Source("owned", owned, "owned", sent.name),), writes=(sent,))] if owned else []),
-        Pass(
-            all_to_all.FORWARD, AllToAll(all_to_all.FORWARD, "forward", slots=slots, **transfer), "network", (sent,), (arrived,)
-        ),
+        _pass(Select(Select.kind, choices, lookups, build.tables["index_bytes"])),
+        *build.lookup(own_loads, (Source("owned", owned, "owned", sent.name),), writes=(sent,)),
+        _pass(there, (sent,), (arrived,), "network"),
         *build.forward("bottom"),
-        *([build.lookup(replica_loads, replicas, writes=tuple(pooled.values()))] if replicas else []),
-        Pass(
-            "embedding_bag.place", Place("embedding_bag.place", placed, samples), "compute", (arrived, *pooled.values()), (build.features,)
-        ),
+        *build.lookup(replica_loads, replicas, writes=pooled),
+        _pass(Place(Place.kind, placed, samples), (arrived, *pooled), (build.features,)),
         build.interaction_forward(),
         *build.forward("top"),
-    ]  # fmt: skip
+    ]
     backward = [
         build.loss(),
         *build.backward_data("top"),
         build.interaction_backward(),
-        Pass(
-            "embedding_bag.collect", Collect("embedding_bag.collect", (*blocks, *dense_block), samples), "compute",
-            (build.d_features,), (collected, *([pooled["dense"]] if shards.dense else [])),
-        ),
-        Pass(
-            all_to_all.BACKWARD, AllToAll(all_to_all.BACKWARD, "backward", slots=back_slots, **transfer), "network",
-            (collected,), (returned,),
-        ),
-        *([build.replica_gradient(dense_loads, shards.dense, pooled["dense"])] if shards.dense else []),
+        _pass(Collect(Collect.kind, tuple(gradients), samples), (build.d_features,), (collected, *(pooled[-1:] if dense else ()))),
+        _pass(back, (collected,), (returned,), "network"),
+        *([build.replica_gradient(table_loads(model, dense, samples), dense, pooled[-1])] if dense else []),
         *build.backward_weights("top"),
         build.mask(),
         *build.backward("bottom"),
-        *([build.update(own_loads, (Source("owned", owned, "owned", "exchange.backward.owned", 0),), reads=(returned,))] if owned else []),
-        *(
-            [build.update(
-                all_sparse, (Source("sparse", tuple(shards.sparse), "sparse.all", "exchange.backward.owned", width),),
-                reads=(returned,), repeatable=True,
-            )]
-            if shards.sparse
-            else []
-        ),
-    ]  # fmt: skip
-    passes = [*forward, *_with_reductions(backward, build, shards, knobs, partition.ranks)]
-    return Schedule(tuple(passes), build.model, len(forward), own, of_all, knobs.overlap)
-
-
-@dataclass(frozen=True)
-class _Shards:
-    """Parts by where they lie."""
-
-    model: Model
-    partition: Partition
-
-    @cached_property
-    def of_ranks(self) -> list[list[Part]]:
-        return parts_of_ranks(self.model, self.partition)
-
-    @property
-    def _copies(self) -> list[Part]:
-        return [Part(t, (0, self.model.tables[t].rows), (0, self.model.tables[t].dim)) for t in replicated(self.partition)]
-
-    @property
-    def dense(self) -> list[Part]:
-        """Replicated tables whose gradients are reduced as dense rows."""
-        return [part for part in self._copies if reduced_densely(self.model, part.table)]
-
-    @property
-    def sparse(self) -> list[Part]:
-        """Replicated tables whose pooled gradients travel."""
-        return [part for part in self._copies if not reduced_densely(self.model, part.table)]
+        *build.update(own_loads, Source("owned", owned, "owned", returned.name), returned),
+        *build.update(sparse_loads, Source("sparse", sparse, "sparse.all", returned.name, width), returned, repeatable=True),
+    ]
+    passes = (*forward, *_with_reductions(backward, build, dense, knobs, partition.ranks))
+    return Schedule(passes, build.model, len(forward), own, minibatch, knobs.overlap)
 
 
 def _with_reductions(
-    backward: Sequence[Pass], build: _Passes, shards: _Shards, knobs: CommunicationKnobs, ranks: int
+    backward: Sequence[Pass], build: _Passes, dense: Sequence[Part], knobs: CommunicationKnobs, ranks: int
 ) -> Iterator[Pass]:
     """The backward passes, each bucket of gradients reduced behind the pass that writes its last one, and the optimizer at the end.
 
     The loss shares the first bucket: it is ready long before, and goes out with the first gradients.
     """
     gradients: list[all_reduce.Gradient] = [("loss", (1,))]
-    gradients += [(f"table.{part.table}", (part.rows[1] - part.rows[0], part.width)) for part in shards.dense]
+    gradients += [(f"table.{part.table}", (part.rows[1] - part.rows[0], part.width)) for part in dense]
     for layer in (*reversed(build.layers("top")), *reversed(build.layers("bottom"))):
         gradients += [(f"{layer.name}.w", (layer.outputs, layer.inputs)), (f"{layer.name}.b", (layer.outputs,))]
-    waiting = {
-        number: ({name for name, _ in bucket}, bucket) for number, bucket in enumerate(all_reduce.buckets(gradients, knobs.bucket_bytes))
-    }
+    waiting = {number: dict(bucket) for number, bucket in enumerate(all_reduce.buckets(gradients, knobs.bucket_bytes))}
+    unwritten = {name for name, _ in gradients}
     reduced = []
     for each in backward:
         yield each
-        written = {buffer.name for buffer in each.writes}
-        for number in [number for number, (names, _) in waiting.items() if names & written]:
-            names, bucket = waiting[number]
-            names -= written
-            if not names:
-                del waiting[number]
-                operator = all_reduce.AllReduce(all_reduce.KEY, number, bucket, ranks)
-                views = tuple(Buffer(name, FLOAT_BYTES * all_reduce.padded_elements(shape)) for name, shape in bucket)
-                reduced.append(Buffer(f"reduced.{number}", operator.size_bytes))
-                yield Pass(all_reduce.KEY, operator, "network", views, (reduced[-1],))
+        unwritten -= {buffer.name for buffer in each.writes}
+        for number in [number for number, bucket in waiting.items() if not bucket.keys() & unwritten]:
+            bucket = waiting.pop(number)
+            operator = all_reduce.AllReduce(all_reduce.KEY, number, tuple(bucket.items()), ranks)
+            reduced.append(Buffer(f"reduced.{number}", operator.size_bytes))
+            yield _pass(operator, tuple(_gradient(name, *shape) for name, shape in bucket.items()), reduced[-1:], "network")
     layers = tuple(layer.name for layer in (*build.layers("bottom"), *build.layers("top")))
-    copied = sum((part.rows[1] - part.rows[0]) * part.width for part in shards.dense)
-    step = optimizer.DenseOptimizer(optimizer.KEY, layers, build.model.dense_parameters, "dense" if shards.dense else "", copied)
-    yield Pass(optimizer.KEY, step, reads=tuple(reduced))
+    copied = sum((part.rows[1] - part.rows[0]) * part.width for part in dense)
+    step = optimizer.DenseOptimizer(optimizer.KEY, layers, build.model.dense_parameters, "dense" if dense else "", copied)
+    yield _pass(step, reduced)
+
+
+def _pass(operator: Operator, reads: Sequence[Buffer] = (), writes: Sequence[Buffer] = (), lane: Lane = "compute") -> Pass:
+    return Pass(operator.key, operator, lane, tuple(reads), tuple(writes))
+
+
+def _matrix(name: str, rows: int, columns: int) -> Buffer:
+    return Buffer(name, FLOAT_BYTES * rows * columns, (rows, columns))
+
+
+def _gradient(name: str, *shape: int) -> Buffer:
+    """What an all-reduce carries: a gradient or the loss. It lies in the bucket of the all-reduce where there are several ranks."""
+    return Buffer(name, FLOAT_BYTES * math.prod(shape))
+
+
+def _width(parts: Sequence[Part]) -> int:
+    return sum(part.width for part in parts)
 
 
 def table_loads(model: Model, parts: Sequence[Part], samples: int) -> tuple[TableLoad, ...]:
     """What a pass over `parts` walks for `samples` samples: expected look-ups, distinct rows and bytes of each part."""
-    element = 2 if model.dtype == "bf16" else FLOAT_BYTES
-    loads = []
+    element, loads = 2 if model.dtype == "bf16" else FLOAT_BYTES, []
     for part in parts:
         table, rows = model.tables[part.table], part.rows[1] - part.rows[0]
         share = rows / table.rows
-        loads.append(
-            TableLoad(rows, part.width * element, samples * table.pooling * share, samples, popularity(model, part.table), share)
-        )
+        loads.append(TableLoad(rows, part.width * element, samples * table.pooling * share, samples, popularity(model, part.table), share))
     return tuple(loads)
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """One fully connected layer."""
+
+    name: str
+    inputs: int
+    outputs: int
+    activation: Activation
+    below: str
+    """Names of the buffers that it reads and writes."""
+    above: str
+    lowest: bool
+    """Whether it is the first of its MLP."""
 
 
 def table_options(model: Model) -> dict[str, Any]:
@@ -270,31 +242,17 @@ def table_options(model: Model) -> dict[str, Any]:
     }
 
 
-@dataclass(frozen=True)
-class _Layer:
-    """One fully connected layer."""
-
-    name: str
-    number: int
-    inputs: int
-    outputs: int
-    activation: Activation
-    below: str
-    """Names of the buffers that it reads and writes."""
-    above: str
-
-
 class _Passes:
     """Makes the passes of one rank.
 
     Args:
         model: with the minibatch of the rank.
-        of_samples: the global minibatch.
+        global_minibatch: of all ranks.
         reduced: whether gradients of layers are summed over ranks before the weights step.
     """
 
-    def __init__(self, model: Model, of_samples: int, reduced: bool) -> None:
-        self.model, self.of_samples, self.reduced = model, of_samples, reduced
+    def __init__(self, model: Model, global_minibatch: int, reduced: bool) -> None:
+        self.model, self.global_minibatch, self.reduced = model, global_minibatch, reduced
         self.samples = model.minibatch
         n, f, e = self.samples, model.num_features, model.embedding_dim
         self.tables = table_options(model)
@@ -310,29 +268,27 @@ class _Passes:
 
     def layers(self, side: str) -> list[_Layer]:
         """Layers of the bottom or the top MLP, the lowest first."""
-        name, sizes = f"{side}_mlp", self.model.bottom_mlp if side == "bottom" else self.model.top_sizes
-        shapes = [(layer, c, k, act) for layer, c, k, act in layer_shapes(self.model) if layer.rpartition(".")[0] == name]
-        above = [f"{side}.{i + 1}" for i in range(len(sizes) - 1)]
-        below = ["input" if side == "bottom" else "top.0", *above[:-1]]
+        shapes = [shape for shape in layer_shapes(self.model) if shape[0].startswith(side)]
+        buffers = ["input" if side == "bottom" else "top.0", *(f"{side}.{i + 1}" for i in range(len(shapes)))]
         if side == "bottom":
-            above[-1] = self.dense.name
-        return [_Layer(layer, i, c, k, act, below[i], above[i]) for i, (layer, c, k, act) in enumerate(shapes)]
+            buffers[-1] = self.dense.name
+        return [_Layer(*shape, buffers[i], buffers[i + 1], i == 0) for i, shape in enumerate(shapes)]
 
-    def _matrix(self, name: str, columns: int) -> Buffer:
+    def _activation(self, name: str, columns: int) -> Buffer:
         """An activation or its gradient, [N, columns]; the input belongs to the batch."""
-        shape = () if name == "input" else (self.samples, columns)
-        return self._known.get(name) or Buffer(name, FLOAT_BYTES * self.samples * columns, shape)
+        made = _matrix(name, self.samples, columns)
+        return self._known.get(name) or (replace(made, shape=()) if name == "input" else made)
 
     def _layer_pass(self, layer: _Layer, kind: type[LayerForward | LayerBackwardData | LayerBackwardWeights]) -> Pass:
-        weight, masked = layer.inputs * layer.outputs, kind is LayerBackwardData and layer.number > 0
-        packed_bytes = weight * (2 if self.model.dtype == "bf16" else FLOAT_BYTES)
-        x, y = self._matrix(layer.below, layer.inputs), self._matrix(layer.above, layer.outputs)
-        dx, dy = self._matrix(f"d_{layer.below}", layer.inputs), self._matrix(f"d_{layer.above}", layer.outputs)
+        weights, masked = layer.inputs * layer.outputs, kind is LayerBackwardData and not layer.lowest
+        packed_bytes = weights * (2 if self.model.dtype == "bf16" else FLOAT_BYTES)
+        x, y = self._activation(layer.below, layer.inputs), self._activation(layer.above, layer.outputs)
+        dx, dy = self._activation(f"d_{layer.below}", layer.inputs), self._activation(f"d_{layer.above}", layer.outputs)
         forward, backward = Buffer(f"{layer.name}.packed_forward", packed_bytes), Buffer(f"{layer.name}.packed_backward", packed_bytes)
         stepped = (
-            (Buffer(f"{layer.name}.w", FLOAT_BYTES * weight), Buffer(f"{layer.name}.b", FLOAT_BYTES * layer.outputs))
+            (_gradient(f"{layer.name}.w", layer.outputs, layer.inputs), _gradient(f"{layer.name}.b", layer.outputs))
             if self.reduced
-            else (Buffer(f"{layer.name}.weight", FLOAT_BYTES * weight), forward, backward)
+            else (Buffer(f"{layer.name}.weight", FLOAT_BYTES * weights), forward, backward)
         )
         reads, writes = {
             LayerForward: ((x, forward), (y,)),
@@ -343,43 +299,40 @@ class _Passes:
             f"{layer.name}.{kind.direction}", layer.name, self.samples, layer.inputs, layer.outputs, layer.activation, masked,
             self.model.dtype, self.model.optimizer, layer.below, layer.above, self.reduced,
         )  # fmt: skip
-        return Pass(operator.key, operator, reads=reads, writes=writes)
+        return _pass(operator, reads, writes)
 
     def forward(self, side: str) -> list[Pass]:
         return [self._layer_pass(layer, LayerForward) for layer in self.layers(side)]
 
     def backward_data(self, side: str) -> list[Pass]:
         """From the last layer on; below the first bottom layer nothing learns."""
-        return [self._layer_pass(layer, LayerBackwardData) for layer in reversed(self.layers(side)) if side == "top" or layer.number]
+        layers = [layer for layer in reversed(self.layers(side)) if side == "top" or not layer.lowest]
+        return [self._layer_pass(layer, LayerBackwardData) for layer in layers]
 
     def backward_weights(self, side: str) -> list[Pass]:
         return [self._layer_pass(layer, LayerBackwardWeights) for layer in reversed(self.layers(side))]
 
     def backward(self, side: str) -> list[Pass]:
         """Of every layer backward-data, then backward-weights, which changes the weights that the former reads."""
-        data = {each.operator.layer: each for each in self.backward_data(side)}  # type: ignore[attr-defined]
-        pairs = []
-        for weights in self.backward_weights(side):
-            layer = weights.operator.layer  # type: ignore[attr-defined]
-            pairs += [*([data[layer]] if layer in data else []), weights]
-        return pairs
+        data, weights = self.backward_data(side), self.backward_weights(side)
+        return [each for pair in zip_longest(data, weights) for each in pair if each is not None]
 
-    def lookup(self, loads: tuple[TableLoad, ...], sources: tuple[Source, ...], writes: tuple[Buffer, ...]) -> Pass:
+    def lookup(self, loads: tuple[TableLoad, ...], sources: tuple[Source, ...], writes: Sequence[Buffer]) -> list[Pass]:
+        """None where there is no table."""
         operator = EmbeddingForward(embedding_bag.FORWARD, loads, sources, **self.tables)
-        return Pass(operator.key, operator, reads=self._rows(operator), writes=writes)
+        return [_pass(operator, self._rows(operator), writes)] if loads else []
 
-    def update(
-        self, loads: tuple[TableLoad, ...], sources: tuple[Source, ...], reads: tuple[Buffer, ...], repeatable: bool = False
-    ) -> Pass:
-        operator = EmbeddingUpdate(embedding_bag.UPDATE, loads, sources, **self.tables, repeatable=repeatable)
+    def update(self, loads: tuple[TableLoad, ...], source: Source, gradients: Buffer, repeatable: bool = False) -> list[Pass]:
+        """None where there is no table."""
+        operator = EmbeddingUpdate(embedding_bag.UPDATE, loads, (source,), **self.tables, repeatable=repeatable)
         indices, rows = self._rows(operator)
-        return Pass(operator.key, operator, reads=(indices, rows, *reads), writes=(rows,))
+        return [_pass(operator, (indices, rows, gradients), (rows,))] if loads else []
 
-    def replica_gradient(self, loads: tuple[TableLoad, ...], parts: Sequence[Part], pooled: Buffer) -> Pass:
-        source = Source("dense", tuple(parts), "dense.own", pooled.name)
+    def replica_gradient(self, loads: tuple[TableLoad, ...], parts: tuple[Part, ...], pooled: Buffer) -> Pass:
+        source = Source("dense", parts, "dense.own", pooled.name)
         operator = ReplicaGradient(embedding_bag.UPDATE, loads, (source,), **self.tables, repeatable=True)
-        tables = tuple(Buffer(f"table.{part.table}", FLOAT_BYTES * (part.rows[1] - part.rows[0]) * part.width) for part in parts)
-        return Pass(operator.key, operator, reads=(*self._rows(operator), pooled), writes=tables)
+        tables = [_gradient(f"table.{part.table}", part.rows[1] - part.rows[0], part.width) for part in parts]
+        return _pass(operator, (*self._rows(operator), pooled), tables)
 
     def _rows(self, operator: EmbeddingForward | EmbeddingUpdate) -> tuple[Buffer, Buffer]:
         return Buffer("indices", operator.indices_bytes), Buffer(ROWS, operator.unique_bytes)
@@ -389,19 +342,19 @@ class _Passes:
 
     def interaction_forward(self) -> Pass:
         operator = self._interaction(interaction.InteractionForward)
-        return Pass(operator.key, operator, reads=(self.features, self.dense), writes=(self._matrix("top.0", self.model.top_input),))
+        return _pass(operator, (self.features, self.dense), (self._activation("top.0", self.model.top_input),))
 
     def interaction_backward(self) -> Pass:
         operator = self._interaction(interaction.InteractionBackward)
-        reads = (self.features, self.dense, self._matrix("d_top.0", self.model.top_input))
-        return Pass(operator.key, operator, reads=reads, writes=(self.d_features, self.d_dense))
+        reads = (self.features, self.dense, self._activation("d_top.0", self.model.top_input))
+        return _pass(operator, reads, (self.d_features, self.d_dense))
 
     def loss(self) -> Pass:
         output = self.layers("top")[-1].above
-        operator = loss.Loss(loss.KEY, self.samples, self.of_samples, output)
-        return Pass(operator.key, operator, reads=(self._matrix(output, 1),), writes=(self._matrix(f"d_{output}", 1), Buffer("loss", 4.0)))
+        operator = loss.Loss(loss.KEY, self.samples, self.global_minibatch, output)
+        return _pass(operator, (self._activation(output, 1),), (self._activation(f"d_{output}", 1), _gradient("loss", 1)))
 
     def mask(self) -> Pass:
         """The gradient that the interaction gives the dense vector lies behind the last ReLU of the bottom MLP."""
         operator = ReluMask("bottom_mlp.mask", self.dense.name, self.samples, self.model.embedding_dim)
-        return Pass(operator.key, operator, reads=(self.d_dense, self.dense), writes=(self.d_dense,))
+        return _pass(operator, (self.d_dense, self.dense), (self.d_dense,))

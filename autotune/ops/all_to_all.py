@@ -9,12 +9,14 @@ Forms, after arXiv 2005.04680, section IV: one scatter for every table part, one
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any, ClassVar, Literal
 
 from autotune.config.knobs import RunConfig
+from autotune.config.model import FLOAT_BYTES
 from autotune.config.partition import CommunicationKnobs
 from autotune.ops.base import Work
 from autotune.ops.collective import Collective, wire_bytes
@@ -52,28 +54,28 @@ class Exchange:
         knobs: CommunicationKnobs,
         group: Any = None,
     ) -> None:
-        self._group = group
-        self._direction, self._bounds, self._slots, self._rank, self._knobs = direction, tuple(bounds), slots, rank, knobs
+        self._group, self._form = group, knobs.all_to_all
+        self._forward, self._bounds, self._slots, self._rank = direction == "forward", tuple(bounds), slots, rank
         self._counts = [high - low for low, high in pairwise(bounds)]
-        self._widths = [sum(of_rank) for of_rank in slots]
-        samples, mine = bounds[-1], self._counts[rank]
-        self.owned = torch.zeros(samples, self._widths[rank])
+        self._widths = [sum(widths) for widths in slots]
+        self.owned = torch.zeros(bounds[-1], self._widths[rank])
         """fp32 [N, own width]."""
-        self._flat = torch.zeros(mine * sum(self._widths))
-        self.blocks = self._blocks_of(self._flat)
+        flat = torch.zeros(self._counts[rank] * sum(self._widths))
+        self.blocks = self._blocks_of(flat)
         """fp32 [n, width of r] of every rank r; views into one array."""
         self._works: list[Any] = []
         self._after: list[tuple[torch.Tensor, torch.Tensor]] = []
-        wire = knobs.wire_dtype == "bf16"
-        self._owned_wire = self.owned.to(torch.bfloat16) if wire else self.owned
-        self._flat_wire = self._flat.to(torch.bfloat16) if wire else self._flat
+        wire = torch.bfloat16 if knobs.wire_dtype == "bf16" else torch.float32
+        self._owned_wire, self._flat_wire = self.owned.to(wire), flat.to(wire)  # fp32 gives the arrays themselves
+        sides = (self.owned, self._owned_wire), (flat, self._flat_wire)
+        self._sent, self._received = sides if self._forward else sides[::-1]
 
     def start(self) -> None:
         """Begin the transfer; neither side may be touched until `wait`."""
-        if self._knobs.wire_dtype == "bf16":
-            source, to = (self.owned, self._owned_wire) if self._direction == "forward" else (self._flat, self._flat_wire)
-            to.copy_(source)
-        if self._knobs.all_to_all == "native":
+        sent, wire = self._sent
+        if wire is not sent:
+            wire.copy_(sent)
+        if self._form == "native":
             self._native()
         else:
             self._rooted()
@@ -84,27 +86,23 @@ class Exchange:
             work.wait()
         for to, source in self._after:
             to.copy_(source)
-        if self._knobs.wire_dtype == "bf16":
-            to, source = (self._flat, self._flat_wire) if self._direction == "forward" else (self.owned, self._owned_wire)
-            to.copy_(source)
+        received, wire = self._received
+        if wire is not received:
+            received.copy_(wire)
         self._works, self._after = [], []
 
     def _blocks_of(self, flat: torch.Tensor) -> list[torch.Tensor]:
-        mine = self._counts[self._rank]
-        ends = [0, *accumulate(mine * width for width in self._widths)]
-        return [flat[low:high].view(mine, width) for (low, high), width in zip(pairwise(ends), self._widths, strict=True)]
+        samples = self._counts[self._rank]
+        ends = [0, *accumulate(samples * width for width in self._widths)]
+        return [flat[low:high].view(samples, width) for (low, high), width in zip(pairwise(ends), self._widths, strict=True)]
 
     def _native(self) -> None:
-        mine, own_width = self._counts[self._rank], self._widths[self._rank]
+        samples, width, size = self._counts[self._rank], self._widths[self._rank], self._owned_wire.element_size()
         # As bytes: backends differ in the dtypes they know.
-        owned, flat = _bytes(self._owned_wire), _bytes(self._flat_wire)
-        size = self._owned_wire.element_size()
-        of_owned = [count * own_width * size for count in self._counts]
-        of_flat = [mine * width * size for width in self._widths]
-        if self._direction == "forward":
-            self._works.append(dist.all_to_all_single(flat, owned, of_flat, of_owned, group=self._group, async_op=True))
-        else:
-            self._works.append(dist.all_to_all_single(owned, flat, of_owned, of_flat, group=self._group, async_op=True))
+        owned = _bytes(self._owned_wire), [count * width * size for count in self._counts]
+        flat = _bytes(self._flat_wire), [samples * width * size for width in self._widths]
+        (sent, sent_sizes), (received, received_sizes) = (owned, flat) if self._forward else (flat, owned)
+        self._works.append(dist.all_to_all_single(received, sent, received_sizes, sent_sizes, group=self._group, async_op=True))
 
     def _rooted(self) -> None:
         """A scatter from, or a gather to, every owner in turn, of all its columns or part by part.
@@ -114,7 +112,7 @@ class Exchange:
         most, even = max(self._counts), len(set(self._counts)) == 1
         blocks = self._blocks_of(self._flat_wire)
         for root, slots in enumerate(self._slots):
-            ends = [0, *accumulate(slots)] if self._knobs.all_to_all == "scatter_list" else [0, self._widths[root]]
+            ends = [0, *accumulate(slots)] if self._form == "scatter_list" else [0, self._widths[root]]
             for left, right in pairwise(ends):
                 if left == right:
                     continue
@@ -123,14 +121,14 @@ class Exchange:
                 local = block if whole else block.new_zeros(most, right - left)
                 pieces = None
                 if root == self._rank:
-                    of_rank = [self._owned_wire[low:high, left:right] for low, high in pairwise(self._bounds)]
-                    pieces = of_rank if whole else [block.new_zeros(most, right - left) for _ in of_rank]
+                    rank_rows = [self._owned_wire[low:high, left:right] for low, high in pairwise(self._bounds)]
+                    pieces = rank_rows if whole else [block.new_zeros(most, right - left) for _ in rank_rows]
                     if not whole:
-                        self._through_copies(pieces, of_rank, out=self._direction == "forward")
+                        self._through_copies(pieces, rank_rows, out=self._forward)
                 if not whole:
-                    self._through_copies([local], [block], out=self._direction == "backward")
+                    self._through_copies([local], [block], out=not self._forward)
                 as_bytes = None if pieces is None else [_bytes(piece) for piece in pieces]
-                if self._direction == "forward":
+                if self._forward:
                     self._works.append(dist.scatter(_bytes(local), as_bytes, src=root, group=self._group, async_op=True))
                 else:
                     self._works.append(dist.gather(_bytes(local), as_bytes, dst=root, group=self._group, async_op=True))
@@ -174,58 +172,59 @@ class AllToAll(Collective):
         return "all-to-all fwd" if self.direction == "forward" else "all-to-all bwd"
 
     def work(self) -> Work:
-        """Bytes that this rank sends to others, and messages of the native form or of the scatters."""
-        size, widths = wire_bytes(self.knobs), [sum(slots) for slots in self.slots]
-        mine = self.bounds[self.rank + 1] - self.bounds[self.rank]
+        """Bytes that this rank sends to others, and messages of the native form or of the scatters.
+
+        Scatters and gathers take blocks of one size: where samples do not divide by the ranks, each is padded to the largest share.
+        """
+        form, widths = self.knobs.all_to_all, [sum(slots) for slots in self.slots]
+        counts = [high - low for low, high in pairwise(self.bounds)]
+        rows = counts if form == "native" else [max(counts)] * len(counts)
         others = [r for r in range(len(self.slots)) if r != self.rank]
-        messages = [len(slots) if self.knobs.all_to_all == "scatter_list" else 1 for slots in self.slots]
+        messages = [(len(slots) if form == "scatter_list" else 1) if sum(slots) else 0 for slots in self.slots]
+        owned, blocks = FLOAT_BYTES * self.bounds[-1] * widths[self.rank], FLOAT_BYTES * counts[self.rank] * sum(widths)
         if self.direction == "forward":
-            sent = (self.bounds[-1] - mine) * widths[self.rank] * size
-            count = messages[self.rank] * len(others) if widths[self.rank] else 0
+            sent, count, read, written = widths[self.rank] * sum(rows[r] for r in others), messages[self.rank] * len(others), owned, blocks
         else:
-            sent = mine * sum(widths[r] for r in others) * size
-            count = sum(messages[r] for r in others if widths[r])
-        owned, blocks = 4 * self.bounds[-1] * widths[self.rank], 4 * mine * sum(widths)
-        read, written = (owned, blocks) if self.direction == "forward" else (blocks, owned)
+            sent, count, read, written = rows[self.rank] * sum(widths[r] for r in others), sum(messages[r] for r in others), blocks, owned
         return Work(
             flops=0,
             bytes_read=read,
             bytes_written=written,
             operation="all_to_all",
-            form=self.knobs.all_to_all,
+            form=form,
             messages=count,
-            message_bytes=sent,
+            message_bytes=wire_bytes(self.knobs) * sent,
             parallel_regions=0,
         )
 
+    @property
+    def _name(self) -> str:
+        return f"exchange.{self.direction}"
+
     def prepare(self, memory: Memory, knobs: Any, config: RunConfig) -> None:
         """Buffers under the communication knobs in force: ``exchange.forward.owned`` and, of every rank, ``exchange.forward.from.0`` ..."""
-        name = f"exchange.{self.direction}"
-        exchange = memory.variant(
-            name, (self.knobs.all_to_all, self.knobs.wire_dtype),
-            lambda: Exchange(self.direction, self.bounds, self.slots, self.rank, self.knobs),
-        )  # fmt: skip
-        memory.buffers[f"{name}.owned"] = exchange.owned
-        memory.buffers |= {f"{name}.from.{rank}": block for rank, block in enumerate(exchange.blocks)}
+        exchange = memory.variant(self._name, (self.knobs.all_to_all, self.knobs.wire_dtype), functools.partial(self._exchange, 1.0))
+        memory.buffers[f"{self._name}.owned"] = exchange.owned
+        memory.buffers |= {f"{self._name}.from.{rank}": block for rank, block in enumerate(exchange.blocks)}
+
+    def _exchange(self, share: float) -> Exchange:
+        """Of a share of the columns."""
+        slots = [[max(1, round(share * width)) for width in widths] for widths in self.slots]
+        return Exchange(self.direction, self.bounds, slots, self.rank, self.knobs)
 
     def start(self, memory: Memory) -> None:
-        memory.modules[f"exchange.{self.direction}"].start()
+        memory.modules[self._name].start()
 
     def wait(self, memory: Memory) -> None:
-        memory.modules[f"exchange.{self.direction}"].wait()
+        memory.modules[self._name].wait()
 
     def alone(self, memory: Memory, share: float) -> None:
-        exchange: Exchange = memory.modules[f"exchange.{self.direction}"]
+        exchange: Exchange = memory.modules[self._name]
         if share != 1.0:
-            exchange = memory.variant(
-                f"exchange.{self.direction}.part", (self.knobs.all_to_all, self.knobs.wire_dtype, share), lambda: self._narrow(share)
-            )
+            key = (self.knobs.all_to_all, self.knobs.wire_dtype, share)
+            exchange = memory.variant(f"{self._name}.part", key, functools.partial(self._exchange, share))
         exchange.start()
         exchange.wait()
-
-    def _narrow(self, share: float) -> Exchange:
-        slots = [[max(1, round(share * width)) for width in of_rank] for of_rank in self.slots]
-        return Exchange(self.direction, self.bounds, slots, self.rank, self.knobs)
 
 
 def _bytes(tensor: torch.Tensor) -> torch.Tensor:

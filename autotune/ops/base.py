@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
 
 from autotune.config.knobs import FixedKnobs, Knobs, RunConfig
@@ -102,19 +102,8 @@ class Work:
 
     def __add__(self, other: Work) -> Work:
         """The work of two passes that share a name: counts add up, what describes the pattern is the first one's."""
-        return Work(
-            flops=self.flops + other.flops,
-            bytes_read=self.bytes_read + other.bytes_read,
-            bytes_written=self.bytes_written + other.bytes_written,
-            access=self.access,
-            rows=self.rows + other.rows,
-            operation=self.operation,
-            form=self.form,
-            messages=self.messages + other.messages,
-            message_bytes=self.message_bytes + other.message_bytes,
-            parallel_regions=self.parallel_regions + other.parallel_regions,
-            dtype=self.dtype,
-        )
+        counts = ("flops", "bytes_read", "bytes_written", "rows", "messages", "message_bytes", "parallel_regions")
+        return replace(self, **{name: getattr(self, name) + getattr(other, name) for name in counts})
 
 
 @dataclass(frozen=True)
@@ -348,6 +337,14 @@ class Operator(ABC):
     def findings(self, measured: Measured) -> Iterator[Observation]:
         """What is remarkable about this pass as it was measured."""
         yield from ()
+
+
+@dataclass(eq=False)
+class Copying(Operator):
+    """A pass that only moves bytes: it takes what a stream of them takes."""
+
+    def features(self, knobs: Knobs | None, residence: Residence, rates: Rates) -> Features:
+        return {"moved": self.work().bytes / rates.stream_bytes_per_s}
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,36 +20,14 @@ from autotune.ops.base import Case, Family, Features, Operator, Rates, Residence
 from autotune.ops.embedding_case import EmbeddingCase
 from autotune.ops.embedding_tables import (
     OWNED,
-    EmbeddingBags,
     EmbeddingForwardKnobs,
     EmbeddingUpdateKnobs,
-    Lookups,
     Strategy,
-    initial_weights,
     strategies,
 )
 from autotune.ops.memory import Memory
 from autotune.ops.native import torch
 from autotune.ops.shards import Part, Shard
-
-__all__ = [
-    "EMBEDDING_FORWARD",
-    "EMBEDDING_UPDATE",
-    "FORWARD",
-    "UPDATE",
-    "EmbeddingBags",
-    "EmbeddingForward",
-    "EmbeddingForwardKnobs",
-    "EmbeddingUpdate",
-    "EmbeddingUpdateKnobs",
-    "Lookups",
-    "Source",
-    "TableLoad",
-    "default_forward",
-    "default_update",
-    "initial_weights",
-    "strategies",
-]
 
 FORWARD = "embedding_bag.forward"
 UPDATE = "embedding_bag.update"
@@ -293,7 +271,7 @@ class _Embedding(Operator):
         groups = [
             (bags, [batch[source.lookups][number] for batch in self.live.batches])
             for source in self.sources
-            for number, bags in enumerate(self.live.memory.modules[f"shard.{source.shard}"].groups)
+            for number, (_, bags) in enumerate(self.live.memory.modules[f"shard.{source.shard}"].groups)
         ]
         bags, batches = max(groups, key=lambda group: group[1][0].indices.numel() * group[0].dim)
         samples = (batches[0].offsets.numel() - 1) // len(bags.rows)

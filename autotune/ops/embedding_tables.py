@@ -75,7 +75,7 @@ class EmbeddingBags:
     pass reads; an update joins both, steps in fp32 and splits again, so no copy is kept and nothing is lost.
 
     Row-wise Adagrad (``optimizer="adagrad"``) keeps one number a row: with G the sum of the row's gradients over the batch,
-    ``state += mean(G^2)``, ``row -= learning_rate * G / (sqrt(state) + epsilon)``.
+    ``state += mean(G^2)``, ``row -= learning_rate * G / (sqrt(state) + 1e-10)``.
 
     Args:
         rows: rows of each table.
@@ -85,7 +85,8 @@ class EmbeddingBags:
         seed: initial weights are uniform in +-1/sqrt(rows), as in the public DLRM; the same for any team size and dtype.
         dtype: fp32, or bf16 for split storage.
         optimizer: sgd, or adagrad for row-wise Adagrad.
-        epsilon: of Adagrad.
+        values: weights instead of those of the seed: fp32 [last - first, E] for table t and its rows [first, last). fp32 tables are asked
+            for whole and kept; split ones some rows at a time, so that they never exist in fp32 as a whole.
 
     Raises:
         InputError: an unknown dtype or optimizer.
@@ -101,105 +102,42 @@ class EmbeddingBags:
         seed: int = 0,
         dtype: Dtype = "fp32",
         optimizer: Optimizer = "sgd",
-        epsilon: float = ADAGRAD_EPSILON,
+        values: Callable[[int, int, int], torch.Tensor] | None = None,
     ) -> None:
-        _check_choices(dtype, optimizer)
+        for what, value, known in (("dtype", dtype, DTYPES), ("optimizer", optimizer, OPTIMIZERS)):
+            if value not in known:
+                raise InputError(f"{what} of embedding tables must be one of {', '.join(known)}, got {value!r}; choose one of them")
 
-        def values(t: int, first: int, last: int) -> torch.Tensor:
+        def drawn(t: int, first: int, last: int) -> torch.Tensor:
             return initial_weights(rows[t], dim, t, seed, row_range=(first, last), huge_pages=huge_pages, threads=threads)
 
-        self._fill(rows, dim, values, huge_pages, threads, dtype, optimizer, epsilon)
+        def halves(shift: int) -> list[torch.Tensor]:
+            return [_array((count, dim), huge_pages, threads, torch.int16, shift) for count in rows]
+
+        values, split = values or drawn, dtype == "bf16"
+        self.huge_pages, self.optimizer = huge_pages, optimizer
+        self._weights = [] if split else [values(t, 0, count) for t, count in enumerate(rows)]
+        self._upper, self._lower = (halves(0), halves(_LOWER_SHIFT)) if split else ([], [])
+        self._state = [zeros(count, huge_pages=huge_pages, threads=threads) for count in rows] if optimizer == "adagrad" else []
+        self._make_handle()
+        if split:
+            for t, count in enumerate(rows):
+                for first in range(0, count, _FILL_ROWS):
+                    self._split(t, values(t, first, min(count, first + _FILL_ROWS)), first)
 
     @classmethod
-    def parts(
-        cls,
-        rows: Sequence[int],
-        dim: int,
-        values: Callable[[int, int, int], torch.Tensor],
-        *,
-        huge_pages: bool = True,
-        threads: int = 1,
-        dtype: Dtype = "fp32",
-        optimizer: Optimizer = "sgd",
-        epsilon: float = ADAGRAD_EPSILON,
-    ) -> EmbeddingBags:
-        """Tables whose weights are given some rows at a time, so that split ones never exist in fp32 as a whole.
-
-        Args:
-            values: fp32 [last - first, E] for table t and its rows [first, last); whole tables at once in fp32, which are kept.
-        """
-        _check_choices(dtype, optimizer)
-        self = cls.__new__(cls)
-        self._fill(rows, dim, values, huge_pages, threads, dtype, optimizer, epsilon)
-        return self
-
-    def _fill(
-        self,
-        rows: Sequence[int],
-        dim: int,
-        values: Callable[[int, int, int], torch.Tensor],
-        huge_pages: bool,
-        threads: int,
-        dtype: Dtype,
-        optimizer: Optimizer,
-        epsilon: float,
-    ) -> None:
-        if dtype == "fp32":
-            self._hold([values(t, 0, count) for t, count in enumerate(rows)], [], [], optimizer, epsilon, huge_pages, threads)
-            return
-        upper, lower = _empty_halves([(count, dim) for count in rows], huge_pages, threads)
-        self._hold([], upper, lower, optimizer, epsilon, huge_pages, threads)
-        for t, count in enumerate(rows):
-            for first in range(0, count, _FILL_ROWS):
-                last = min(count, first + _FILL_ROWS)
-                self._split(t, values(t, first, last), first)
-
-    @classmethod
-    def of(
-        cls,
-        weights: Sequence[torch.Tensor],
-        *,
-        huge_pages: bool = True,
-        dtype: Dtype = "fp32",
-        optimizer: Optimizer = "sgd",
-        epsilon: float = ADAGRAD_EPSILON,
-    ) -> EmbeddingBags:
+    def of(cls, weights: Sequence[torch.Tensor], *, dtype: Dtype = "fp32", optimizer: Optimizer = "sgd") -> EmbeddingBags:
         """Tables, or parts of tables, that exist: contiguous fp32 [rows, E] each, of one E. fp32 uses them as they are, not copied; bf16
         copies them into halves."""
-        _check_choices(dtype, optimizer)
-        self = cls.__new__(cls)
-        if dtype == "fp32":
-            self._hold(list(weights), [], [], optimizer, epsilon, huge_pages, 1)
-            return self
-        upper, lower = _empty_halves([tuple(table.shape) for table in weights], huge_pages, 1)
-        self._hold([], upper, lower, optimizer, epsilon, huge_pages, 1)
-        for t, table in enumerate(weights):
-            self.load(t, table)
-        return self
-
-    def _hold(
-        self,
-        weights: list[torch.Tensor],
-        upper: list[torch.Tensor],
-        lower: list[torch.Tensor],
-        optimizer: Optimizer,
-        epsilon: float,
-        huge_pages: bool,
-        threads: int,
-    ) -> None:
-        self.huge_pages, self.optimizer, self.epsilon = huge_pages, optimizer, epsilon
-        self._weights, self._upper, self._lower = weights, upper, lower
-        shapes = [table.shape for table in weights or upper]
-        adagrad = optimizer == "adagrad"
-        self._state = [zeros(shape[0], huge_pages=huge_pages, threads=threads) for shape in shapes] if adagrad else []
-        self._make_handle()
+        rows, dim = [len(table) for table in weights], weights[0].shape[1]
+        return cls(rows, dim, dtype=dtype, optimizer=optimizer, values=lambda t, first, last: weights[t][first:last])
 
     def _make_handle(self) -> None:
         state = self._state or None
         if self._weights:
-            self._handle = kernels.EmbeddingTables(self._weights, state, self.epsilon)
+            self._handle = kernels.EmbeddingTables(self._weights, state, ADAGRAD_EPSILON)
         else:
-            self._handle = kernels.EmbeddingTables.split(self._upper, self._lower, state, self.epsilon)
+            self._handle = kernels.EmbeddingTables.split(self._upper, self._lower, state, ADAGRAD_EPSILON)
 
     @property
     def weights(self) -> list[torch.Tensor]:
@@ -254,7 +192,7 @@ class EmbeddingBags:
             table.add_(gradient, alpha=-learning_rate)
         else:
             state.add_(gradient.square().mean(1))
-            table.sub_(learning_rate * gradient / (state.sqrt() + self.epsilon)[:, None])
+            table.sub_(learning_rate * gradient / (state.sqrt() + ADAGRAD_EPSILON)[:, None])
         if not self._weights:
             self.load(t, table)
 
@@ -358,12 +296,6 @@ _FILL_ROWS = 1 << 16
 """Rows drawn or split at a time: 32 MiB at 128 columns."""
 
 
-def _check_choices(dtype: str, optimizer: str) -> None:
-    for what, value, known in (("dtype", dtype, DTYPES), ("optimizer", optimizer, OPTIMIZERS)):
-        if value not in known:
-            raise InputError(f"{what} of embedding tables must be one of {', '.join(known)}, got {value!r}; choose one of them")
-
-
 _LOWER_SHIFT = 64 * 33
 """Elements before the lower halves, 4 KiB and two lines. On pages of their own, the halves of a row would lie a multiple of 2 MiB apart: in
 the same sets of every cache and the same bank. Measured on 2 Zen 5 cores, update of 2.6 M rows of 256 B: 117 ms at 0, 70 at 1056, 61 here,
@@ -373,11 +305,6 @@ the same sets of every cache and the same bank. Measured on 2 Zen 5 cores, updat
 def _array(shape: tuple[int, ...], huge_pages: bool, threads: int, dtype: torch.dtype, shift: int) -> torch.Tensor:
     count = math.prod(shape)
     return zeros(shift + count, huge_pages=huge_pages, threads=threads, dtype=dtype)[shift:].view(shape)
-
-
-def _empty_halves(shapes: Sequence[tuple[int, ...]], huge_pages: bool, threads: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    upper, lower = ([_array(shape, huge_pages, threads, torch.int16, shift) for shape in shapes] for shift in (0, _LOWER_SHIFT))
-    return upper, lower
 
 
 def _halves(table: torch.Tensor, which: int) -> torch.Tensor:

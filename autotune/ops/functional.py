@@ -14,24 +14,28 @@ import torch
 
 from autotune.config.model import Dtype, Optimizer
 from autotune.ops import interaction as _interaction
-from autotune.ops.embedding_bag import EmbeddingBags, Lookups, default_forward, default_update
+from autotune.ops.embedding_bag import default_forward, default_update
+from autotune.ops.embedding_tables import EmbeddingBags, Lookups
 from autotune.ops.interaction import InteractionKnobs
 from autotune.ops.layer import Activation, LayerKnobs
 from autotune.ops.layer_candidates import default_knobs
-from autotune.ops.layer_shapes import Direction
+from autotune.ops.layer_shapes import Direction, Gemm, padded
 from autotune.ops.native import kernels
-
-__all__ = ["FusedEmbeddingBags", "Linear", "embedding_bag", "interaction", "linear"]
 
 Tensor = torch.Tensor
 
 
-def _samples(weights: Sequence[Tensor], offsets: Tensor) -> int:
-    return (offsets.shape[0] - 1) // len(weights)
-
-
 def _plain(tensor: Tensor) -> Tensor:
     return tensor.detach().contiguous()
+
+
+def _lookups(indices: Tensor, offsets: Tensor, per_sample_weights: Tensor | None) -> Lookups:
+    return Lookups(_plain(indices), _plain(offsets), None if per_sample_weights is None else _plain(per_sample_weights))
+
+
+def _pooled(weights: Sequence[Tensor], offsets: Tensor) -> Tensor:
+    """Where the bags go: [N, T, E], not yet written."""
+    return weights[0].new_empty((offsets.shape[0] - 1) // len(weights), len(weights), weights[0].shape[1])
 
 
 @torch.library.custom_op("autotune::embedding_bag", mutates_args=())
@@ -51,19 +55,14 @@ def embedding_bag(weights: list[Tensor], indices: Tensor, offsets: Tensor, per_s
     Raises:
         IndexError: an index outside its table.
     """
-    samples, threads = _samples(weights, offsets), torch.get_num_threads()
-    out = weights[0].new_empty(samples, len(weights), weights[0].shape[1])
-    knobs = default_forward(samples, len(weights), weights[0].shape[1], threads)
-    kernels.EmbeddingTables([_plain(w) for w in weights]).forward(
-        _plain(indices), _plain(offsets), out, None if per_sample_weights is None else _plain(per_sample_weights), mean,
-        knobs.prefetch_distance, 0, knobs.bags_per_task, knobs.streaming_stores, threads,
-    )  # fmt: skip
+    out, threads = _pooled(weights, offsets), torch.get_num_threads()
+    knobs = default_forward(out.shape[0], out.shape[1], out.shape[2], threads)
+    tables = EmbeddingBags.of([_plain(weight) for weight in weights])
+    tables.forward(_lookups(indices, offsets, per_sample_weights), out, knobs, threads, mean=mean)
     return out
 
 
-@embedding_bag.register_fake
-def _(weights: list[Tensor], indices: Tensor, offsets: Tensor, per_sample_weights: Tensor | None, mean: bool) -> Tensor:
-    return weights[0].new_empty(_samples(weights, offsets), len(weights), weights[0].shape[1])
+embedding_bag.register_fake(lambda weights, indices, offsets, per_sample_weights, mean: _pooled(weights, offsets))
 
 
 @torch.library.custom_op("autotune::embedding_bag_backward", mutates_args=())
@@ -71,22 +70,16 @@ def embedding_bag_backward(
     gradient: Tensor, weights: list[Tensor], indices: Tensor, offsets: Tensor, per_sample_weights: Tensor | None, mean: bool
 ) -> list[Tensor]:
     """Dense gradients of the tables: T tensors like `weights`; `gradient` is fp32 [N, T, E]."""
-    threads = torch.get_num_threads()
-    gradients = [torch.zeros(w.shape, dtype=w.dtype) for w in weights]
+    gradients, threads = [torch.zeros(weight.shape, dtype=weight.dtype) for weight in weights], torch.get_num_threads()
     knobs = default_update(weights[0].shape[1], threads)
     # An update of zeros at learning rate -1 adds up the gradient.
-    kernels.EmbeddingTables(gradients).update(
-        _plain(indices), _plain(offsets), _plain(gradient), -1.0, None if per_sample_weights is None else _plain(per_sample_weights), mean,
-        knobs.strategy, knobs.prefetch_distance, threads,
-    )  # fmt: skip
+    EmbeddingBags.of(gradients).update(_lookups(indices, offsets, per_sample_weights), _plain(gradient), -1.0, knobs, threads, mean=mean)
     return gradients
 
 
-@embedding_bag_backward.register_fake
-def _(
-    gradient: Tensor, weights: list[Tensor], indices: Tensor, offsets: Tensor, per_sample_weights: Tensor | None, mean: bool
-) -> list[Tensor]:
-    return [w.new_empty(w.shape) for w in weights]
+embedding_bag_backward.register_fake(
+    lambda gradient, weights, indices, offsets, per_sample_weights, mean: [weight.new_empty(weight.shape) for weight in weights]
+)
 
 
 def _save_embedding(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -97,15 +90,15 @@ def _save_embedding(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _embedding_gradients(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
     indices, offsets, per_sample_weights, *weights = ctx.saved_tensors
-    of_weights = embedding_bag_backward(gradient, weights, indices, offsets, per_sample_weights, ctx.mean)
-    of_scales = None
+    d_weights = embedding_bag_backward(gradient, weights, indices, offsets, per_sample_weights, ctx.mean)
+    d_scales = None
     if per_sample_weights is not None and ctx.needs_input_grad[3]:
         # d out / d scale of a look-up is its row: <gradient of its bag, row>.
-        samples = _samples(weights, offsets)
+        samples = gradient.shape[0]
         bags = torch.repeat_interleave(torch.arange(offsets.shape[0] - 1), offsets.diff().long())
         rows = torch.cat([w[indices[int(offsets[t * samples]) : int(offsets[(t + 1) * samples])].long()] for t, w in enumerate(weights)])
-        of_scales = (gradient[bags % samples, bags // samples] * rows).sum(1)
-    return of_weights, None, None, of_scales, None
+        d_scales = (gradient[bags % samples, bags // samples] * rows).sum(1)
+    return d_weights, None, None, d_scales, None
 
 
 embedding_bag.register_autograd(_embedding_gradients, setup_context=_save_embedding)
@@ -113,19 +106,19 @@ embedding_bag.register_autograd(_embedding_gradients, setup_context=_save_embedd
 
 def _knobs(which: Direction, samples: int, weight: Tensor) -> LayerKnobs:
     outputs, inputs = weight.shape
-    return default_knobs(which, samples, inputs, outputs, torch.get_num_threads())
+    return default_knobs(Gemm(which, samples, inputs, outputs), torch.get_num_threads())
 
 
 def _grid(knobs: LayerKnobs) -> tuple[bool, int, int]:
     return knobs.loop_order == "columns_outer", knobs.thread_columns, torch.get_num_threads()
 
 
-def _packed(weight: Tensor, forward: LayerKnobs, backward: LayerKnobs) -> tuple[Tensor, Tensor]:
+def _packed(weight: Tensor, knobs: LayerKnobs) -> tuple[Tensor, Tensor]:
+    """The panels that the forward pass reads, and those of backward-data."""
     outputs, inputs = weight.shape
-    for_forward = torch.empty(-(-outputs // forward.bk) * forward.bk * inputs)
-    for_backward = torch.empty(-(-inputs // backward.bk) * backward.bk * outputs)
-    kernels.pack_weights(_plain(weight), for_forward, forward.bk, for_backward, backward.bk, torch.get_num_threads())
-    return for_forward, for_backward
+    forward, backward = torch.empty(padded(outputs, knobs.bk) * inputs), torch.empty(padded(inputs, knobs.bk) * outputs)
+    kernels.pack_weights(_plain(weight), forward, knobs.bk, backward, knobs.bk, torch.get_num_threads())
+    return forward, backward
 
 
 @torch.library.custom_op("autotune::linear", mutates_args=())
@@ -145,7 +138,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> T
         ValueError: shapes that do not fit, or an unknown activation.
     """
     knobs = _knobs("forward", x.shape[0], weight)
-    packed, _ = _packed(weight, knobs, knobs)
+    packed, _ = _packed(weight, knobs)
     y = x.new_empty(x.shape[0], weight.shape[0])
     kernels.linear_forward(
         _plain(x), packed, None if bias is None else _plain(bias), y, cast("Activation", activation),
@@ -154,9 +147,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> T
     return y
 
 
-@linear.register_fake
-def _(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
-    return x.new_empty(x.shape[0], weight.shape[0])
+linear.register_fake(lambda x, weight, bias, activation: x.new_empty(x.shape[0], weight.shape[0]))
 
 
 @torch.library.custom_op("autotune::linear_backward", mutates_args=())
@@ -164,16 +155,16 @@ def linear_backward(d_pre: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, T
     """Gradients of x, weight and bias from that before the activation, fp32 [N, K]."""
     d_pre, x = _plain(d_pre), _plain(x)
     data, weights = _knobs("backward_data", x.shape[0], weight), _knobs("backward_weights", x.shape[0], weight)
-    _, packed = _packed(weight, data, data)
+    _, packed = _packed(weight, data)
     dx, d_weight, d_bias = torch.empty_like(x), weight.new_empty(weight.shape), weight.new_empty(weight.shape[0])
     kernels.linear_backward_data(d_pre, packed, None, dx, data.bn, data.bc, data.bk, *_grid(data))
     kernels.linear_backward_weights(d_pre, x, d_weight, d_bias, None, None, 0.0, weights.bn, weights.bc, weights.bk, *_grid(weights))
     return dx, d_weight, d_bias
 
 
-@linear_backward.register_fake
-def _(d_pre: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return x.new_empty(x.shape), weight.new_empty(weight.shape), weight.new_empty(weight.shape[0])
+linear_backward.register_fake(
+    lambda d_pre, x, weight: (x.new_empty(x.shape), weight.new_empty(weight.shape), weight.new_empty(weight.shape[0]))
+)
 
 
 def _save_linear(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -198,16 +189,17 @@ linear.register_autograd(_linear_gradients, setup_context=_save_linear)
 @torch.library.custom_op("autotune::interaction", mutates_args=())
 def interaction(features: Tensor) -> Tensor:
     """Dot interaction of fp32 [N, F, E]: the first vector, then the lower triangle of dot products; fp32 [N, E + F(F-1)/2]."""
-    samples, count, dim = features.shape
-    out = features.new_empty(samples, dim + _interaction.pairs(count))
+    out = _interacted(features)
     _interaction.forward(_plain(features), out, InteractionKnobs(), torch.get_num_threads())
     return out
 
 
-@interaction.register_fake
-def _(features: Tensor) -> Tensor:
+def _interacted(features: Tensor) -> Tensor:
     samples, count, dim = features.shape
     return features.new_empty(samples, dim + _interaction.pairs(count))
+
+
+interaction.register_fake(_interacted)
 
 
 @torch.library.custom_op("autotune::interaction_backward", mutates_args=())
@@ -218,22 +210,11 @@ def interaction_backward(gradient: Tensor, features: Tensor) -> Tensor:
     return d_features
 
 
-@interaction_backward.register_fake
-def _(gradient: Tensor, features: Tensor) -> Tensor:
-    return features.new_empty(features.shape)
-
-
-def _save_interaction(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
-
-
-def _interaction_gradient(ctx: Any, gradient: Tensor) -> Tensor:
-    (features,) = ctx.saved_tensors
-    d_features: Tensor = interaction_backward(gradient, features)
-    return d_features
-
-
-interaction.register_autograd(_interaction_gradient, setup_context=_save_interaction)
+interaction_backward.register_fake(lambda gradient, features: features.new_empty(features.shape))
+interaction.register_autograd(
+    lambda ctx, gradient: interaction_backward(gradient, *ctx.saved_tensors),
+    setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs),
+)
 
 
 class Linear(torch.nn.Linear):

@@ -8,8 +8,7 @@ memory; the GEMM rounds what it reads.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -76,19 +75,16 @@ def _int16_zeros(count: int) -> torch.Tensor:
 
 
 class Layer:
-    """One fully connected layer with its weights, and the packed copies that the blocked GEMM reads.
+    """One fully connected layer with its weights, and the packed copies that the blocked GEMM reads; `configure` makes those.
 
     Args:
         inputs: C.
         outputs: K.
         activation: applied to the output.
         generator: initial weights are normal with variance 2/(C+K), biases normal with variance 1/K, as in the public DLRM.
-        forward, backward_data: the packed copies follow their panel widths; without any, they are made by the first `configure`.
-        dtype: of the arithmetic. fp32: `weight` is live. bf16: `upper` and `lower` are, int16 [K, C].
+        dtype: of the arithmetic.
         optimizer: sgd, or adagrad: s += g^2, w -= learning_rate * g / (sqrt(s) + 1e-10), with a state s for weight and bias.
     """
-
-    weight: torch.Tensor
 
     def __init__(
         self,
@@ -97,8 +93,6 @@ class Layer:
         activation: Activation,
         *,
         generator: torch.Generator,
-        forward: LayerKnobs | None = None,
-        backward_data: LayerKnobs | None = None,
         dtype: Dtype = "fp32",
         optimizer: Optimizer = "sgd",
     ) -> None:
@@ -108,25 +102,29 @@ class Layer:
         weight, self.bias = zeros(outputs, inputs), zeros(outputs)
         weight.normal_(0.0, math.sqrt(2.0 / (inputs + outputs)), generator=generator)
         self.bias.normal_(0.0, math.sqrt(1.0 / outputs), generator=generator)
-        self._parts: tuple[torch.Tensor, ...] = (weight,)
-        if dtype == "fp32":
-            self.weight = weight
-        else:
-            self.upper, self.lower = (_int16_zeros(weight.numel()).view(outputs, inputs) for _ in range(2))
-            self._parts = (self.upper, self.lower)
+        self.parts: tuple[torch.Tensor, ...] = (weight,)
+        """The live weight [K, C]: fp32, or in bf16 its upper and lower 16 bits, int16."""
+        if dtype == "bf16":
+            self.parts = tuple(_int16_zeros(weight.numel()).view(outputs, inputs) for _ in range(2))
             self._set(weight)
         self.d_weight, self.d_bias = zeros(outputs, inputs), zeros(outputs)
-        self._state = (zeros(outputs, inputs), zeros(outputs)) if optimizer == "adagrad" else (None, None)
+        self.state: dict[str, torch.Tensor] = {}
+        """What Adagrad has summed, live: of ``weight`` [K, C] and ``bias`` [K], fp32; empty with SGD."""
+        if optimizer == "adagrad":
+            self.state = {"weight": zeros(outputs, inputs), "bias": zeros(outputs)}
         self._packed: dict[str, tuple[int, torch.Tensor]] = {}
         self._knobs: dict[str, LayerKnobs] = {}
         self._packs = False
         """Whether a pass reads the packed copies."""
-        if forward is not None or backward_data is not None:
-            self.configure(forward, backward_data)
 
     def weights(self) -> tuple[torch.Tensor, torch.Tensor]:
         """weight [K, C] and bias [K], fp32: the live ones, but for a weight in halves, which is joined into a new tensor."""
-        return (self._parts[0] if self.dtype == "fp32" else join_weights(self.upper, self.lower)), self.bias
+        return (self.parts[0] if self.dtype == "fp32" else join_weights(*self.parts)), self.bias
+
+    @property
+    def read(self) -> torch.Tensor:
+        """The weight as passes read it, live: fp32, or its upper halves as bf16."""
+        return self.parts[0] if self.dtype == "fp32" else self.parts[0].view(torch.bfloat16)
 
     def load(self, weight: torch.Tensor, bias: torch.Tensor) -> None:
         """Copy weight [K, C] and bias [K], fp32, in; the packed copies follow."""
@@ -134,21 +132,21 @@ class Layer:
         self.bias.copy_(bias)
         self.pack(torch.get_num_threads())
 
-    def state(self) -> dict[str, torch.Tensor] | None:
-        """What Adagrad has summed, live: of ``weight`` [K, C] and ``bias`` [K], fp32; None with SGD."""
-        weight, bias = self._state
-        return None if weight is None or bias is None else {"weight": weight, "bias": bias}
-
-    def load_state(self, state: Mapping[str, torch.Tensor] | None) -> None:
-        """Copy in what `state` gave; None with SGD."""
-        for name, held in (self.state() or {}).items():
-            assert state is not None, "an Adagrad layer needs its state"
-            held.copy_(state[name])
-
     def _set(self, weight: torch.Tensor) -> None:
         weight = weight.detach().float()
-        for part, value in zip(self._parts, (weight,) if self.dtype == "fp32" else split_weights(weight), strict=True):
+        for part, value in zip(self.parts, (weight,) if self.dtype == "fp32" else split_weights(weight), strict=True):
             part.copy_(value)
+
+    def _kernel(self, name: str) -> Any:
+        """The kernel of this name for the dtype of the layer."""
+        return getattr(kernels, name if self.dtype == "fp32" else f"{name}_bf16")
+
+    def _multiply(self, left: torch.Tensor, right: torch.Tensor, out: torch.Tensor) -> None:
+        """out = left right by torch's GEMM, from operands of the dtype of the layer."""
+        if self.dtype == "fp32":
+            torch.mm(left, right, out=out)
+        else:
+            out.copy_(torch.mm(left.bfloat16(), right.bfloat16()))
 
     def configure(self, forward: LayerKnobs | None = None, backward_data: LayerKnobs | None = None) -> None:
         """Make the packed copies fit the panel widths, and fill them.
@@ -175,38 +173,34 @@ class Layer:
         """Bring the packed copies up to date with the weights."""
         if self._packs:
             (forward_width, forward), (backward_width, backward) = self._packed["forward"], self._packed["backward"]
-            pack = kernels.pack_weights if self.dtype == "fp32" else kernels.pack_weights_bf16
-            pack(self._parts[0], forward, forward_width, backward, backward_width, threads)
+            self._kernel("pack_weights")(self.parts[0], forward, forward_width, backward, backward_width, threads)
 
     def forward(self, x: torch.Tensor, y: torch.Tensor, knobs: LayerKnobs, threads: int) -> None:
         """y[n, k] = act(sum_c x[n, c] weight[k, c] + bias[k]); x fp32 [N, C], y fp32 [N, K], written."""
         if knobs.implementation == "torch":
             if self.dtype == "fp32":
-                torch.addmm(self.bias, x, self.weight.t(), out=y)
+                torch.addmm(self.bias, x, self.read.t(), out=y)
             else:
-                y.copy_(torch.mm(x.bfloat16(), self._bf16.t())).add_(self.bias)
+                self._multiply(x, self.read.t(), y)
+                y.add_(self.bias)
             if self.activation == "relu":
                 y.relu_()
             elif self.activation == "sigmoid":
                 y.sigmoid_()
         else:
             width, packed = self._packed["forward"]
-            run = kernels.linear_forward if self.dtype == "fp32" else kernels.linear_forward_bf16
-            run(x, packed, self.bias, y, self.activation, knobs.bn, knobs.bc, width, *_grid(knobs, threads))
+            blocking = (knobs.bn, knobs.bc, width, *_grid(knobs, threads))
+            self._kernel("linear_forward")(x, packed, self.bias, y, self.activation, *blocking)
 
     def backward_data(self, dy: torch.Tensor, x: torch.Tensor | None, dx: torch.Tensor, knobs: LayerKnobs, threads: int) -> None:
         """dx = (dy weight) * (x > 0): dy fp32 [N, K] before the activation; x [N, C] the ReLU output below, None without; dx written."""
         if knobs.implementation == "torch":
-            if self.dtype == "fp32":
-                torch.mm(dy, self.weight, out=dx)
-            else:
-                dx.copy_(torch.mm(dy.bfloat16(), self._bf16))
+            self._multiply(dy, self.read, dx)
             if x is not None:
                 torch.ops.aten.threshold_backward.grad_input(dx, x, 0.0, grad_input=dx)
         else:
             width, packed = self._packed["backward"]
-            run = kernels.linear_backward_data if self.dtype == "fp32" else kernels.linear_backward_data_bf16
-            run(dy, packed, x, dx, knobs.bn, knobs.bc, width, *_grid(knobs, threads))
+            self._kernel("linear_backward_data")(dy, packed, x, dx, knobs.bn, knobs.bc, width, *_grid(knobs, threads))
 
     def backward_weights(self, dy: torch.Tensor, x: torch.Tensor, learning_rate: float, knobs: LayerKnobs, threads: int) -> None:
         """A step along dy^T x and sum_n dy[n]; the packed copies follow. A learning rate of 0 changes nothing, the state included."""
@@ -214,47 +208,30 @@ class Layer:
             self.gradients(dy, x, knobs, threads)
             self.descend(learning_rate, threads)
         else:
-            blocking = (knobs.bn, knobs.bc, knobs.bk, *_grid(knobs, threads))
-            state, bias_state = self._state
-            if self.dtype == "fp32":
-                kernels.linear_backward_weights(
-                    dy, x, self.d_weight, self.d_bias, self.weight, self.bias, learning_rate, *blocking, state=state, bias_state=bias_state,
-                    epsilon=ADAGRAD_EPSILON,
-                )
-            else:
-                kernels.linear_backward_weights_bf16(
-                    dy, x, self.d_weight, self.d_bias, self.upper, self.lower, self.bias, learning_rate, *blocking,
-                    state=state, bias_state=bias_state, epsilon=ADAGRAD_EPSILON,
-                )  # fmt: skip
+            self._kernel("linear_backward_weights")(
+                dy, x, self.d_weight, self.d_bias, *self.parts, self.bias, learning_rate, knobs.bn, knobs.bc, knobs.bk,
+                *_grid(knobs, threads), state=self.state.get("weight"), bias_state=self.state.get("bias"), epsilon=ADAGRAD_EPSILON,
+            )  # fmt: skip
             self.pack(threads)
 
     def gradients(self, dy: torch.Tensor, x: torch.Tensor, knobs: LayerKnobs, threads: int) -> None:
         """d_weight = dy^T x and d_bias = sum_n dy[n], for a step that is taken later: where other ranks have gradients too."""
         if knobs.implementation == "torch":
-            if self.dtype == "fp32":
-                torch.mm(dy.t(), x, out=self.d_weight)
-            else:
-                self.d_weight.copy_(torch.mm(dy.bfloat16().t(), x.bfloat16()))
+            self._multiply(dy.t(), x, self.d_weight)
             torch.sum(dy, 0, out=self.d_bias)
         else:
-            blocking = (knobs.bn, knobs.bc, knobs.bk, *_grid(knobs, threads))
-            if self.dtype == "fp32":
-                kernels.linear_backward_weights(dy, x, self.d_weight, self.d_bias, None, None, 0.0, *blocking)
-            else:
-                kernels.linear_backward_weights_bf16(dy, x, self.d_weight, self.d_bias, None, None, None, 0.0, *blocking)
+            weight_and_bias = [None] * (len(self.parts) + 1)
+            self._kernel("linear_backward_weights")(
+                dy, x, self.d_weight, self.d_bias, *weight_and_bias, 0.0, knobs.bn, knobs.bc, knobs.bk, *_grid(knobs, threads)
+            )
 
     def descend(self, learning_rate: float, threads: int) -> None:
         """One step along d_weight and d_bias; the packed copies follow."""
-        rest = (self.bias, *self._state, learning_rate, ADAGRAD_EPSILON, threads)
-        if self.dtype == "fp32":
-            kernels.linear_descend(self.d_weight, self.d_bias, self.weight, *rest)
-        else:
-            kernels.linear_descend_bf16(self.d_weight, self.d_bias, self.upper, self.lower, *rest)
+        state = (self.state.get("weight"), self.state.get("bias"))
+        self._kernel("linear_descend")(
+            self.d_weight, self.d_bias, *self.parts, self.bias, *state, learning_rate, ADAGRAD_EPSILON, threads
+        )  # fmt: skip
         self.pack(threads)
-
-    @property
-    def _bf16(self) -> torch.Tensor:
-        return self.upper.view(torch.bfloat16)
 
 
 def _grid(knobs: LayerKnobs, threads: int) -> tuple[bool, int, int, bool]:

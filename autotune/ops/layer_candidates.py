@@ -5,27 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
-from autotune.config.model import Dtype
 from autotune.config.profile import Topology
 from autotune.ops import libxsmm
 from autotune.ops.layer import LayerKnobs
-from autotune.ops.layer_shapes import Direction, padded, shape_of
+from autotune.ops.layer_shapes import Gemm, padded
 
 WIDTHS: tuple[Literal[16, 32, 48, 64], ...] = (64, 48, 32, 16)
 ROW_BLOCKS = (64, 128, 32, 48, 96, 24)
 REDUCTIONS = (128, 256, 512, 1024)
 
 
-def layer_candidates(
-    direction: Direction, shape: tuple[int, int, int], dtype: Dtype, machine: Topology, threads: int
-) -> Sequence[LayerKnobs]:
+def layer_candidates(gemm: Gemm, machine: Topology, threads: int) -> Sequence[LayerKnobs]:
     """Panel widths by padding; row blocks by divisors of the rows; reductions such that a task's operands stay in half of L2, even in
     bf16; both orders; thread grids whose columns find a panel each; torch's own GEMM; and in fp32 libxsmm's kernels where they are."""
-    rows, columns, reduction = shape_of(direction, *shape)
-    default, size = default_knobs(direction, *shape, threads, dtype), bytes_of(dtype)
+    (rows, columns, reduction), size, default = gemm.dims, gemm.element_bytes, default_knobs(gemm, threads)
     chosen = [default, LayerKnobs(implementation="torch")]
     grids = [g for g in (1, 2, 4, 8, 16) if threads % g == 0 and (g == 1 or columns >= 16 * g)]
-    longest = reduction if dtype == "fp32" else reduction + reduction % 2
+    longest = reduction if gemm.dtype == "fp32" else reduction + reduction % 2
     for bk in (w for w in WIDTHS if padded(columns, w) <= 1.25 * padded(columns, default.bk)):
         for bn in (b for b in ROW_BLOCKS if b <= max(24, rows)):
             for bc in sorted({min(longest, b) for b in REDUCTIONS}, reverse=True):
@@ -33,17 +29,13 @@ def layer_candidates(
                     continue
                 for order in ("rows_outer", "columns_outer"):
                     chosen += [LayerKnobs(bn=bn, bc=bc, bk=bk, loop_order=order, thread_columns=g) for g in grids]
-    if dtype == "fp32" and libxsmm.available():
+    if gemm.dtype == "fp32" and libxsmm.available():
         chosen += _libxsmm_candidates(default)
     return list(dict.fromkeys(chosen))
 
 
-def bytes_of(dtype: Dtype) -> int:
-    return 4 if dtype == "fp32" else 2
-
-
-def default_knobs(which: Direction, samples: int, inputs: int, outputs: int, cores: int, dtype: Dtype = "fp32") -> LayerKnobs:
-    """Panels of 64, or as wide as all columns; 64 rows. Columns of the thread grid where the rows are too few for the cores; in
+def default_knobs(gemm: Gemm, threads: int) -> LayerKnobs:
+    """Panels of 64, or as wide as all columns; 64 rows. Columns of the thread grid where the rows are too few for the threads; in
     backward-weights, where each thread reads its share of dy and x, the grid whose busiest thread computes and reads least.
 
     Best of 18 blockings each at 2048 x 1024 x 1024 on 2 cores with AVX-512, GF/s of the three passes: width 64 486, 459, 431; 48 473, 436,
@@ -51,23 +43,23 @@ def default_knobs(which: Direction, samples: int, inputs: int, outputs: int, cor
     Backward-weights of 64 outputs from 512 inputs takes half the time with both threads side by side than one below the other; of 512
     from 592, ten panels, whose halves are 320 and 272 columns wide, 7 % more.
     """
-    rows, columns, _ = shape_of(which, samples, inputs, outputs)
+    rows, columns, _ = gemm.dims
     bk = next((w for w in reversed(WIDTHS) if w >= columns), WIDTHS[0])
-    if which == "backward_weights":
-        grids = [g for g in range(1, cores + 1) if cores % g == 0]
-        busy = [g for g in grids if rows * g >= 16 * cores and columns >= 16 * g] or [1]
-        heights = {g: max(16, min(64, -(-rows * g // cores))) for g in busy}
+    if gemm.direction == "backward_weights":
+        grids = [g for g in range(1, threads + 1) if threads % g == 0]
+        busy = [g for g in grids if rows * g >= 16 * threads and columns >= 16 * g] or [1]
+        heights = {g: max(16, min(64, -(-rows * g // threads))) for g in busy}
 
         def cost(g: int) -> int:  # of the busiest thread: what it computes, times what it reads
-            tall = min(rows, -(-rows // heights[g] * g // cores) * heights[g])
+            tall = min(rows, -(-rows // heights[g] * g // threads) * heights[g])
             wide = min(columns, -(-padded(columns, bk) // bk // g) * bk)
             return tall * wide * (tall + wide)
 
         grid = min(busy, key=cost)
         return LayerKnobs(bn=heights[grid], bk=bk, thread_columns=grid)
-    bn = max(16, min(64, -(-rows // cores)))
+    bn = max(16, min(64, -(-rows // threads)))
     grid = 1
-    while cores % (2 * grid) == 0 and -(-rows // bn) * grid < cores and columns >= 32 * grid:
+    while threads % (2 * grid) == 0 and -(-rows // bn) * grid < threads and columns >= 32 * grid:
         grid *= 2
     return LayerKnobs(bn=bn, bk=bk, thread_columns=grid)
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from autotune.ops.base import Case, Check
@@ -39,22 +40,24 @@ class _Wanted:
         return Check(float(excess.max()), 1.0, f"element {int(excess.argmax())}")
 
 
+_Inputs = tuple["torch.Tensor", "torch.Tensor"]
+"""x [n, C] and dy [n, K]."""
+
+
 class LayerCase(Case):
     """Activations rotate through more than the caches; weights stay, as they do in training."""
 
-    def __init__(self, of: LayerPass, seed: int, warm: bool) -> None:
-        self._shape = (of.direction, of.samples, of.inputs, of.outputs, of.activation)
-        self._dtype, self._optimizer, self._masked = of.dtype, of.optimizer, of.masked
-        which, n, c, k, _ = self._shape
-        self._seed, self._next = seed, 0
+    def __init__(self, operator: LayerPass, seed: int, warm: bool) -> None:
+        self._pass, self._seed = operator, seed
+        n, c, k = operator.samples, operator.inputs, operator.outputs
         self._layers: dict[int, Layer] = {}
-        sets = 1 if warm else cold_sets(4 * n * (c + k))
-        self._sets = [self._inputs(n, seed + i) for i in range(sets)]
-        self._out = empty_rows(n, k if which == "forward" else c) if which != "backward_weights" else None
+        self._inputs = itertools.cycle([self._draw(n, seed + i) for i in range(1 if warm else cold_sets(4 * n * (c + k)))])
+        self._out = None
+        if operator.direction != "backward_weights":
+            self._out = empty_rows(n, k if operator.direction == "forward" else c)
 
-    def _inputs(self, n: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-        _, _, c, k, _ = self._shape
-        x, dy = empty_rows(n, c), empty_rows(n, k)
+    def _draw(self, n: int, seed: int) -> _Inputs:
+        x, dy = empty_rows(n, self._pass.inputs), empty_rows(n, self._pass.outputs)
         for tensor, low in ((x, -0.5), (dy, -1.0)):
             whole = tensor.as_strided((tensor.shape[0] * tensor.stride(0),), (1,))
             kernels.fill_uniform(whole, low, 1.0, seed, 1)
@@ -65,77 +68,68 @@ class LayerCase(Case):
 
         Backward-weights reads no packed copy but refreshes both: as wide as the other passes' defaults want them, whatever its own panels.
         """
-        which, n, c, k, activation = self._shape
         forward = backward = LayerKnobs(bk=knobs.bk)
-        if which == "backward_weights":
-            forward, backward = (default_knobs(of, n, c, k, 1, self._dtype) for of in ("forward", "backward_data"))
-        if forward.bk not in self._layers:
-            generator = torch.Generator().manual_seed(self._seed)
-            layer = self._layers[forward.bk] = Layer(
-                c, k, activation, generator=generator, forward=forward, backward_data=backward, dtype=self._dtype, optimizer=self._optimizer
+        if self._out is None:
+            forward, backward = (
+                default_knobs(replace(self._pass.gemm, direction=direction), 1) for direction in ("forward", "backward_data")
             )
-            for state in (layer.state() or {}).values():
+        if forward.bk not in self._layers:
+            layer = self._layers[forward.bk] = self._pass.make_layer(torch.Generator().manual_seed(self._seed))
+            layer.configure(forward, backward)
+            for state in layer.state.values():
                 state.fill_(1.0)  # at 0 the first step is the sign of the gradient, which rounding may turn
         return self._layers[forward.bk]
 
-    def _call(
-        self,
-        layer: Layer,
-        inputs: tuple[torch.Tensor, torch.Tensor],
-        out: torch.Tensor | None,
-        rate: float,
-        knobs: LayerKnobs,
-        threads: int,
-    ) -> None:
-        which, (x, dy) = self._shape[0], inputs
+    def _call(self, layer: Layer, inputs: _Inputs, out: torch.Tensor | None, rate: float, knobs: LayerKnobs, threads: int) -> None:
+        x, dy = inputs
         if out is None:
             layer.backward_weights(dy, x, rate, knobs, threads)
-        elif which == "forward":
+        elif self._pass.direction == "forward":
             layer.forward(x, out, knobs, threads)
         else:
-            layer.backward_data(dy, x if self._masked else None, out, knobs, threads)
+            layer.backward_data(dy, x if self._pass.masked else None, out, knobs, threads)
 
     def run(self, knobs: LayerKnobs, threads: int) -> None:
-        inputs = self._sets[self._next % len(self._sets)]
-        self._next += 1
-        self._call(self._packed_for(knobs), inputs, self._out, 0.0, knobs, threads)
+        self._call(self._packed_for(knobs), next(self._inputs), self._out, 0.0, knobs, threads)
 
     def check(self, knobs: LayerKnobs, threads: int) -> Check:
         """Against double precision: two of the largest row blocks and a remainder; backward-weights more than its longest `bc`."""
         inputs, wanted = self._reference
         layer, rounds = self._packed_for(knobs), knobs.implementation == "torch"
-        if self._shape[0] == "backward_weights":
-            before = [part.clone() for part in _updated(layer)]
+        if self._out is None:
+            weight, bias, *sums = (part.clone() for part in _updated(layer))
             self._call(layer, inputs, None, _CHECK_RATE, knobs, threads)
-            checks = [of.check(got, rounds) for got, of in zip(_updated(layer), wanted, strict=True)]
-            layer.load(*before[:2])
-            layer.load_state(dict(zip(layer.state() or {}, before[2:], strict=True)))
+            checks = [output.check(got, rounds) for got, output in zip(_updated(layer), wanted, strict=True)]
+            layer.load(weight, bias)
+            for state, before in zip(layer.state.values(), sums, strict=True):
+                state.copy_(before)
             return max(checks, key=lambda check: math.inf if math.isnan(check.worst) else check.worst)
         out = empty_rows(*wanted[0].value.shape)
         self._call(layer, inputs, out, _CHECK_RATE, knobs, threads)
         return wanted[0].check(out, rounds)
 
     @functools.cached_property
-    def _reference(self) -> tuple[tuple[torch.Tensor, torch.Tensor], list[_Wanted]]:
+    def _reference(self) -> tuple[_Inputs, list[_Wanted]]:
         """Inputs; and by output what is wanted and how far off it may be: the same for every candidate, so it is computed once.
 
         The bound is the standard one of a dot product: its length x epsilon x the sum of absolute products, from inputs that in bf16 were
         rounded before. One more than the length stands for rounding the double-precision result to fp32.
         """
-        (which, n, c, k, activation), masked = self._shape, self._masked
-        inputs = self._inputs(min(n, _CHECK_REDUCTION if which == "backward_weights" else _CHECK_ROWS), self._seed)
+        direction, activation = self._pass.direction, self._pass.activation
+        rows = _CHECK_REDUCTION if direction == "backward_weights" else _CHECK_ROWS
+        inputs = self._draw(min(self._pass.samples, rows), self._seed)
         layer = self._packed_for(LayerKnobs())
-        x, dy = (tensor.double() if self._dtype == "fp32" else tensor.bfloat16().double() for tensor in inputs)
-        weight, bias = (part.double() for part in layer.weights())
-        read = weight if self._dtype == "fp32" else layer.upper.view(torch.bfloat16).double()
-        if which == "forward":
+        x, dy = (tensor.double() if self._pass.dtype == "fp32" else tensor.bfloat16().double() for tensor in inputs)
+        (weight, bias), read = (part.double() for part in layer.weights()), layer.read.double()
+        if direction == "forward":
             product, scale = x @ read.t(), torch.addmm(bias.abs(), x.abs(), read.t().abs())
             wanted = product + bias
             wanted = torch.relu(wanted) if activation == "relu" else torch.sigmoid(wanted) if activation == "sigmoid" else wanted
-            return inputs, [self._wanted(wanted, (c + 3) * _EPSILON * scale, product.abs())]
-        if which == "backward_data":
+            return inputs, [self._wanted(wanted, (self._pass.inputs + 3) * _EPSILON * scale, product.abs())]
+        if direction == "backward_data":
             product, scale = dy @ read, dy.abs() @ read.abs()
-            return inputs, [self._wanted(product * (inputs[0] > 0) if masked else product, (k + 1) * _EPSILON * scale, product.abs())]
+            wanted = product * (inputs[0] > 0) if self._pass.masked else product
+            return inputs, [self._wanted(wanted, (self._pass.outputs + 1) * _EPSILON * scale, product.abs())]
         exact = inputs[1].double()  # the gradient of the bias is not rounded
         gradients = ((dy.t() @ x, dy.t().abs() @ x.abs()), (exact.sum(0), exact.abs().sum(0)))
         return inputs, self._stepped((weight, bias), gradients, len(x) + 3)
@@ -150,25 +144,26 @@ class LayerCase(Case):
         stepped, sums = [], []
         for i, (before, (gradient, scale)) in enumerate(zip(parts, gradients, strict=True)):
             error, rounded, step, half = length * _EPSILON * scale, gradient.abs() * (i == 0), gradient, before.abs()
-            if self._optimizer == "adagrad":
+            if self._pass.optimizer == "adagrad":
                 total = 1.0 + gradient**2
                 step, error = gradient / total.sqrt(), error + 4 * _EPSILON
-                of_square = (2 * gradient.abs() + error) * error + 2 * _EPSILON * total
-                sums.append(self._wanted(total, of_square, (2 * gradient.abs() + rounded) * rounded))
+                square_error = (2 * gradient.abs() + error) * error + 2 * _EPSILON * total
+                sums.append(self._wanted(total, square_error, (2 * gradient.abs() + rounded) * rounded))
             stepped.append(self._wanted(before - _CHECK_RATE * step, _CHECK_RATE * error + 3 * _EPSILON * half, _CHECK_RATE * rounded))
         return stepped + sums
 
     def _wanted(self, value: torch.Tensor, allowed: torch.Tensor, product: torch.Tensor) -> _Wanted:
-        rounded = product * (_BF16_EPSILON if self._dtype == "bf16" else 0.0)
+        rounded = product * (_BF16_EPSILON if self._pass.dtype == "bf16" else 0.0)
         return _Wanted(value.float(), (allowed + 1e-6).float(), rounded.float())
 
 
 def _updated(layer: Layer) -> list[torch.Tensor]:
     """What a step changes: weight, bias, and Adagrad's sums of both."""
-    return [*layer.weights(), *(layer.state() or {}).values()]
+    return [*layer.weights(), *layer.state.values()]
 
 
 def mask(gradient: torch.Tensor, output: torch.Tensor) -> None:
+    """gradient *= output > 0, in place."""
     torch.ops.aten.threshold_backward.grad_input(gradient, output, 0.0, grad_input=gradient)
 
 
@@ -177,15 +172,14 @@ class MaskCase(Case):
 
     def __init__(self, samples: int, columns: int, seed: int, warm: bool) -> None:
         generator, sets = torch.Generator().manual_seed(seed), 1 if warm else cold_sets(8 * samples * columns)
-        self._sets = [[empty_rows(samples, columns).normal_(generator=generator) for _ in range(2)] for _ in range(sets)]
-        self._next = 0
+        arrays = [[empty_rows(samples, columns).normal_(generator=generator) for _ in range(2)] for _ in range(sets)]
+        self._first, self._arrays = arrays[0], itertools.cycle(arrays)
 
     def run(self, knobs: Any, threads: int) -> None:
-        mask(*self._sets[self._next % len(self._sets)])
-        self._next += 1
+        mask(*next(self._arrays))
 
     def check(self, knobs: Any, threads: int) -> Check:
-        gradient, output = (tensor.clone() for tensor in self._sets[0])
+        gradient, output = (tensor.clone() for tensor in self._first)
         wanted = gradient * (output > 0)
         mask(gradient, output)
         return Check(float((gradient - wanted).abs().max()), 0.0)

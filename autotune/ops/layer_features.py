@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from autotune.ops.base import Features, Rates
 from autotune.ops.layer import LayerKnobs
-from autotune.ops.layer_shapes import Direction, busiest, shape_of, vector_groups
+from autotune.ops.layer_shapes import Gemm, busiest, vector_groups
 
 _MOST_ROWS = 12
 _LOADS_PER_CYCLE = _FMAS_PER_CYCLE = 2
@@ -24,15 +24,10 @@ GEMM_PRIOR = {
 2 cores (2048 x 1024 x 1024): 12, 12 and 15 % in the three passes."""
 
 
-def blocked_features(direction: Direction, shape: tuple[int, int, int], knobs: LayerKnobs, masked: bool, rates: Rates) -> Features:
-    """Features that all three passes share.
-
-    Args:
-        shape: N, C, K.
-        masked: whether the output is multiplied by the ReLU mask of the layer below.
-    """
-    rows, _, reduction = shape_of(direction, *shape)
-    most_rows, most_columns = busiest_cell(direction, shape, knobs, rates.threads)
+def blocked_features(gemm: Gemm, knobs: LayerKnobs, masked: bool, rates: Rates) -> Features:
+    """Features that all three passes share. `masked`: whether the output is multiplied by the ReLU mask of the layer below."""
+    rows, _, reduction = gemm.dims
+    most_rows, most_columns = _busiest_cell(gemm, knobs, rates.threads)
     bn, bc, cycle_s = min(knobs.bn, rows), min(knobs.bc, reduction), rates.cycle_s
     groups = vector_groups(most_columns, knobs.bk, rates.lanes)
     vectors, chunks = sum(groups.values()), -(-reduction // bc)
@@ -51,19 +46,18 @@ def blocked_features(direction: Direction, shape: tuple[int, int, int], knobs: L
         "store": most_rows * vectors * chunks * cycle_s,
         # The columns of a vector that is not whole are finished one by one.
         "ragged": most_rows * (most_columns % rates.lanes) * chunks * cycle_s * (2 if masked else 1),
-        "refetched": _refetched_s(direction, knobs, (most_rows, most_columns, reduction), rates),
+        "refetched": _refetched_s(gemm, knobs, (most_rows, most_columns, reduction), rates),
     }
 
 
-def weight_features(shape: tuple[int, int, int], knobs: LayerKnobs, repacked: bool, rates: Rates) -> Features:
+def weight_features(gemm: Gemm, knobs: LayerKnobs, repacked: bool, rates: Rates) -> Features:
     """What backward-weights has beside: the bias, copies of ragged columns, chunks of samples that reload the gradient, repacking.
 
     Args:
-        shape: N, C, K.
         repacked: whether the weights step, and their packed copies follow.
     """
-    samples, inputs, outputs = shape
-    most_rows, most_columns = busiest_cell("backward_weights", shape, knobs, rates.threads)
+    outputs, inputs, samples = gemm.dims
+    most_rows, most_columns = _busiest_cell(gemm, knobs, rates.threads)
     chunks, gradient = -(-samples // min(knobs.bc, samples)), 4.0 * most_rows * most_columns
     reloaded = gradient > _OWN_SHARE * rates.l2_bytes
     return {
@@ -74,9 +68,9 @@ def weight_features(shape: tuple[int, int, int], knobs: LayerKnobs, repacked: bo
     }
 
 
-def busiest_cell(direction: Direction, shape: tuple[int, int, int], knobs: LayerKnobs, threads: int) -> tuple[int, int]:
+def _busiest_cell(gemm: Gemm, knobs: LayerKnobs, threads: int) -> tuple[int, int]:
     """Rows and columns of the output that the busiest cell of the thread grid computes."""
-    rows, columns, _ = shape_of(direction, *shape)
+    rows, columns, _ = gemm.dims
     most_rows = busiest(rows, min(knobs.bn, rows), max(1, threads // knobs.thread_columns))
     return most_rows, busiest(columns, knobs.bk, knobs.thread_columns)
 
@@ -95,10 +89,10 @@ def _heights(rows: int, bn: int, width: int, lanes: int) -> dict[int, int]:
     return {height: count for height, count in heights.items() if count}
 
 
-def _refetched_s(direction: Direction, knobs: LayerKnobs, cell: tuple[int, int, int], rates: Rates) -> float:
+def _refetched_s(gemm: Gemm, knobs: LayerKnobs, cell: tuple[int, int, int], rates: Rates) -> float:
     """Operands that a core's own cache cannot hold from one task to the next: the one walked inside is fetched at each step outside."""
     rows, columns, reduction = cell
-    depth = min(knobs.bc, reduction) if direction == "backward_weights" else reduction  # its chunks are the outermost loop
+    depth = min(knobs.bc, reduction) if gemm.direction == "backward_weights" else reduction  # its chunks are the outermost loop
     block, panel = 4.0 * min(knobs.bn, rows) * depth, 4.0 * min(knobs.bk, columns) * depth
     whole_rows, whole_columns = 4.0 * rows * depth, 4.0 * columns * depth
     if knobs.loop_order == "rows_outer":

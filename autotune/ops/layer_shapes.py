@@ -2,19 +2,41 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
+
+from autotune.config.model import Dtype
 
 Direction = Literal["forward", "backward_data", "backward_weights"]
 
 
-def shape_of(which: Direction, samples: int, inputs: int, outputs: int) -> tuple[int, int, int]:
-    """Rows, columns and reduction of a pass's output: forward N x K over C, backward-data N x C over K, backward-weights K x C over N."""
-    return {
-        "forward": (samples, outputs, inputs),
-        "backward_data": (samples, inputs, outputs),
-        "backward_weights": (outputs, inputs, samples),
-    }[which]
+@dataclass(frozen=True)
+class Gemm:
+    """One pass of a layer as a matrix product."""
+
+    direction: Direction
+    samples: int
+    """N."""
+    inputs: int
+    """C."""
+    outputs: int
+    """K."""
+    dtype: Dtype = "fp32"
+
+    @property
+    def dims(self) -> tuple[int, int, int]:
+        """Rows, columns and reduction of the output: forward N x K over C, backward-data N x C over K, backward-weights K x C over N."""
+        return {
+            "forward": (self.samples, self.outputs, self.inputs),
+            "backward_data": (self.samples, self.inputs, self.outputs),
+            "backward_weights": (self.outputs, self.inputs, self.samples),
+        }[self.direction]
+
+    @property
+    def element_bytes(self) -> int:
+        """Bytes of an operand's element."""
+        return 4 if self.dtype == "fp32" else 2
 
 
 def padded(columns: int, width: int) -> int:
@@ -37,11 +59,11 @@ def vector_groups(columns: int, panel: int, lanes: int) -> dict[int, int]:
         columns: in panels of `panel` of them.
     """
     widths = (4, 3, 2, 1) if lanes == 16 else (2, 1)
-    found = dict.fromkeys(widths, 0)
+    vectors = dict.fromkeys(widths, 0)
     for valid, times in ((min(panel, columns), columns // panel), (columns % panel, 1)):
         left = -(-valid // lanes)
         while left > 0 and times:
             width = next(width for width in widths if left % width == 0)
-            found[width] += width * times
+            vectors[width] += width * times
             left -= width
-    return found
+    return vectors

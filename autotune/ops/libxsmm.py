@@ -11,11 +11,10 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterable
 from pathlib import Path
 
 from autotune.config.files import cache_folder
-from autotune.config.knobs import Knobs, RunConfig
+from autotune.config.knobs import RunConfig
 from autotune.errors import InputError, MachineError
 from autotune.ops.layer import LayerKnobs
 from autotune.ops.native import kernels
@@ -46,24 +45,19 @@ def missing() -> str:
     return kernels.libxsmm_open(str(linked)) if linked else reasons[0]
 
 
-def require(operators: Iterable[tuple[str, Knobs]], place: str) -> None:
+def require_for(config: RunConfig, place: str) -> None:
     """Held before a configuration is used.
 
     Raises:
         MachineError: a pass is to run on libxsmm, and it does not serve here.
     """
-    wanted = [key for key, knobs in operators if isinstance(knobs, LayerKnobs) and knobs.implementation == "libxsmm"]
+    wanted = [key for key, knobs in config.operators.items() if isinstance(knobs, LayerKnobs) and knobs.implementation == "libxsmm"]
     if wanted and not available():
         more = f" and {len(wanted) - 1} more passes" if len(wanted) > 1 else ""
         raise MachineError(
             f"libxsmm must be installed for what {place} chooses ({wanted[0]}{more}), got none that serves: "
             f"{missing()}; apt-get install libxsmm-dev, or name the shared library in {VARIABLE}, or tune again here"
         )
-
-
-def require_for(config: RunConfig, place: str) -> None:
-    """`require` for a run configuration."""
-    require(config.operators.items(), place)
 
 
 def _linked() -> Path | None:

@@ -7,7 +7,6 @@ broadcast reads a row as well as a block.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -16,17 +15,19 @@ from autotune.config.knobs import Knobs, RunConfig
 from autotune.config.model import FLOAT_BYTES, Dtype, Optimizer
 from autotune.config.profile import Topology
 from autotune.errors import InputError
-from autotune.ops.base import Case, Family, Features, Measured, Observation, Operator, Rates, Residence, Work
+from autotune.ops.base import Case, Copying, Family, Features, Measured, Observation, Operator, Rates, Residence, Work
 from autotune.ops.layer import Activation, Layer, LayerKnobs
-from autotune.ops.layer_candidates import bytes_of, default_knobs, layer_candidates
+from autotune.ops.layer_candidates import default_knobs, layer_candidates
 from autotune.ops.layer_case import LayerCase, MaskCase, mask
 from autotune.ops.layer_features import GEMM_PRIOR, blocked_features, weight_features
-from autotune.ops.layer_findings import layer_findings
-from autotune.ops.layer_shapes import Direction
+from autotune.ops.layer_shapes import Direction, Gemm, busiest, padded
 from autotune.ops.memory import Memory
 from autotune.ops.native import torch
 
 BOTTOM, TOP = Family("bottom MLP", "#1f9d55"), Family("top MLP", "#8bd3a8")
+
+_LEAST_WASTE = 0.1
+"""Share of the arithmetic spent on padding, or of the threads' time spent waiting for the busiest, from which it is worth a word."""
 
 
 @dataclass(eq=False)
@@ -72,6 +73,11 @@ class LayerPass(Operator):
         return (BOTTOM, TOP)
 
     @property
+    def gemm(self) -> Gemm:
+        """The pass as a matrix product."""
+        return Gemm(self.direction, self.samples, self.inputs, self.outputs, self.dtype)
+
+    @property
     def shape(self) -> Hashable:
         return (self.direction, self.samples, self.inputs, self.outputs, self.activation, self.masked)
 
@@ -86,7 +92,7 @@ class LayerPass(Operator):
         in the update Adagrad's state [K, C]. Two bytes of a weight are read in bf16, but for the update, which takes both halves."""
         n, c, k = self.samples, self.inputs, self.outputs
         x, y, weights = 4 * n * c, 4 * n * k, c * k
-        w = bytes_of(self.dtype) * weights
+        w = self.gemm.element_bytes * weights
         updated = 4 * weights * (2 if self.optimizer == "adagrad" else 1)
         read, written = {
             "forward": (x + w, y),
@@ -105,18 +111,14 @@ class LayerPass(Operator):
     def features(self, knobs: Knobs | None, residence: Residence, rates: Rates) -> Features:
         if not isinstance(knobs, LayerKnobs) or knobs.implementation != "blocked":
             knobs = self.default(rates.threads)
-        shape = (self.samples, self.inputs, self.outputs)
-        features = blocked_features(self.direction, shape, knobs, self.masked, rates)
-        if self.direction == "backward_weights":
-            features |= weight_features(shape, knobs, not self.reduced, rates)
-        return features
+        features = blocked_features(self.gemm, knobs, self.masked, rates)
+        return features | weight_features(self.gemm, knobs, not self.reduced, rates) if self.direction == "backward_weights" else features
 
     def default(self, threads: int) -> LayerKnobs:
-        return default_knobs(self.direction, self.samples, self.inputs, self.outputs, threads, self.dtype)
+        return default_knobs(self.gemm, threads)
 
     def candidates(self, machine: Topology, threads: int) -> Sequence[LayerKnobs]:
-        shape = (self.samples, self.inputs, self.outputs)
-        return layer_candidates(self.direction, shape, self.dtype, machine, threads)
+        return layer_candidates(self.gemm, machine, threads)
 
     def calibrated_over(self, machine: Topology, threads: int) -> Sequence[LayerKnobs]:
         """The blocked GEMM alone: its features describe no other."""
@@ -134,20 +136,65 @@ class LayerPass(Operator):
 
     def prepare(self, memory: Memory, knobs: LayerKnobs, config: RunConfig) -> None:
         """The layer with its packed copies; only the passes that read one decide on its width."""
-        layer = memory.module(self.layer, functools.partial(self._make_layer, memory.generator))
+        layer = memory.module(self.layer, lambda: self.make_layer(memory.generator))
         if self.direction == "forward":
             layer.configure(forward=knobs)
         elif self.direction == "backward_data":
             layer.configure(backward_data=knobs)
 
-    def _make_layer(self, generator: torch.Generator) -> Layer:
+    def make_layer(self, generator: torch.Generator) -> Layer:
+        """The layer with initial weights; its packed copies are made by `Layer.configure`."""
         return Layer(self.inputs, self.outputs, self.activation, generator=generator, dtype=self.dtype, optimizer=self.optimizer)
 
     def case(self, seed: int, warm: bool = False) -> Case:
         return LayerCase(self, seed, warm)
 
     def findings(self, measured: Measured) -> Iterator[Observation]:
-        return layer_findings(self.direction, (self.samples, self.inputs, self.outputs), self.work(), measured)
+        if isinstance(measured.knobs, LayerKnobs) and measured.knobs.implementation == "blocked":
+            yield from self._padding(measured)
+            yield from self._uneven_blocks(measured.knobs, measured)
+        fractions = measured.fractions
+        memory_bound = measured.bound_by == "memory" or fractions.get("memory", 0.0) > fractions.get("compute", 0.0)
+        if memory_bound and measured.balance is not None:
+            yield self._too_few_flops(measured, measured.balance)
+
+    def _padding(self, measured: Measured) -> Iterator[Observation]:
+        """Output columns that fill no whole vector."""
+        (_, columns, _), lanes = self.gemm.dims, measured.lanes
+        covered = padded(columns, lanes)
+        waste = 1.0 - columns / covered
+        if waste < _LEAST_WASTE:
+            return
+        remedy = f"make the layer {covered} or {columns // lanes * lanes} wide, a multiple of {lanes}"
+        if columns < lanes:
+            remedy = "a layer so narrow is cheapest in torch's own product (implementation: torch), or fused with its neighbour"
+        evidence = f"its {columns} output columns fill vectors of {lanes} up to {covered}: {waste:.0%} of the arithmetic is padding."
+        yield Observation("padded_layer", min(measured.time_s * waste, measured.above_ceiling_s), evidence, remedy)
+
+    def _uneven_blocks(self, knobs: LayerKnobs, measured: Measured) -> Iterator[Observation]:
+        """Blocks that do not divide by the threads."""
+        (rows, columns, _), threads, bn = self.gemm.dims, measured.threads, knobs.bn
+        row_threads = threads // knobs.thread_columns
+        load = threads * busiest(rows, bn, row_threads) / rows * busiest(columns, knobs.bk, knobs.thread_columns) / columns
+        waste = 1.0 - 1.0 / load
+        if waste < _LEAST_WASTE:
+            return
+        blocks, panels = -(-rows // bn), -(-columns // knobs.bk)
+        evidence = f"{blocks} row blocks x {panels} panels over {threads} threads: the busiest gets {load:.2f}x the mean."
+        remedy = f"smaller row blocks (bn below {bn}) or a minibatch of a multiple of {bn * row_threads} rows deals them out evenly"
+        yield Observation("uneven_blocks", min(measured.time_s * waste, measured.above_ceiling_s), evidence, remedy)
+
+    def _too_few_flops(self, measured: Measured, balance: float) -> Observation:
+        """Fewer flops a byte than the machine needs: the first layer, as a rule, whose inputs are few."""
+        samples, inputs, outputs = self.samples, self.inputs, self.outputs
+        activations = samples * (inputs + outputs) / (samples * (inputs + outputs) + inputs * outputs)
+        does = f"{inputs} x {outputs} does {self.work().intensity:.1f} flops a byte"
+        evidence = f"{does}, and this machine needs {balance:.0f} to be kept busy by arithmetic."
+        remedy = f"{1 - activations:.0%} of its bytes are weights: a larger minibatch re-uses them"
+        if activations > 0.5:
+            fixed = f"{activations:.0%} of its bytes are activations, which no minibatch changes"
+            remedy = f"{fixed}: bf16 halves them, a wider layer uses them more"
+        return Observation("memory_bound_layer", measured.above_ceiling_s, evidence, remedy)
 
 
 @dataclass(eq=False)
@@ -204,7 +251,7 @@ LAYER_PASSES: Mapping[Direction, type[LayerPass]] = {
 
 
 @dataclass(eq=False)
-class ReluMask(Operator):
+class ReluMask(Copying):
     """d = d * (y > 0), in place: the gradient that reaches a layer's output from an operator that knows nothing of its ReLU.
 
     Args:
@@ -217,13 +264,12 @@ class ReluMask(Operator):
     columns: int
 
     kind: ClassVar[str] = "mlp.mask"
+    family: ClassVar[Family] = BOTTOM
+    prior: ClassVar[Mapping[str, float]] = {"moved": 3.6, "call": 7.0}
 
     @classmethod
     def is_key(cls, key: str) -> bool:
         return key == "bottom_mlp.mask"
-
-    family: ClassVar[Family] = BOTTOM
-    prior: ClassVar[Mapping[str, float]] = {"moved": 3.6, "call": 7.0}
 
     def work(self) -> Work:
         """y and the gradient are read, the gradient written."""
@@ -232,9 +278,6 @@ class ReluMask(Operator):
 
     def size(self) -> Mapping[str, float]:
         return {"elements": float(self.samples * self.columns)}
-
-    def features(self, knobs: Knobs | None, residence: Residence, rates: Rates) -> Features:
-        return {"moved": self.work().bytes / rates.stream_bytes_per_s}
 
     def run(self, memory: Memory, knobs: Any, threads: int) -> None:
         mask(memory.buffers[f"d_{self.buffer}"], memory.buffers[self.buffer])

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from autotune.config.knobs import Knobs
 from autotune.config.model import FLOAT_BYTES
-from autotune.ops.base import OUTSIDE, Family, Features, Operator, Rates, Residence, Work
+from autotune.ops.base import OUTSIDE, Copying, Family, Work
 from autotune.ops.layer import Layer
 from autotune.ops.memory import Memory
 from autotune.ops.shards import Shard
@@ -17,7 +16,7 @@ KEY = "optimizer"
 
 
 @dataclass(eq=False)
-class DenseOptimizer(Operator):
+class DenseOptimizer(Copying):
     """One step of every layer, and of the tables whose gradients are reduced densely.
 
     Args:
@@ -35,7 +34,6 @@ class DenseOptimizer(Operator):
     kind: ClassVar[str] = KEY
     family: ClassVar[Family] = OUTSIDE
     runs_alone: ClassVar[bool] = False
-    prior: ClassVar[Mapping[str, float]] = {}
 
     def work(self) -> Work:
         """Weights step once all gradients are in, and are packed then: a layer's gradient and weight are read, weight and two packed copies
@@ -45,9 +43,6 @@ class DenseOptimizer(Operator):
 
     def size(self) -> Mapping[str, float]:
         return {"weights": float(FLOAT_BYTES * self.weights)}
-
-    def features(self, knobs: Knobs | None, residence: Residence, rates: Rates) -> Features:
-        return {"moved": self.work().bytes / rates.stream_bytes_per_s}
 
     def run(self, memory: Memory, knobs: Any, threads: int) -> None:
         rate = memory.model.learning_rate

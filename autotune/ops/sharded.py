@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from autotune.config.knobs import Knobs
 from autotune.config.model import FLOAT_BYTES
-from autotune.ops.base import Family, Features, Operator, Rates, Residence, Work
+from autotune.ops.base import Copying, Family, Work
 from autotune.ops.embedding_bag import EMBEDDING_FORWARD, EmbeddingUpdate
 from autotune.ops.embedding_tables import EmbeddingBags, EmbeddingUpdateKnobs
 from autotune.ops.memory import Memory
@@ -17,18 +16,7 @@ from autotune.ops.shards import Part, Shard
 
 
 @dataclass(eq=False)
-class _Copy(Operator):
-    """A pass that only moves bytes, within a step."""
-
-    family: ClassVar[Family] = EMBEDDING_FORWARD
-    runs_alone: ClassVar[bool] = False
-
-    def features(self, knobs: Knobs | None, residence: Residence, rates: Rates) -> Features:
-        return {"moved": self.work().bytes / rates.stream_bytes_per_s}
-
-
-@dataclass(eq=False)
-class Select(_Copy):
+class Select(Copying):
     """The look-ups of a batch that each shard needs.
 
     Args:
@@ -42,6 +30,8 @@ class Select(_Copy):
     index_bytes: int = 8
 
     kind: ClassVar[str] = "embedding_bag.select"
+    family: ClassVar[Family] = EMBEDDING_FORWARD
+    runs_alone: ClassVar[bool] = False
     selects: ClassVar[bool] = True
 
     def work(self) -> Work:
@@ -67,11 +57,11 @@ class Block:
 
 
 @dataclass(eq=False)
-class Place(_Copy):
-    """What came from the owners, and what this rank pooled itself, to where the interaction reads it; partial sums are added.
+class _Columns(Copying):
+    """A copy between blocks and the vectors that the interaction reads, or their gradients.
 
     Args:
-        blocks: in the order in which they are added.
+        blocks: in the order in which they are met.
         samples: of this rank.
         vectors: name of the buffer [samples, 1 + tables, E].
     """
@@ -80,41 +70,51 @@ class Place(_Copy):
     samples: int
     vectors: str = "vectors"
 
-    kind: ClassVar[str] = "embedding_bag.place"
+    family: ClassVar[Family] = EMBEDDING_FORWARD
+    runs_alone: ClassVar[bool] = False
 
     def work(self) -> Work:
-        return _copied(self.blocks, self.samples)
+        """Every pooled column of this rank's samples is read and written."""
+        size = FLOAT_BYTES * self.samples * sum(part.width for block in self.blocks for part in block.parts)
+        return Work(0, size, size)
 
-    def run(self, memory: Memory, knobs: Any, threads: int) -> None:
-        begun, vectors = set(), memory.buffers[self.vectors]
+    def _pairs(self, memory: Memory) -> Iterator[tuple[Part, torch.Tensor, torch.Tensor]]:
+        """Each part with its columns of a block and of the vectors, fp32 [samples, width of the part]."""
+        vectors = memory.buffers[self.vectors]
         for block in self.blocks:
-            for part, source in _columns(memory.buffers[block.buffer], block.parts):
-                to = vectors[:, 1 + part.table, slice(*part.columns)]
-                if part.sums and part.table in begun:
-                    to.add_(source)
-                else:
-                    to.copy_(source)
-                begun.add(part.table)
+            matrix, first = memory.buffers[block.buffer], 0
+            for part in block.parts:
+                yield part, matrix[:, first : first + part.width], vectors[:, 1 + part.table, slice(*part.columns)]
+                first += part.width
 
 
 @dataclass(eq=False)
-class Collect(_Copy):
-    """The gradients of each owner's parts side by side, as they are sent. Fields are those of `Place`, of gradients."""
+class Place(_Columns):
+    """What came from the owners, and what this rank pooled itself, to where the interaction reads it; partial sums are added."""
 
-    blocks: tuple[Block, ...]
-    samples: int
+    kind: ClassVar[str] = "embedding_bag.place"
+
+    def run(self, memory: Memory, knobs: Any, threads: int) -> None:
+        begun = set()
+        for part, pooled, vectors in self._pairs(memory):
+            if part.sums and part.table in begun:
+                vectors.add_(pooled)
+            else:
+                vectors.copy_(pooled)
+            begun.add(part.table)
+
+
+@dataclass(eq=False)
+class Collect(_Columns):
+    """The gradients of each owner's parts side by side, as they are sent."""
+
     vectors: str = "d_vectors"
 
     kind: ClassVar[str] = "embedding_bag.collect"
 
-    def work(self) -> Work:
-        return _copied(self.blocks, self.samples)
-
     def run(self, memory: Memory, knobs: Any, threads: int) -> None:
-        vectors = memory.buffers[self.vectors]
-        for block in self.blocks:
-            for part, to in _columns(memory.buffers[block.buffer], block.parts):
-                to.copy_(vectors[:, 1 + part.table, slice(*part.columns)])
+        for _, gradients, vectors in self._pairs(memory):
+            gradients.copy_(vectors)
 
 
 @dataclass(eq=False)
@@ -136,18 +136,3 @@ class ReplicaGradient(EmbeddingUpdate):
         (lookups,) = memory.lookups[source.lookups]
         pooled = memory.buffers[source.buffer].view(-1, len(source.parts), shard.parts[0].width)
         gradients.update(lookups, pooled, -1.0, knobs.repeatable(), threads)
-
-
-def _copied(blocks: Sequence[Block], samples: int) -> Work:
-    """Every pooled column of this rank's samples is read and written."""
-    size = FLOAT_BYTES * samples * sum(part.width for block in blocks for part in block.parts)
-    return Work(0, size, size)
-
-
-def _columns(matrix: torch.Tensor, parts: Sequence[Part]) -> list[tuple[Part, torch.Tensor]]:
-    """Each part with its columns of fp32 [samples, width of all]."""
-    columns, first = [], 0
-    for part in parts:
-        columns.append((part, matrix[:, first : first + part.width]))
-        first += part.width
-    return columns

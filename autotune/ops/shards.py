@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Protocol
@@ -49,8 +49,8 @@ class Shard:
 
     def __init__(self, parts: Sequence[Part], model: Model, seed: int, *, huge_pages: bool, threads: int) -> None:
         self.parts, self._model = tuple(parts), model
-        self._groups: list[tuple[int, tuple[Part, ...], EmbeddingBags]] = []
-        column = 0
+        self.groups: list[tuple[tuple[Part, ...], EmbeddingBags]] = []
+        """Parts of one width, and the bags that hold them."""
         for width, members in groupby(self.parts, key=lambda part: part.width):
             group = tuple(members)
 
@@ -62,36 +62,27 @@ class Shard:
                     row_range=rows, column_range=part.columns, huge_pages=huge_pages, threads=threads,
                 )  # fmt: skip
 
-            bags = EmbeddingBags.parts(
-                [part.rows[1] - part.rows[0] for part in group], width, values,
+            bags = EmbeddingBags(
+                [part.rows[1] - part.rows[0] for part in group], width, values=values,
                 huge_pages=huge_pages, threads=threads, dtype=model.dtype, optimizer=model.optimizer,
             )  # fmt: skip
-            self._groups.append((column, group, bags))
-            column += width * len(group)
-        self.width = column
+            self.groups.append((group, bags))
+        self.width = sum(part.width for part in self.parts)
         """Columns of all parts."""
-        self._whole = len(self._groups) == 1 and [part.table for part in self.parts] == list(range(model.num_tables)) and not any(
-            part.sums for part in self.parts
+        self._whole = (
+            len(self.groups) == 1
+            and [part.table for part in self.parts] == list(range(model.num_tables))
+            and not any(part.sums for part in self.parts)
         )
-
-    @property
-    def groups(self) -> list[EmbeddingBags]:
-        """The parts of each width."""
-        return [bags for _, _, bags in self._groups]
-
-    @property
-    def parts_and_bags(self) -> list[tuple[tuple[Part, ...], EmbeddingBags]]:
-        """The same, with which parts they are."""
-        return [(group, bags) for _, group, bags in self._groups]
 
     @property
     def tables(self) -> list[tuple[Part, EmbeddingBags, int]]:
         """Every part, with the bags that hold it and its number among them."""
-        return [(part, bags, t) for _, group, bags in self._groups for t, part in enumerate(group)]
+        return [(part, bags, t) for group, bags in self.groups for t, part in enumerate(group)]
 
     def move(self, huge_pages: bool, threads: int) -> None:
         """Put the weights on pages of the other size."""
-        for _, _, bags in self._groups:
+        for _, bags in self.groups:
             bags.move(huge_pages, threads)
 
     def select(self, batch: Batch, samples: tuple[int, int] | None = None) -> list[Lookups]:
@@ -102,24 +93,27 @@ class Shard:
         """
         if self._whole and samples is None:
             return [Lookups(batch.indices, batch.offsets)]
-        return [_select(batch, self._model, group, samples) for _, group, _ in self._groups]
+        return [_select(batch, self._model, group, samples) for group, _ in self.groups]
 
     def forward(self, lookups: Sequence[Lookups], out: torch.Tensor, knobs: EmbeddingForwardKnobs, threads: int) -> None:
         """Pool into out, fp32 [samples, width]. Raises as `EmbeddingBags.forward` does."""
-        for (column, group, bags), of_group in zip(self._groups, lookups, strict=True):
-            bags.forward(of_group, _columns(out, column, len(group), bags.dim), knobs, threads)
+        for (_, bags), group_lookups, pooled in zip(self.groups, lookups, self._columns(out), strict=True):
+            bags.forward(group_lookups, pooled, knobs, threads)
 
     def update(
         self, lookups: Sequence[Lookups], gradient: torch.Tensor, learning_rate: float, knobs: EmbeddingUpdateKnobs, threads: int
     ) -> None:
         """One step from the gradient of what `forward` gave, fp32 [samples, width]. Raises as `EmbeddingBags.update` does."""
-        for (column, group, bags), of_group in zip(self._groups, lookups, strict=True):
-            bags.update(of_group, _columns(gradient, column, len(group), bags.dim), learning_rate, knobs, threads)
+        for (_, bags), group_lookups, pooled in zip(self.groups, lookups, self._columns(gradient), strict=True):
+            bags.update(group_lookups, pooled, learning_rate, knobs, threads)
 
-
-def _columns(matrix: torch.Tensor, column: int, count: int, width: int) -> torch.Tensor:
-    """`count` vectors of `width` from a column on: [samples, count, width] without a copy."""
-    return matrix[:, column : column + count * width].view(-1, count, width)
+    def _columns(self, matrix: torch.Tensor) -> Iterator[torch.Tensor]:
+        """The vectors of each group in [samples, width], [samples, parts of the group, their width], without a copy."""
+        column = 0
+        for group, bags in self.groups:
+            width = len(group) * bags.dim
+            yield matrix[:, column : column + width].view(-1, len(group), bags.dim)
+            column += width
 
 
 def _select(batch: Batch, model: Model, parts: Sequence[Part], samples: tuple[int, int] | None) -> Lookups:
@@ -146,6 +140,6 @@ def _own_rows(indices: torch.Tensor, begins: torch.Tensor, part: Part, rows: int
         bad = int(outside[0])
         raise IndexError(f"index {int(indices[bad])} of table {part.table} (look-up {bad}) must be 0 to {rows - 1}")
     low, high = part.rows
-    mine = (indices >= low) & (indices < high)
-    before = torch.cat([begins.new_zeros(1), mine.cumsum(0).to(begins.dtype)])
-    return indices[mine] - low, before[begins.long()]
+    own = (indices >= low) & (indices < high)
+    before = torch.cat([begins.new_zeros(1), own.cumsum(0).to(begins.dtype)])
+    return indices[own] - low, before[begins.long()]

@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 import torch
 
-from autotune.ops.embedding_bag import EmbeddingBags, Lookups, default_forward
-from autotune.ops.embedding_tables import EmbeddingUpdateKnobs
+from autotune.ops.embedding_bag import default_forward
+from autotune.ops.embedding_tables import EmbeddingBags, EmbeddingUpdateKnobs, Lookups
 from autotune.ops.native import kernels
 
 TABLES, ROWS, DIM, POOLING, SAMPLES = 8, 250_000, 64, 50, 2048

@@ -19,6 +19,7 @@ from autotune.data.batches import make_source
 from autotune.dlrm.model import default_config
 from autotune.dlrm.schedule import layer_shapes
 from autotune.ops import embedding_bag, interaction
+from autotune.ops.embedding_tables import EmbeddingBags, Lookups
 from autotune.ops.loss import KEY as LOSS
 from autotune.ops.mlp import LAYER_PASSES
 from autotune.perf.ceilings import peak_ceiling
@@ -136,9 +137,9 @@ def test_embedding_beside_fp32_and_sgd(bench: Any, line: Any, benchmark: Any, mo
     plain = bench.operators(model)[key]
     spec = bench.model(model).model
     samples, rows = spec.minibatch, [table.rows for table in spec.tables]
-    bags = embedding_bag.EmbeddingBags(rows, spec.embedding_dim, threads=bench.threads, **changes)
+    bags = EmbeddingBags(rows, spec.embedding_dim, threads=bench.threads, **changes)
     source = make_source(spec)
-    batches = [embedding_bag.Lookups(batch.indices, batch.offsets) for batch in map(source.batch, range(4))]
+    batches = [Lookups(batch.indices, batch.offsets) for batch in map(source.batch, range(4))]
     other = (embedding_bag.EmbeddingForward if key == embedding_bag.FORWARD else embedding_bag.EmbeddingUpdate)(bags, batches, samples)
     knobs = bench.model(model).config.operators[key]
     name = f"{model} {key} / {'fp32' if 'dtype' in changes else 'sgd'}"

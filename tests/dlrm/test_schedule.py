@@ -16,7 +16,6 @@ from autotune.config.partition import CommunicationKnobs, Partition, Placement
 from autotune.dlrm.schedule import schedule
 from autotune.dlrm.sharding import load_signatures, rank_memory_bytes
 from autotune.errors import InputError
-from autotune.ops import all_reduce
 from autotune.ops.all_reduce import AllReduce
 from autotune.ops.overhead import Overhead
 from autotune.ops.schedule import ROWS, Buffer, Pass, Schedule
@@ -90,8 +89,7 @@ def test_the_passes_of_one_rank_in_order() -> None:
 def test_every_buffer_has_one_size() -> None:
     for steps in (schedule(model_of([100, 4])), schedule(model_of([100, 4]), Partition(ranks=2, tables=(REPLICATED,) * 2), 1)):
         sizes: dict[str, float] = {}
-        passes = [each for each in steps.passes if each.key != all_reduce.KEY]  # reads gradients with their padding
-        for buffer in (buffer for each in passes for buffer in each.touches):
+        for buffer in (buffer for each in steps.passes for buffer in each.touches):
             if buffer.name not in ("indices", ROWS):  # those of the tables that a pass walks
                 assert sizes.setdefault(buffer.name, buffer.size_bytes) == buffer.size_bytes, buffer.name
 

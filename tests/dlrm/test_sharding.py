@@ -12,8 +12,7 @@ from autotune.config.partition import Partition, Placement
 from autotune.data.batches import Batch, make_source
 from autotune.dlrm.sharding import check_partition, parts_of_ranks
 from autotune.errors import InputError
-from autotune.ops.embedding_bag import initial_weights
-from autotune.ops.embedding_tables import EmbeddingForwardKnobs
+from autotune.ops.embedding_tables import EmbeddingForwardKnobs, initial_weights
 from autotune.ops.shards import Part, Shard
 
 DIM = 16

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -81,6 +82,18 @@ def test_bytes_and_messages_of_uneven_samples(direction: Direction, rank: int, m
     assert (work.operation, work.form, work.messages, work.message_bytes) == ("all_to_all", "native", messages, sent_bytes)
 
 
+@pytest.mark.parametrize("form", ["fused_scatter", "scatter_list"])
+@pytest.mark.parametrize(
+    ("direction", "rank", "sent_bytes"),
+    [("forward", 0, 4 * 6 * 12), ("forward", 1, 4 * 6 * 16), ("forward", 2, 0), ("backward", 0, 4 * 3 * 16), ("backward", 2, 4 * 3 * 28)],
+)
+def test_scatters_of_uneven_samples_are_padded_to_the_largest_share(
+    direction: Direction, rank: int, sent_bytes: int, form: AllToAllForm
+) -> None:
+    """Samples are 2, 2 and 3: every block travels as 3 rows."""
+    assert operator(direction, rank, form).work().message_bytes == sent_bytes
+
+
 def test_bf16_halves_the_bytes_on_the_network() -> None:
     assert operator("forward", 0, wire="bf16").work().message_bytes == 2 * 5 * 12
     assert operator("backward", 2, wire="bf16").work().message_bytes == 2 * 3 * 28
@@ -101,9 +114,9 @@ def test_copies_in_memory_are_fp32_of_all_columns() -> None:
 @pytest.mark.parametrize("form", ALL_TO_ALL_FORMS)
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 def test_work_counts_what_the_exchange_sends(direction: Direction, form: AllToAllForm, wire: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With as many samples on every rank, so that no scatter is padded."""
-    for rank in range(3):
-        exchange = operator(direction, rank, form, wire, samples=6)
+    """7 samples are 2, 2 and 3: scatters and gathers are padded."""
+    for rank, samples in itertools.product(range(3), (6, 7)):
+        exchange = operator(direction, rank, form, wire, samples=samples)
         work = exchange.work()
         assert transferred(exchange, monkeypatch) == (work.messages, work.message_bytes)
 

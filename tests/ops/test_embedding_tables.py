@@ -11,9 +11,8 @@ import torch
 from autotune.config.profile import Topology
 from autotune.errors import InputError
 from autotune.ops.base import Work
-from autotune.ops.embedding_bag import EmbeddingBags, Lookups, strategies
 from autotune.ops.embedding_case import EmbeddingCase
-from autotune.ops.embedding_tables import EmbeddingForwardKnobs, EmbeddingUpdateKnobs
+from autotune.ops.embedding_tables import EmbeddingBags, EmbeddingForwardKnobs, EmbeddingUpdateKnobs, Lookups, strategies
 from autotune.ops.functional import FusedEmbeddingBags
 from autotune.ops.table_alone import tables_alone
 

@@ -28,7 +28,9 @@ def machine() -> Topology:
 
 def layer(dtype: Dtype = "fp32", optimizer: Optimizer = "sgd", seed: int = 0, knobs: LayerKnobs = BLOCKED) -> Layer:
     generator = torch.Generator().manual_seed(seed)
-    return Layer(INPUTS, OUTPUTS, "relu", generator=generator, forward=knobs, backward_data=knobs, dtype=dtype, optimizer=optimizer)
+    made = Layer(INPUTS, OUTPUTS, "relu", generator=generator, dtype=dtype, optimizer=optimizer)
+    made.configure(knobs, knobs)
+    return made
 
 
 def batches(count: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -57,22 +59,23 @@ def test_a_layer_that_loads_another_goes_on_as_it_would(dtype: Dtype, optimizer:
     steps = batches(3)
     first.backward_weights(*steps[0], RATE, BLOCKED, THREADS)
     second.load(*first.weights())
-    second.load_state(first.state())
+    for held, value in zip(second.state.values(), first.state.values(), strict=True):
+        held.copy_(value)
     for knobs in (BLOCKED, TORCH):
         assert all(torch.equal(a, b) for a, b in zip(passes(first, knobs), passes(second, knobs), strict=True))
     for dy, x in steps[1:]:
         for of in (first, second):
             of.backward_weights(dy, x, RATE, BLOCKED, THREADS)
     assert all(torch.equal(a, b) for a, b in zip(first.weights(), second.weights(), strict=True))
-    assert (first.state() is None) == (optimizer == "sgd")
+    assert (not first.state) == (optimizer == "sgd")
 
 
 def test_a_weight_in_halves_has_no_fp32_copy() -> None:
     of = layer("bf16")
-    assert not hasattr(of, "weight")
-    assert of.upper.numel() + of.lower.numel() == 2 * INPUTS * OUTPUTS
-    assert of.upper.dtype == of.lower.dtype == torch.int16
-    assert torch.equal(of.upper.view(torch.bfloat16).float().view(torch.int32), of.weights()[0].view(torch.int32) & ~0xFFFF)
+    upper, lower = of.parts
+    assert upper.numel() + lower.numel() == 2 * INPUTS * OUTPUTS
+    assert upper.dtype == lower.dtype == torch.int16
+    assert torch.equal(upper.view(torch.bfloat16).float().view(torch.int32), of.weights()[0].view(torch.int32) & ~0xFFFF)
 
 
 @pytest.mark.parametrize("knobs", [BLOCKED, TORCH], ids=["blocked", "torch"])
@@ -86,7 +89,7 @@ def test_five_steps_are_those_of_torch(dtype: Dtype, optimizer: Optimizer, fused
     of = layer(dtype, optimizer)
     parameters = [torch.nn.Parameter(part.double()) for part in of.weights()]
     kind = torch.optim.Adagrad(parameters, RATE, eps=1e-10, initial_accumulator_value=1.0) if optimizer == "adagrad" else None
-    for sums in (of.state() or {}).values():
+    for sums in of.state.values():
         sums.fill_(1.0)
     steps, allowed = batches(5), [0.0, 0.0]
     for dy, x in steps:
@@ -106,7 +109,7 @@ def test_five_steps_are_those_of_torch(dtype: Dtype, optimizer: Optimizer, fused
             of.descend(RATE, THREADS)
     for part, wanted, bound in zip(of.weights(), parameters, allowed, strict=True):
         assert float((part - wanted.detach()).abs().max()) <= bound
-    for sums, parameter in zip((of.state() or {}).values(), parameters, strict=False):
+    for sums, parameter in zip(of.state.values(), parameters, strict=False):
         wanted = kind.state[parameter]["sum"] if kind else None
         assert torch.allclose(sums.double(), wanted, rtol=1e-5 if (dtype, knobs) != ("bf16", TORCH) else 0.02)
 
@@ -136,7 +139,7 @@ def test_every_candidate_passes_its_check_and_timing_changes_nothing(dtype: Dtyp
         case.run(knobs, THREADS)
     layers = list(case._layers.values())
     assert all(torch.equal(a, b) for of in layers for a, b in zip(of.weights(), layers[0].weights(), strict=True))
-    assert all(bool((sums == 1).all()) for of in layers for sums in (of.state() or {}).values())
+    assert all(bool((sums == 1).all()) for of in layers for sums in of.state.values())
 
 
 @pytest.mark.parametrize("part", ["weight", "bias", "weight state", "bias state"])
@@ -149,7 +152,7 @@ def test_a_check_sees_every_part_of_an_adagrad_step(part: str, monkeypatch: pyte
         call(of, *rest)
         weight, bias = of.weights()
         if part.endswith("state"):
-            (of.state() or {})[part.split()[0]][-1] += 1.0
+            of.state[part.split()[0]][-1] += 1.0
         else:
             {"weight": weight, "bias": bias}[part][-1] += 1e-2
             of.load(weight, bias)

@@ -8,11 +8,11 @@ from autotune.config.profile import Topology
 from autotune.data.batches import make_source
 from autotune.dlrm.model import DLRM
 from autotune.ops.base import Operator
-from autotune.ops.embedding_bag import EmbeddingBags, EmbeddingForwardKnobs, Lookups
-from autotune.ops.embedding_tables import EmbeddingUpdateKnobs
+from autotune.ops.embedding_tables import EmbeddingBags, EmbeddingForwardKnobs, EmbeddingUpdateKnobs, Lookups
 from autotune.ops.interaction import InteractionBackward, InteractionForward
 from autotune.ops.layer import LayerKnobs
 from autotune.ops.layer_candidates import default_knobs
+from autotune.ops.layer_shapes import Gemm
 from autotune.ops.mlp import LAYER_PASSES, LayerPass
 from autotune.ops.native import cold_sets, empty_rows, leading_dimension, target
 from autotune.ops.table_alone import tables_alone
@@ -82,7 +82,7 @@ def test_a_check_of_backward_weights_sees_weight_and_bias_and_restores_both(monk
         def spoiled(layer, inputs, *rest) -> None:
             lengths.append(len(inputs[0]))
             call(layer, inputs, *rest)
-            getattr(layer, part)[-1] += 1e-2
+            {"weight": layer.parts[0], "bias": layer.bias}[part][-1] += 1e-2
 
         return spoiled
 
@@ -144,8 +144,8 @@ def test_layer_candidates_fit_the_threads_and_half_of_l2(cores: int) -> None:
 
 
 def test_few_rows_get_a_thread_grid_with_columns() -> None:
-    assert default_knobs("forward", 64, 4096, 4096, 16).thread_columns > 1
-    assert default_knobs("forward", 4096, 4096, 4096, 16).thread_columns == 1
+    assert default_knobs(Gemm("forward", 64, 4096, 4096), 16).thread_columns > 1
+    assert default_knobs(Gemm("forward", 4096, 4096, 4096), 16).thread_columns == 1
 
 
 def test_moving_tables_to_other_pages_keeps_their_values() -> None:

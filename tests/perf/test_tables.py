@@ -13,7 +13,7 @@ from autotune.config.measured import HOT_ROWS
 from autotune.config.profile import Ceilings, ComputePoint, RowPoint, StreamPoint, TimePoint
 from autotune.data.batches import make_source
 from autotune.dlrm.model import DLRM
-from autotune.ops.embedding_bag import EmbeddingBags, EmbeddingUpdateKnobs, Lookups
+from autotune.ops.embedding_tables import EmbeddingBags, EmbeddingUpdateKnobs, Lookups
 from autotune.ops.native import target
 from autotune.ops.table_alone import TableAlone, tables_alone
 from autotune.ops.timing import Recorder
