@@ -160,7 +160,8 @@ def profile(
         prove: Test every verdict: data resident in cache, and half the threads.
     """
     session = open_session(model, changes=changes, threads=threads, data=data, config=config, force=force, all_cores=True)
-    from autotune.perf.ranks import profile_passes, prove_passes
+    from autotune.perf.measure import profile_passes
+    from autotune.perf.perturb import prove_passes
     from autotune.plan.profiled import planned_config
     from autotune.probe.shared import shared_profile
 

@@ -22,8 +22,6 @@ class TableAlone:
 
     table: int
     """Its number in the model."""
-    slot: int
-    """Its place among the tables that one call updates."""
     rows: int
     dim: int
     forward: EmbeddingForward
@@ -34,6 +32,8 @@ class TableAlone:
     """Makes cases over no look-up of one sample: what a call takes by itself."""
     indices: Any
     """int64 [L] of one batch."""
+    owner_sizes: Callable[[str, int], list[int]]
+    """Look-ups of that batch that each owner applies, by update strategy and number of threads."""
 
 
 def tables_alone(bags: EmbeddingBags, numbers: Sequence[int], batches: Sequence[Lookups], samples: int) -> Iterator[TableAlone]:
@@ -48,10 +48,10 @@ def tables_alone(bags: EmbeddingBags, numbers: Sequence[int], batches: Sequence[
         for batch in batches:
             offsets = batch.offsets[slot * samples : (slot + 1) * samples + 1]
             lookups.append(Lookups(batch.table(slot, samples), offsets - offsets[0]))
-        yield _table_alone(single, number, slot, rows, lookups, samples)
+        yield _table_alone(single, number, rows, lookups, samples)
 
 
-def _table_alone(bags: EmbeddingBags, number: int, slot: int, rows: int, lookups: list[Lookups], samples: int) -> TableAlone:
+def _table_alone(bags: EmbeddingBags, number: int, rows: int, lookups: list[Lookups], samples: int) -> TableAlone:
     indices = lookups[0].indices
     unique, counts = torch.unique(indices, return_counts=True)
     row_bytes = bags.dim * (2 if bags.dtype == "bf16" else FLOAT_BYTES)
@@ -61,7 +61,8 @@ def _table_alone(bags: EmbeddingBags, number: int, slot: int, rows: int, lookups
     nothing = Lookups(indices[:0], torch.zeros_like(lookups[0].offsets[:2]))
     forward, update = EmbeddingForward(FORWARD, (load,), **kept), EmbeddingUpdate(UPDATE, (load,), **kept)
     cases, idle = functools.partial(_both, bags, lookups, samples), functools.partial(_both, bags, [nothing], 1)
-    return TableAlone(number, slot, rows, bags.dim, forward, update, cases, idle, indices)
+    owner_sizes = functools.partial(bags._handle.owner_sizes, indices, lookups[0].offsets, samples)
+    return TableAlone(number, rows, bags.dim, forward, update, cases, idle, indices, owner_sizes)
 
 
 def _both(bags: EmbeddingBags, lookups: Sequence[Lookups], samples: int) -> tuple[Case, Case]:

@@ -28,7 +28,7 @@ from autotune.errors import FingerprintError, MachineError
 from autotune.machine.topology import available_memory_bytes, fingerprint, fingerprint_differences, hardware_id
 from autotune.ops.all_to_all import sample_bounds
 from autotune.ops.native import kernels
-from autotune.perf.ranks import profile_passes
+from autotune.perf.measure import profile_passes
 from autotune.perf.share import per_rank
 from autotune.perf.table import OperatorTable
 from autotune.perf.tables import tables_of_ranks

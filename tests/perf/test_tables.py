@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from autotune.catalog import load_model_by_name
+from autotune.config.knobs import RunConfig
 from autotune.config.measured import HOT_ROWS
 from autotune.config.profile import Ceilings, ComputePoint, RowPoint, StreamPoint, TimePoint
 from autotune.data.batches import make_source
@@ -15,7 +16,8 @@ from autotune.ops.embedding_bag import EmbeddingBags, Lookups
 from autotune.ops.table_alone import TableAlone, tables_alone
 from autotune.ops.timing import Recorder
 from autotune.perf.measure import timed_spans
-from autotune.perf.tables import measure_tables, owners_by_bucket, owners_by_range, table_use
+from autotune.perf.tables import measure_tables, table_use
+from autotune.ranks.lockstep import Lockstep
 
 ROW = RowPoint(row_bytes=64, working_set_bytes=1 << 20, threads=1, bandwidth_bytes_per_s=1e10)
 CEILINGS = Ceilings(
@@ -52,23 +54,19 @@ def test_the_busiest_owner_is_found_by_range_and_by_modulo() -> None:
     assert table_use(alone(64, [0, 4, 8, 12] * 8), 1e-3, 2e-3, CEILINGS, 4, 0).modulo_load == 4.0
 
 
-@pytest.mark.parametrize(("rows", "threads"), [(10, 3), (7, 7), (100, 8), (3, 5), (1, 1), (1000003, 56)])
+@pytest.mark.parametrize(("rows", "threads"), [(10, 3), (7, 7), (100, 8), (3, 5), (1, 1), (1003, 56)])
 def test_owners_by_range_are_those_of_the_kernel(rows: int, threads: int) -> None:
     edges = [rows * i // threads for i in range(threads + 1)]
-    some = torch.arange(0, rows, max(1, rows // 1000))
-    owners = owners_by_range(some, rows, threads)
-    assert all(edges[owner] <= row < edges[owner + 1] for row, owner in zip(some.tolist(), owners.tolist(), strict=True))
+    use = table_use(alone(rows, list(range(rows)) * 4), 1e-3, 2e-3, CEILINGS, threads, 0)
+    assert use.range_load == pytest.approx(max(end - begin for begin, end in itertools.pairwise(edges)) * threads / rows)
 
 
-@pytest.mark.parametrize(("slot", "threads"), [(0, 2), (3, 7), (25, 56)])
-def test_owners_by_bucket_are_those_of_the_kernel(slot: int, threads: int) -> None:
-    rows = [0, 1, 2, 1000, 39_999_999, 2**31 - 1]
-
-    def of_kernel(row: int) -> int:
-        mixed = ((row + slot * 0x9E3779B1) * 0x85EBCA77) % 2**32
-        return ((mixed ^ (mixed >> 15)) * threads) >> 32
-
-    assert owners_by_bucket(torch.tensor(rows), slot, threads).tolist() == [of_kernel(row) for row in rows]
+def test_buckets_go_to_whoever_is_done() -> None:
+    """Buckets have no fixed owners: the kernel files by eight buckets a thread, and the largest are claimed first."""
+    assert table_use(alone(4096, list(range(4096))), 1e-3, 2e-3, CEILINGS, 8, 0).bucketed_load < 1.02
+    assert table_use(alone(64, [7] * 32), 1e-3, 2e-3, CEILINGS, 4, 0).bucketed_load == 4.0  # one row has one owner
+    hot = table_use(alone(64, [7] * 16 + [i for i in range(64) if i != 7][:16]), 1e-3, 2e-3, CEILINGS, 2, 0)
+    assert hot.bucketed_load < 1.3  # the other thread takes what is not hot
 
 
 def test_every_table_is_timed_against_its_ceiling_and_stays_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,10 +79,10 @@ def test_every_table_is_timed_against_its_ceiling_and_stays_as_it_was(monkeypatc
 
     monkeypatch.setattr("autotune.perf.tables.timed", timed)
     model = load_model_by_name("tiny")
-    dlrm = DLRM(model)
-    tables = [bags.table(t) for _, bags, t in dlrm.parts()]
+    lockstep = Lockstep(model, RunConfig(threads=2), make_source(model))
+    tables = [bags.table(t) for _, bags, t in lockstep.dlrm.parts()]
     before = [table.clone() for table in tables]
-    uses = measure_tables(dlrm, make_source(model), CEILINGS, budget_s=0.0)
+    uses = measure_tables(lockstep, CEILINGS, budget_s=0.0)
     assert [use.table for use in uses] == [t for t, table in enumerate(model.tables) if table.pooling]
     assert all(use.forward_ceiling_s > 0 and use.update_ceiling_s > 0 for use in uses)
     assert [(use.forward_s, use.update_s) for use in uses] == [pytest.approx((2e-3, 2e-3))] * len(uses)
