@@ -314,7 +314,7 @@ def verify(
             monitor = NoiseMonitor(session.topology.allowed_cpus)
             assert session.tuned is not None
             return verify_in_lockstep(
-                session.tuned, lockstep, lockstep, default, budget_s=left_s, progress=progress, monitor=monitor, notes=session.notes
+                session.tuned, lockstep, default, budget_s=left_s, progress=progress, monitor=monitor, notes=session.notes
             )
 
         keep = models_in_memory(session.model, session.ranks, session.cores.whole)

@@ -60,7 +60,7 @@ def table_use(table: TableAlone, forward_s: float, update_s: float, ceilings: Ce
     """The record of one table: its look-ups counted, its times beside their ceilings."""
     unique, counts = torch.unique(table.indices, return_counts=True)
     hot = min(HOT_ROWS, len(counts))
-    lookups = table.indices.numel()
+    lookups = int(table.indices.numel())
 
     def load(strategy: str) -> float:
         """Busiest owner over the mean."""

@@ -97,7 +97,9 @@ def test_perturbing_covers_every_pass_and_leaves_the_weights(lockstep: Lockstep,
     assert all((weight == before[name]).all() for name, weight in dlrm.state_dict().items())
 
 
-def test_fewer_threads_are_fewer_for_torch_too(lockstep: Lockstep, dlrm: DLRM, table: OperatorTable, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fewer_threads_are_fewer_for_torch_too(
+    lockstep: Lockstep, dlrm: DLRM, table: OperatorTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
     layers = [key for key, knobs in dlrm.config.operators.items() if isinstance(knobs, LayerKnobs)]
     torch_layers = {key: LayerKnobs(implementation="torch") for key in layers}
     seen: set[tuple[int, int]] = set()
