@@ -93,7 +93,7 @@ def perturb(
         judged = _judge(operator.key, binder, gain, loss, threads / half, size_bytes <= cache_bytes)
         testimony = witness.of(candidates["cold"], binder, size_bytes)
         if testimony is not None:
-            judged = replace(judged, counters=testimony.detail, counters_agree=testimony.agrees)
+            judged = replace(judged, counters=testimony[1], counters_agree=testimony[0])
         perturbations.append(judged)
         progress.advance(1, operator.key)
     return perturbations

@@ -13,7 +13,7 @@ import itertools
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -136,7 +136,6 @@ def validate(
     budget_s: float = 120.0,
     available_bytes: int,
     progress: Progress = NO_PROGRESS,
-    clock: Callable[[], float] = time.monotonic,
 ) -> Validation:
     """Measure models and hold their predictions against them.
 
@@ -151,7 +150,7 @@ def validate(
     """
     if not profile.calibration:
         raise InputError(f"validating needs a profile with reference passes, got none ({profile.name}); run autotune probe --refresh")
-    end_s = clock() + budget_s
+    end_s = time.monotonic() + budget_s
     bench = _Bench(profile, topology)
     passes: list[PassError] = []
     iterations: list[IterationError] = []
@@ -161,13 +160,13 @@ def validate(
     fitting = [model for model in models if required_memory_bytes(model) <= 0.9 * available_bytes]
     notes += [f"{model.name} does not fit this machine's memory, and was left out" for model in models if model not in fitting]
     for group, random in _groups(fitting, seed, available_bytes):
-        if random and clock() >= end_s:
+        if random and time.monotonic() >= end_s:
             break
         for attempt in range(1 if random else _TRIES):  # a named model is wanted in the state of the profile
-            begin_s, before = clock(), bench.drift
+            begin_s, before = time.monotonic(), bench.drift
             measured = bench.visits(group, random)
-            progress.advance(clock() - begin_s, group[-1].name)
-            if bench.as_probed or attempt == _TRIES - 1 or clock() >= end_s:
+            progress.advance(time.monotonic() - begin_s, group[-1].name)
+            if bench.as_probed or attempt == _TRIES - 1 or time.monotonic() >= end_s:
                 break
         for visits in measured:
             iteration, of_model = bench.errors(visits, random, before)
