@@ -169,10 +169,10 @@ def validate(
             if bench.as_probed or attempt == _TRIES - 1 or time.monotonic() >= end_s:
                 break
         for visits in measured:
-            iteration, of_model = bench.errors(visits, random, before)
+            iteration, model_passes = bench.errors(visits, random, before)
             worth_s = LEAST_SHARE * iteration.measured_s
-            passes += [each for each in of_model if each.measured_s >= worth_s]
-            left_out += sum(each.measured_s < worth_s for each in of_model)
+            passes += [each for each in model_passes if each.measured_s >= worth_s]
+            left_out += sum(each.measured_s < worth_s for each in model_passes)
             iterations.append(iteration)
     if not passes:
         raise InputError(f"the budget must leave time for one model, got {budget_s:g} s and none measured; give more, for example 60s")

@@ -15,27 +15,21 @@ _CLEAR = 0.01
 _ALONE_ROUNDS = 15
 
 
-class _Looks:
-    """Ends a comparison once its interval is clear."""
-
-    def __init__(self) -> None:
-        self._next = _FIRST_LOOK
-
-    def __call__(self, paired: Paired) -> bool:
-        count = len(paired.base_s)
-        if count < self._next:
-            return False
-        while self._next <= count:
-            self._next = int(self._next * _LOOK_GROWTH)
-        speedup = paired.speedup
-        return speedup.low > 1.0 + _CLEAR or speedup.high < 1.0 - _CLEAR
-
-
 def confirm(bench: Bench, default: RunConfig, tuned: RunConfig, *, budget_s: float, progress: Progress = NO_PROGRESS) -> Paired:
     """Interleave steps of `default` (the base) and `tuned` until the interval of their ratio is clear or the budget ends.
 
     "No significant gain" is a valid result. When both are the same configuration it is timed alone and the speedup is 1.
     """
+    next_look = _FIRST_LOOK
+
+    def is_clear(paired: Paired) -> bool:
+        nonlocal next_look
+        if len(paired.base_s) < next_look:
+            return False
+        while next_look <= len(paired.base_s):
+            next_look = int(next_look * _LOOK_GROWTH)
+        return paired.speedup.low > 1.0 + _CLEAR or paired.speedup.high < 1.0 - _CLEAR
+
     rounds = _ALONE_ROUNDS if default == tuned else None
-    paired = bench.compare(default, tuned, budget_s=budget_s, max_rounds=rounds, until=_Looks(), on_round=progress.advance)
+    paired = bench.compare(default, tuned, budget_s=budget_s, max_rounds=rounds, until=is_clear, on_round=progress.advance)
     return Paired(paired.base_s, paired.base_s, paired.notes) if default == tuned else paired

@@ -177,7 +177,7 @@ def tune(
             failed.append(marker.read_text(encoding="utf-8"))
             journal.put("failed", failed)
             marker.unlink()
-        of_ranks: dict[str, Any] = {
+        for_ranks: dict[str, Any] = {
             "race": race_group,
             "communication": choices(communication, topology, wire),
             "partitions": partitions,
@@ -198,7 +198,7 @@ def tune(
             monitor=monitor,
             seed=seed,
             notes=list(profile.warnings),
-            **(of_ranks if several else {}),
+            **(for_ranks if several else {}),
         )
         if failed:
             tuner.note(f"{len(failed)} trials ended their ranks, and count as failed")
