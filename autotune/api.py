@@ -160,7 +160,8 @@ def profile(
         prove: Test every verdict: data resident in cache, and half the threads.
     """
     session = open_session(model, changes=changes, threads=threads, data=data, config=config, force=force, all_cores=True)
-    from autotune.perf.ranks import profile_passes, prove_passes
+    from autotune.perf.measure import profile_passes
+    from autotune.perf.perturb import prove_passes
     from autotune.plan.planned import planned_config
     from autotune.probe.shared import shared_profile
 
@@ -313,7 +314,7 @@ def verify(
             monitor = NoiseMonitor(session.topology.allowed_cpus)
             assert session.tuned is not None
             return verify_in_lockstep(
-                session.tuned, lockstep, lockstep, default, budget_s=left_s, progress=progress, monitor=monitor, notes=session.notes
+                session.tuned, lockstep, default, budget_s=left_s, progress=progress, monitor=monitor, notes=session.notes
             )
 
         keep = models_in_memory(session.model, session.ranks, session.cores.whole)

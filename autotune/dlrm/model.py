@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from autotune.config.knobs import Knobs, RunConfig
-from autotune.config.model import DataSpec, Model
+from autotune.config.model import Model
 from autotune.config.partition import CommunicationKnobs, Partition
 from autotune.config.profile import Topology
 from autotune.data.batches import Batch, BatchSource
@@ -280,13 +280,6 @@ class DLRM:
         """One operator a key, in the order they run, on the live tables; an embedding pass is timed on batches of `source`."""
         live = Live(self.memory, tuple(self._lookups(source.batch(i)) for i in range(_ROTATE_BATCHES)))
         return [operator.bound(live) for operator in self.schedule.operators.values()]
-
-    def schedule_on(self, data: DataSpec | None) -> Schedule:
-        """The schedule with look-ups spread as in `data`; None takes the model's own data."""
-        if data is None or data == self.global_model.data:
-            return self.schedule
-        model = self.global_model.model_copy(update={"data": data})
-        return schedule(model, self.partition, self.rank, self.communication)
 
     def _lookups(self, batch: Batch) -> dict[str, Any]:
         """What the embedding passes look up in a batch, by name."""

@@ -9,7 +9,7 @@ from autotune.config.measured import TimeParts
 from autotune.ops.timing import TeamTimes
 
 Step = tuple[Mapping[str, float], Mapping[str, TeamTimes]]
-"""Of one step: seconds by pass, and what the teams of each did."""
+"""One step: seconds by pass, and what the teams of each pass did."""
 
 
 def parts_by_pass(steps: Sequence[Step]) -> dict[str, TimeParts]:
@@ -19,15 +19,15 @@ def parts_by_pass(steps: Sequence[Step]) -> dict[str, TimeParts]:
     goes to the work.
 
     Args:
-        steps: those that count.
+        steps: Steps that count.
     """
     keys = dict.fromkeys(key for times_s, teams in steps for key in teams if times_s.get(key, 0.0) > 0)
-    found = {}
+    parts = {}
     for key in keys:
         both = [(times_s[key], teams[key]) for times_s, teams in steps if key in teams and times_s.get(key, 0.0) > 0]
         if len(both) == len(steps):
-            found[key] = _parts(both)
-    return found
+            parts[key] = _parts(both)
+    return parts
 
 
 def _parts(steps: Sequence[tuple[float, TeamTimes]]) -> TimeParts:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 from autotune.bench.counters import HARDWARE, Counters
 from autotune.bench.rounds import run_rounds, timed
@@ -16,20 +15,12 @@ _BUSY = 1.0
 """Instructions a cycle from which a core computes rather than waits."""
 
 
-@dataclass(frozen=True)
-class Testimony:
-    """Counters of one pass."""
-
-    instructions_per_cycle: float | None
-    missed_bytes: float | None
-    """64 bytes a miss of the last-level cache, in one call."""
-    agrees: bool | None
-    """Whether they say what the verdict says; None where they do not tell."""
-    detail: str
+Testimony = tuple[bool | None, str]
+"""Whether the counters of a pass say what its verdict says, None where they do not tell; and what they say."""
 
 
 class Witness:
-    """Counts what calls do. Without counters it has nothing to say: `absent` tells why."""
+    """Counts what calls do. Without counters it has nothing to say, and `absent` is the reason."""
 
     def __init__(self, events: Callable[[], Counters] = lambda: Counters(HARDWARE)) -> None:
         self._events = events
@@ -37,11 +28,11 @@ class Witness:
             self.absent = "" if counters.names else "; ".join(dict.fromkeys(counters.missing.values()))
 
     def of(self, call: Callable[[], object], binder: str, compulsory_bytes: int) -> Testimony | None:
-        """Of a pass, called a few times; None without counters.
+        """Testimony on a pass, called a few times; None without counters.
 
         Args:
             call: With its data where the verdict found them.
-            compulsory_bytes: That one call has to move.
+            compulsory_bytes: Bytes that one call has to move.
         """
         if self.absent:
             return None
@@ -55,14 +46,13 @@ def judge(counts: Mapping[str, float], binder: str, compulsory_bytes: int) -> Te
     """Memory: most of the compulsory bytes missed the caches. Compute: they did not, or the cores retired an instruction a cycle."""
     cycles, instructions, misses = (counts.get(name) for name in ("cycles", "instructions", "cache_misses"))
     per_cycle = instructions / cycles if cycles and instructions is not None else None
-    missed = _LINE_BYTES * misses if misses is not None else None
-    told = [f"{per_cycle:.1f} instructions a cycle"] if per_cycle is not None else []
-    share = missed / compulsory_bytes if missed is not None and compulsory_bytes else None
+    words = [f"{per_cycle:.1f} instructions a cycle"] if per_cycle is not None else []
+    share = _LINE_BYTES * misses / compulsory_bytes if misses is not None and compulsory_bytes else None
     if share is not None:
-        told.append(f"{share:.0%} of its bytes missed the last-level cache")
+        words.append(f"{share:.0%} of its bytes missed the last-level cache")
     agrees: bool | None = None
     if binder == "memory" and share is not None:
         agrees = share >= _FROM_MEMORY
     elif binder == "compute" and per_cycle is not None:
         agrees = per_cycle >= _BUSY or (share is not None and share < _FROM_MEMORY)
-    return Testimony(per_cycle, missed, agrees, "; ".join(told))
+    return agrees, "; ".join(words)

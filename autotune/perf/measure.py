@@ -1,75 +1,123 @@
-"""Times every operator pass inside the running iteration and holds it against the machine's ceilings."""
+"""Times every operator pass inside the running iteration, on one rank or several, and holds it against the machine's ceilings."""
 
 from __future__ import annotations
 
 import itertools
+import statistics
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from autotune.bench.noise import NoiseMonitor
 from autotune.bench.passes import PassTimes
 from autotune.bench.progress import NO_PROGRESS, Progress
 from autotune.bench.rounds import EachRound, Observer, run_rounds, timed
 from autotune.bench.samples import Samples
-from autotune.config.measured import MachineState, TimedSpan, TimeParts, differs
-from autotune.config.model import DataSpec
-from autotune.config.profile import Ceilings, Profile
-from autotune.config.tuned import Interval, MeasuredPass, Prediction
-from autotune.data.batches import Batch, BatchSource
-from autotune.dlrm.model import DLRM
+from autotune.config.measured import RankRow, TimedSpan, TimeParts
+from autotune.config.profile import Profile
+from autotune.data.batches import Batch
 from autotune.dlrm.train import WARMUP_STEPS
 from autotune.errors import InputError
 from autotune.ops.base import Work
+from autotune.ops.embedding_bag import FORWARD
 from autotune.ops.timing import Recorder
 from autotune.perf.breakdown import parts_by_pass
-from autotune.perf.estimate import Estimate, OperatorEstimate, estimate
-from autotune.perf.roofline import BARE, Hardware, verdict
+from autotune.perf.ceilings import per_rank
+from autotune.perf.estimate import estimate
+from autotune.perf.roofline import Hardware
+from autotune.perf.rows import apart_notes, collective_row, imbalance, operator_row, prediction_of, slowest_notes, state_notes
 from autotune.perf.table import OTHER, OperatorTable
 from autotune.probe.drift import Drift, ceilings_now
+from autotune.probe.network import slowest_turn
+from autotune.ranks import group
+from autotune.ranks.lockstep import Lockstep
 
 _MIN_ROUNDS = 3
-_TOO_FAST = 1.4
-"""A share of a ceiling that asks for a word. The probe's rows always miss the caches; of a table four times their size random rows hit
-in a quarter of cases, which accounts for 4/3."""
-_ADDS_UP = 0.05
-"""How far the sum of the rows may lie from the iteration, as a share of it."""
+_ALONE_ROUNDS = 5
+_SHOWN_RANKS = 64
+"""Ranks in the timeline; nobody looks at more rows."""
 
 
-class Steps(Protocol):
-    """What is timed: a `DLRM`, or ranks in lockstep."""
+@dataclass(frozen=True)
+class RankReport:
+    """What one rank measured of the steps that count."""
 
-    @property
-    def recorder(self) -> Recorder: ...
+    row: RankRow
+    passes_s: list[dict[str, float]]
+    """Seconds by pass of each step."""
+    works: Mapping[str, Work]
+    parts: Mapping[str, TimeParts]
+    spans: tuple[TimedSpan, ...]
+    """When the passes of a typical step ran."""
 
-    def step(self, batch: Batch) -> float: ...
 
+def profile_passes(
+    lockstep: Lockstep,
+    profile: Profile,
+    *,
+    ranks_on_host: int = 1,
+    rounds: int = 20,
+    budget_s: float | None = None,
+    progress: Progress = NO_PROGRESS,
+) -> OperatorTable:
+    """Train for some iterations and tell where their time went. Rank 0 calls it; the others follow.
 
-def timed_spans(recorder: Recorder, back: int, rank: int = 0) -> tuple[TimedSpan, ...]:
-    """When every pass ran, `back` steps ago; the oldest step that is kept where that is longer ago."""
-    spans = recorder.history[-min(back, len(recorder.history))] if recorder.history else ()
-    first = min((begin for _, begin, _ in spans), default=0.0)
-    return tuple(
-        TimedSpan(rank=rank, operator=key, begin_s=round(begin - first, 9), end_s=round(end - first, 9)) for key, begin, end in spans
+    The rows are those of the slowest rank. The row of a transfer shows what the rank waited for it (exposed). What it takes alone, measured
+    afterwards, less that, was hidden.
+
+    Args:
+        lockstep: Trained in place.
+        profile: Ceilings of this machine, with the network of several ranks.
+        ranks_on_host: Ranks among which the machine's ceilings are shared.
+        rounds: Iterations that count, at most.
+        budget_s: Wall seconds; ends the rounds and their repetition earlier, but not before three.
+
+    Raises:
+        InputError: as `timed_steps`.
+    """
+    several, threads = lockstep.ranks > 1, lockstep.config.threads
+    monitor = NoiseMonitor(cpus=lockstep.machine.allowed_cpus if lockstep.machine else None)
+    drift = None if several else Drift(profile, threads)
+    observers = (monitor,) if drift is None else (drift, monitor)
+    steps, notes = timed_steps(lockstep, observers, rounds=rounds, budget_s=budget_s, progress=progress)
+    reports = lockstep.everywhere(report_ranks, steps.passes_s, steps.back, steps.typical)
+    collectives = lockstep.dlrm.schedule.collectives
+    alone = lockstep.everywhere(time_collectives, collectives, _ALONE_ROUNDS) if collectives else {}
+    state = drift.state if drift else None
+    ceilings = ceilings_now(per_rank(profile.ceilings, ranks_on_host), state)
+    hardware = Hardware.of(profile, threads, lockstep.model.dtype, ranks_on_host)
+    predicted = estimate(lockstep.model, profile, lockstep.config, sockets=lockstep.ranks, ranks_on_host=ranks_on_host)
+    predictions = {each.key: prediction_of(each) for each in predicted.operators}
+    iteration = Samples(tuple(steps.iterations_s)).to_interval()
+    slowest = max(reports, key=lambda report: report.row.compute_s)
+    ranks = tuple(report.row for report in reports) if several else ()
+    rows = []
+    for key, samples in samples_by_pass(steps.iterations_s, slowest.passes_s).items():
+        time_s, work = samples.to_interval(), slowest.works.get(key)
+        if key in alone and work is not None:
+            row = collective_row(work, key, time_s, alone[key].median_s, iteration.median, ceilings, threads, profile.network)
+        else:
+            row = operator_row(work, key, time_s, iteration.median, ceilings, threads, slowest.parts.get(key), hardware)
+        uneven = imbalance([rank.passes_s.get(key, 0.0) for rank in ranks]) if key != OTHER else None
+        rows.append(row.model_copy(update={"imbalance": uneven, "predicted": predictions.get(key)}))
+    notes = profile.warnings + notes + state_notes(state, profile) + apart_notes(rows, iteration, profile)
+    return OperatorTable(
+        model=lockstep.model.name,
+        data=lockstep.description,
+        minibatch=lockstep.minibatch,
+        threads=threads,
+        iteration_s=iteration,
+        rows=tuple(rows),
+        notes=notes + (slowest_notes(ranks, collectives) if several else ()),
+        ranks=ranks,
+        predicted=predicted.iteration,
+        timeline=tuple(span for report in reports[:_SHOWN_RANKS] for span in report.spans),
+        state=state,
     )
 
 
-def timed_parts(recorder: Recorder, back: Sequence[int]) -> dict[str, TimeParts]:
-    """Where the time of every pass went in the steps so far back, as far as they are kept."""
-    kept = [one for one in back if one <= len(recorder.history)]
-    steps = []
-    for one in kept:
-        times_s: dict[str, float] = {}
-        for key, begin, end in recorder.history[-one]:
-            times_s[key] = times_s.get(key, 0.0) + end - begin
-        steps.append((times_s, recorder.teams[-one]))
-    return parts_by_pass(steps)
-
-
 def timed_steps(
-    dlrm: Steps,
-    source: BatchSource,
+    lockstep: Lockstep,
     observers: Sequence[Observer],
     *,
     rounds: int,
@@ -90,16 +138,16 @@ def timed_steps(
 
     def next_batch() -> None:
         number = next(numbers)
-        current.append((number, source.batch(number)))
+        current.append((number, lockstep.batch(number)))
 
     def step() -> None:
         number, batch = current[0]
         try:
-            dlrm.step(batch)
+            lockstep.step(batch)
         except IndexError as error:
-            raise InputError(f"{error} ({source.description}: batch {number})") from error
+            raise InputError(f"{error} ({lockstep.description}: batch {number})") from error
 
-    passes = PassTimes(dlrm.recorder, watched=True)
+    passes = PassTimes(lockstep.recorder, watched=True)
     progress.phase("measuring operators", rounds)
     measured = run_rounds(
         {"step": timed(step)},
@@ -113,141 +161,70 @@ def timed_steps(
     return passes, measured.notes
 
 
-def samples_by_pass(iterations_s: Sequence[float], passes_s: Sequence[dict[str, float]]) -> dict[str, Samples]:
-    """Times of every pass, and of what is left of each iteration, which comes last."""
-    found: dict[str, list[float]] = {}
-    for taken, times in zip(iterations_s, passes_s, strict=True):
-        for key, value in (times | {OTHER: taken - sum(times.values())}).items():
-            found.setdefault(key, []).append(max(0.0, value))
-    return {key: Samples(tuple(values)) for key, values in sorted(found.items(), key=lambda item: item[0] == OTHER)}
-
-
-def measure(
-    dlrm: DLRM,
-    source: BatchSource,
-    profile: Profile,
-    *,
-    rounds: int = 20,
-    budget_s: float | None = None,
-    progress: Progress = NO_PROGRESS,
-    data: DataSpec | None = None,
-) -> OperatorTable:
-    """Train for some iterations and tell where their time went.
+def report_ranks(lockstep: Lockstep, passes_s: list[dict[str, float]], back: Sequence[int], typical: int) -> list[RankReport]:
+    """Task: what every rank measured.
 
     Args:
-        dlrm: trained in place.
-        source: of the batches.
-        profile: gives the ceilings of this machine.
-        rounds: iterations that count, at most.
-        budget_s: wall seconds; ends the rounds and their repetition earlier, but not before three.
-        data: what `source` draws from, for the prediction; None takes the model's own.
-
-    Raises:
-        InputError: as `timed_steps`.
+        passes_s: Seconds by pass of rank 0's steps; the other ranks have recorded their own.
+        back: Places of the steps that count from the end; the last step is 1.
+        typical: Place of the step to show.
     """
-    monitor = NoiseMonitor(cpus=profile.fingerprint.topology.allowed_cpus)
-    drift = Drift(profile, dlrm.config.threads)
-    steps, notes = timed_steps(dlrm, source, (drift, monitor), rounds=rounds, budget_s=budget_s, progress=progress)
-    ceilings = ceilings_now(profile.ceilings, drift.state)
-    hardware = Hardware.of(profile, dlrm.config.threads, dlrm.model.dtype)
-    iteration = Samples(tuple(steps.iterations_s)).to_interval()
-    works = dlrm.schedule_on(data).works
-    parts = timed_parts(dlrm.recorder, steps.back)
-    rows = [
-        operator_row(
-            works.get(key), key, samples.to_interval(), iteration.median, ceilings, dlrm.config.threads, parts.get(key), hardware
-        )
-        for key, samples in samples_by_pass(steps.iterations_s, [steps.passes_s[i] for i in steps.counted]).items()
-    ]
-    workload = dlrm.model if data is None else dlrm.model.model_copy(update={"data": data})
-    return beside(
-        OperatorTable(
-            model=dlrm.model.name,
-            data=source.description,
-            minibatch=dlrm.model.minibatch,
-            threads=dlrm.config.threads,
-            iteration_s=iteration,
-            rows=tuple(rows),
-            notes=profile.warnings + notes + _of_state(drift.state, profile) + doubts(rows, iteration, profile),
-            timeline=timed_spans(dlrm.recorder, steps.typical),
-            state=drift.state,
-        ),
-        estimate(workload, profile, dlrm.config),
+    dlrm, recorded_s = lockstep.dlrm, passes_s if lockstep.rank == 0 else lockstep.take_recorded()
+    counted_s = [recorded_s[-place] for place in back]
+    medians_s = {
+        key: statistics.median(times_s.get(key, 0.0) for times_s in counted_s) for key in dict.fromkeys(itertools.chain(*counted_s))
+    }
+    collectives = dlrm.schedule.collectives
+    forward, tables = dlrm.schedule.works.get(FORWARD), dlrm.partition.tables if dlrm.partition else ()
+    row = RankRow(
+        rank=lockstep.rank,
+        compute_s=sum(time_s for key, time_s in medians_s.items() if key not in collectives),
+        waiting_s=sum(time_s for key, time_s in medians_s.items() if key in collectives),
+        tables=sum(dlrm.rank in placement.ranks for placement in tables),
+        memory_bytes=sum(4 * bags.rows[t] * bags.dim for _, bags, t in dlrm.parts()),
+        lookups=sum(rows.touched for rows in forward.rows) if forward else 0,
+        passes_s=medians_s,
+    )
+    parts, spans = timed_parts(lockstep.recorder, back), timed_spans(lockstep.recorder, typical, lockstep.rank)
+    return group.gather(RankReport(row, counted_s, dict(dlrm.schedule.works), parts, spans))
+
+
+def time_collectives(lockstep: Lockstep, keys: tuple[str, ...], rounds: int, share: float = 1.0) -> dict[str, Samples]:
+    """Task: times of each transfer of a step with nothing beside it, of the slowest rank.
+
+    Args:
+        share: Of the bytes that travel.
+    """
+    turns = {key: slowest_turn(lockstep.dlrm.transfer(key, share)) for key in keys}
+    samples = run_rounds(turns, max_rounds=rounds, warmup=0).samples
+    lockstep.recorder.take()
+    return samples
+
+
+def timed_spans(recorder: Recorder, back: int, rank: int = 0) -> tuple[TimedSpan, ...]:
+    """When every pass ran, `back` steps ago; the oldest step that is kept where that is longer ago."""
+    spans = recorder.history[-min(back, len(recorder.history))] if recorder.history else ()
+    first = min((begin for _, begin, _ in spans), default=0.0)
+    return tuple(
+        TimedSpan(rank=rank, operator=key, begin_s=round(begin - first, 9), end_s=round(end - first, 9)) for key, begin, end in spans
     )
 
 
-def beside(table: OperatorTable, predicted: Estimate) -> OperatorTable:
-    """The table with what was predicted beside what was measured; of a transfer it is what is exposed."""
-    of = {one.key: one for one in predicted.operators}
-    rows = tuple(
-        row.model_copy(update={"predicted": _shown(of[row.operator])}) if row.operator in of else row for row in table.rows
-    )
-    return replace(table, rows=rows, predicted=predicted.iteration)
+def timed_parts(recorder: Recorder, back: Sequence[int]) -> dict[str, TimeParts]:
+    """Where the time of every pass went in the steps so far back, as far as they are kept."""
+    steps = []
+    for place in (place for place in back if place <= len(recorder.history)):
+        times_s: dict[str, float] = {}
+        for key, begin, end in recorder.history[-place]:
+            times_s[key] = times_s.get(key, 0.0) + end - begin
+        steps.append((times_s, recorder.teams[-place]))
+    return parts_by_pass(steps)
 
 
-def _shown(one: OperatorEstimate) -> Prediction:
-    """Of a transfer the part that is waited for, its interval in proportion."""
-    if one.lane == "compute" or not one.prediction.time_s:
-        return one.prediction
-    low, high = (one.exposed_s * bound / one.prediction.time_s for bound in (one.prediction.low_s, one.prediction.high_s))
-    return Prediction(low_s=low, time_s=one.exposed_s, high_s=high, extrapolated=one.prediction.extrapolated)
-
-
-def _of_state(state: MachineState | None, profile: Profile) -> tuple[str, ...]:
-    """Which ceilings were not what the profile says."""
-    if state is None:
-        return ()
-    named = {"memory": state.memory, "random rows": state.rows, "arithmetic": state.compute}
-    told = [f"{name} {ratio:.0%}" for name, ratio in named.items() if differs(ratio)]
-    if not told:
-        return ()
-    what = f"beside the measurement the machine gave of what the probe found ({profile.created}): {', '.join(told)}"
-    return (f"{what}: other programs, another clock, or a busy host; shares of ceilings are of what there was",)
-
-
-def doubts(rows: Sequence[MeasuredPass], iteration: Interval, profile: Profile) -> tuple[str, ...]:
-    """What a reader should know about rows that do not fit each other, or the profile."""
-    notes: tuple[str, ...] = ()
-    apart = sum(row.time_s.median for row in rows) / iteration.median - 1.0
-    if abs(apart) > _ADDS_UP:
-        notes += (f"the rows' medians add up to {1 + apart:.0%} of the iteration's: rounds differed too much; measure longer",)
-    highest = max(rows, key=lambda row: max(row.fractions.values(), default=0.0))
-    reached = max(highest.fractions.values(), default=0.0)
-    if reached > _TOO_FAST:
-        notes += (
-            f"{highest.operator} reached {reached:.0%} of its ceiling: the machine was slower when it was probed ({profile.created}), or "
-            "much of the data came from a cache; if other rows pass 100 % too, run autotune probe --refresh when it is quiet",
-        )
-    return notes
-
-
-def operator_row(
-    work: Work | None,
-    key: str,
-    time_s: Interval,
-    iteration_s: float,
-    ceilings: Ceilings,
-    threads: int,
-    parts: TimeParts | None = None,
-    hardware: Hardware = BARE,
-) -> MeasuredPass:
-    """One pass against its ceilings; without a `work` there is nothing to hold it against."""
-    if work is None:
-        detail = "outside every operator: Python between the passes"
-        return MeasuredPass(operator=key, time_s=time_s, share=time_s.median / iteration_s, fractions={}, binder="none", detail=detail)
-    # Within a step an operator reads what the one before has just written.
-    found = verdict(work, time_s.median, ceilings, threads, warm=True, parts=parts, hardware=hardware)
-    return MeasuredPass(
-        operator=key,
-        time_s=time_s,
-        share=time_s.median / iteration_s,
-        flops=work.flops,
-        bytes=work.bytes,
-        fractions=found.fractions,
-        binder=found.binder,
-        detail=found.detail,
-        access=work.access,
-        row_traffic_bytes=work.row_traffic_bytes,
-        parallel_regions=work.parallel_regions,
-        parts=parts,
-    )
+def samples_by_pass(iterations_s: Sequence[float], passes_s: Sequence[dict[str, float]]) -> dict[str, Samples]:
+    """Times of every pass, and of what is left of each iteration, which comes last."""
+    samples: dict[str, list[float]] = {}
+    for iteration_s, times_s in zip(iterations_s, passes_s, strict=True):
+        for key, time_s in (times_s | {OTHER: iteration_s - sum(times_s.values())}).items():
+            samples.setdefault(key, []).append(max(0.0, time_s))
+    return {key: Samples(tuple(times_s)) for key, times_s in sorted(samples.items(), key=lambda item: item[0] == OTHER)}

@@ -8,19 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Protocol
 
 import torch
 
 from autotune.bench.progress import NO_PROGRESS, Progress
 from autotune.bench.rounds import run_rounds, timed
 from autotune.bench.samples import ratio
-from autotune.config.knobs import FixedKnobs, Knobs, RunConfig
+from autotune.config.knobs import FixedKnobs, Knobs
 from autotune.config.tuned import Interval
-from autotune.data.batches import BatchSource
-from autotune.ops.base import Case, Operator
+from autotune.ops.base import Case
 from autotune.perf.counters_check import Witness
+from autotune.perf.measure import time_collectives
 from autotune.perf.table import OperatorTable, Perturbation
+from autotune.ranks import group
+from autotune.ranks.lockstep import Lockstep
 
 WARM_GAIN = 1.25
 """A gain from residence above which memory mattered. A compute-bound GEMM at its ceiling gains up to about 1.1 by streaming nothing."""
@@ -31,39 +32,52 @@ _FEWER_BYTES_GAIN = 1.5
 """Half-way between a transfer that is all latency and one that is all bytes, when half of them go."""
 
 
-class Perturbable(Protocol):
-    """What perturbing needs of a DLRM."""
-
-    @property
-    def config(self) -> RunConfig: ...
-
-    def operators(self, source: BatchSource) -> list[Operator]: ...
+_COLLECTIVE_ROUNDS = 15
 
 
-def unwitnessed() -> tuple[str, ...]:
-    """A note where the hardware's counters cannot be a second witness."""
-    absent = Witness().absent
-    return (f"no hardware counters here ({absent}): verdicts are tested by perturbation alone",) if absent else ()
+def prove_passes(lockstep: Lockstep, table: OperatorTable, cache_bytes: int, progress: Progress = NO_PROGRESS) -> OperatorTable:
+    """The table with its verdicts tested: passes of the slowest rank, transfers with half their bytes. Rank 0 calls it.
+
+    Args:
+        table: As `profile_passes` measured it.
+        cache_bytes: Bytes that the threads of one rank can fill.
+    """
+    if lockstep.ranks == 1:
+        tested, absent = perturb(lockstep, table, cache_bytes=cache_bytes, progress=progress), Witness().absent
+        unwitnessed = (f"no hardware counters here ({absent}): verdicts are tested by perturbation alone",) if absent else ()
+        return replace(table, perturbations=tuple(tested), notes=table.notes + unwitnessed)
+    progress.phase("perturbing operators", None)
+    slowest = max(table.ranks, key=lambda rank: rank.compute_s).rank
+    tested = lockstep.everywhere(perturb_ranks, table, cache_bytes)[slowest]
+    sent = {row.operator: row.binder for row in table.rows if row.bytes_sent}
+    keys = lockstep.dlrm.schedule.collectives
+    whole, half = (lockstep.everywhere(time_collectives, keys, _COLLECTIVE_ROUNDS, share) for share in (1.0, 0.5))
+    tested += [judge_transfer(key, sent[key], ratio(whole[key], half[key])) for key in keys if key in sent]
+    return replace(table, perturbations=tuple(tested))
+
+
+def perturb_ranks(lockstep: Lockstep, table: OperatorTable, cache_bytes: int) -> list[list[Perturbation]]:
+    """Task: every rank perturbs its own passes at the same time, so that each meets the memory traffic of the others."""
+    return group.gather(perturb(lockstep, table, cache_bytes=cache_bytes))
 
 
 def perturb(
-    dlrm: Perturbable, source: BatchSource, table: OperatorTable, *, cache_bytes: int, rounds: int = 7, progress: Progress = NO_PROGRESS
+    lockstep: Lockstep, table: OperatorTable, *, cache_bytes: int, rounds: int = 7, progress: Progress = NO_PROGRESS
 ) -> list[Perturbation]:
-    """Perturb every operator pass of `table` that runs alone.
+    """Perturb every operator pass of `table` that runs alone on this rank. The weights keep their values.
 
     Args:
-        dlrm: gives the passes and their knobs; its weights keep their values.
-        source: of the look-ups.
-        table: holds the verdicts.
-        cache_bytes: of all caches that the threads can fill: a warm case larger than this is not resident.
-        rounds: interleaved rounds for each pass.
+        table: Holds the verdicts.
+        cache_bytes: Size of all caches that the threads can fill: a warm case larger than this is not resident.
+        rounds: Interleaved rounds for each pass.
     """
     verdicts = {row.operator: row.binder for row in table.rows}
-    operators = [operator for operator in dlrm.operators(source) if operator.key in verdicts and operator.runs_alone]
-    threads, found, witness = dlrm.config.threads, [], Witness()
+    operators = [operator for operator in lockstep.operators() if operator.key in verdicts and operator.runs_alone]
+    config, witness, perturbations = lockstep.config, Witness(), []
+    threads = config.threads
     progress.phase("perturbing operators", len(operators))
     for operator in operators:
-        knobs = dlrm.config.operators.get(operator.key, FixedKnobs())
+        knobs = config.operators.get(operator.key, FixedKnobs())
         cold, warm = operator.case(seed=1), operator.case(seed=1, warm=True)
         half = max(1, threads // 2)
         candidates = {"cold": _call(cold, knobs, threads), "warm": _call(warm, knobs, threads)}
@@ -79,10 +93,10 @@ def perturb(
         judged = _judge(operator.key, binder, gain, loss, threads / half, size_bytes <= cache_bytes)
         testimony = witness.of(candidates["cold"], binder, size_bytes)
         if testimony is not None:
-            judged = replace(judged, counters=testimony.detail, counters_agree=testimony.agrees)
-        found.append(judged)
+            judged = replace(judged, counters=testimony[1], counters_agree=testimony[0])
+        perturbations.append(judged)
         progress.advance(1, operator.key)
-    return found
+    return perturbations
 
 
 def _call(case: Case, knobs: Knobs, threads: int) -> Callable[[], None]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from autotune.config.model import DataSpec, Model, Table
+from autotune.config.model import Model
+from autotune.probe.calibrate import Shape
 
 _DIMS = (16, 32, 48, 64, 96, 128, 256)
 _MINIBATCHES = (128, 8192)
@@ -30,23 +31,11 @@ def random_model(seed: int, number: int, limit_bytes: float) -> Model:
     while True:
         dim, minibatch = int(rng.choice(_DIMS)), between(*_MINIBATCHES)
         bottom = (between(8, 1024), *(between(*_WIDTHS) for _ in range(rng.integers(0, 3))), dim)
-        top = (*(between(*_WIDTHS) for _ in range(rng.integers(1, 4))), 1)
+        top = tuple(between(*_WIDTHS) for _ in range(rng.integers(1, 4)))
         count = between(2, 32)
         kinds = [(between(*_ROWS), between(*_POOLINGS)) for _ in range(rng.integers(1, 4))]
-        tables = [kinds[i % len(kinds)] for i in range(count)]
-        size = sum(rows for rows, _ in tables) * dim * 4
-        cut = min(1.0, limit_bytes / size)
-        data = DataSpec(distribution="zipf", alpha=round(float(rng.uniform(0.6, 1.3)), 2)) if rng.random() < 0.4 else DataSpec()
-        model = Model(
-            schema=1,
-            name=f"random-{seed}-{number}",
-            source="drawn at random",
-            description="no published model",
-            minibatch=minibatch,
-            bottom_mlp=bottom,
-            top_mlp=top,
-            data=data,
-            tables=tuple(Table(rows=max(2, int(rows * cut)), dim=dim, pooling=pooling) for rows, pooling in tables),
-        )
+        tables = tuple((*kinds[i % len(kinds)], 1) for i in range(count))
+        alpha = round(float(rng.uniform(0.6, 1.3)), 2) if rng.random() < 0.4 else 0.0
+        model = Shape(minibatch, bottom, top, tables, alpha).model(f"random-{seed}-{number}", "drawn at random", limit_bytes)
         if model.lookups_per_iteration <= _MAX_LOOKUPS and 6e-9 * minibatch * model.dense_parameters <= _MAX_GFLOP:
             return model

@@ -65,8 +65,8 @@ class OperatorTable:
     @property
     def agreement(self) -> tuple[int, int, int]:
         """Verdicts put to the test: those that agree with what perturbing showed, those that contradict it, those that it cannot tell."""
-        told = [one.agrees for one in self.perturbations]
-        return told.count(True), told.count(False), told.count(None)
+        answers = [perturbation.agrees for perturbation in self.perturbations]
+        return answers.count(True), answers.count(False), answers.count(None)
 
     def frame(self) -> pd.DataFrame:
         """One line per row, as `bench.frames.frame_of` lays it out."""

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Protocol
 
 import torch
 
 from autotune.bench.rounds import Turn, run_rounds, timed
-from autotune.config.knobs import RunConfig
 from autotune.config.measured import HOT_ROWS, TableUse
 from autotune.config.profile import Ceilings
-from autotune.data.batches import BatchSource
 from autotune.ops.embedding_bag import FORWARD, UPDATE
 from autotune.ops.embedding_tables import Strategy
 from autotune.ops.table_alone import TableAlone
@@ -23,28 +20,22 @@ _ROUNDS = 9
 _LEAST_ROUNDS = 3
 
 
-class HasTables(Protocol):
-    """One rank's model."""
-
-    @property
-    def config(self) -> RunConfig: ...
-
-    def tables_alone(self, source: BatchSource) -> list[TableAlone]: ...
+def tables_of_ranks(lockstep: Lockstep, ceilings: Ceilings, budget_s: float) -> list[TableUse]:
+    """Task: every rank measures its own at the same time, so that each meets the memory traffic of the others. Every rank's."""
+    return [use for uses in group.gather(measure_tables(lockstep, ceilings, budget_s)) for use in uses]
 
 
-def measure_tables(
-    dlrm: HasTables, source: BatchSource, ceilings: Ceilings, *, budget_s: float | None = None, rank: int = 0
-) -> tuple[TableUse, ...]:
-    """Time every table's passes in interleaved rounds under the knobs in force. A table without look-ups is left out.
+def measure_tables(lockstep: Lockstep, ceilings: Ceilings, budget_s: float) -> tuple[TableUse, ...]:
+    """Time the passes of every table of this rank in interleaved rounds under the knobs in force; those without look-ups are left out.
 
     Each finds the caches full of the others, as in a step. Not a bit of a table changes.
 
     Args:
-        ceilings: what this rank meets.
-        budget_s: wall seconds; ends the rounds earlier, but not before three.
+        ceilings: What this rank meets.
+        budget_s: Wall seconds; ends the rounds earlier, but not before three.
     """
-    config = dlrm.config
-    tables = [table for table in dlrm.tables_alone(source) if table.indices.numel()]
+    config = lockstep.config
+    tables = [table for table in lockstep.dlrm.tables_alone(lockstep.source) if table.indices.numel()]
     if not tables:
         return ()
     # A step calls all tables at once, so what a call without look-ups takes is taken off every table's time.
@@ -61,14 +52,13 @@ def measure_tables(
         return max(0.0, median_s[f"{name} {key}"] - median_s[f"idle {key}"])
 
     return tuple(
-        table_use(table, alone_s(str(i), FORWARD), alone_s(str(i), UPDATE), ceilings, config.threads, rank)
+        table_use(table, alone_s(str(i), FORWARD), alone_s(str(i), UPDATE), ceilings, config.threads, lockstep.rank)
         for i, table in enumerate(tables)
     )
 
 
 def table_use(table: TableAlone, forward_s: float, update_s: float, ceilings: Ceilings, threads: int, rank: int) -> TableUse:
     """The record of one table: its look-ups counted, its times beside their ceilings."""
-    forward, update = table.forward.work(), table.update.work()
     unique, counts = torch.unique(table.indices.long(), return_counts=True)
     hot = min(HOT_ROWS, len(counts))
     lookups = int(table.indices.numel())
@@ -90,13 +80,7 @@ def table_use(table: TableAlone, forward_s: float, update_s: float, ceilings: Ce
         modulo_load=load("race_free_modulo"),
         bucketed_load=load("bucketed"),
         forward_s=forward_s,
-        forward_ceiling_s=limits(forward, ceilings, threads, warm=True).bound_s,
+        forward_ceiling_s=limits(table.forward.work(), ceilings, threads, warm=True).bound_s,
         update_s=update_s,
-        update_ceiling_s=limits(update, ceilings, threads, warm=True).bound_s,
+        update_ceiling_s=limits(table.update.work(), ceilings, threads, warm=True).bound_s,
     )
-
-
-def tables_of_ranks(lockstep: Lockstep, ceilings: Ceilings, budget_s: float) -> list[TableUse]:
-    """Task: every rank measures its own at the same time, so that each meets the memory traffic of the others. Every rank's."""
-    mine = measure_tables(lockstep, lockstep, ceilings, budget_s=budget_s, rank=lockstep.rank)
-    return [use for uses in group.gather(mine) for use in uses]

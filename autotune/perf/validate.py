@@ -13,8 +13,9 @@ import itertools
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -22,12 +23,13 @@ from autotune.bench.noise import NoiseMonitor
 from autotune.bench.progress import NO_PROGRESS, Progress
 from autotune.bench.repetitions import TimedModel, fastest_passes, grouped, repetitions
 from autotune.config.calibration import CalibrationRun
-from autotune.config.knobs import RunConfig
 from autotune.config.model import Model, required_memory_bytes
 from autotune.config.profile import Profile, Topology
+from autotune.config.tuned import Prediction
 from autotune.dlrm.model import default_config, random_config
 from autotune.errors import InputError
-from autotune.perf.estimate import Estimate, estimate
+from autotune.ops.base import operator_of
+from autotune.perf.estimate import estimate
 from autotune.perf.predictor import Predictor, config_of
 from autotune.perf.random_models import random_model
 from autotune.probe.drift import Drift, as_probed
@@ -41,21 +43,16 @@ _TABLES_BYTES = 1.5e9
 _MEMORY_SHARE = 0.6
 
 
-@dataclass(frozen=True)
-class PassError:
-    """One pass of one model."""
+@dataclass(frozen=True, kw_only=True)
+class PredictionError:
+    """A prediction beside its measurement."""
 
     model: str
-    key: str
-    kind: str
     threads: int
     measured_s: float
     predicted_s: float
     inside: bool
     """Whether the measurement lies in the predicted interval."""
-    extrapolated: bool
-    apart: float = 0.0
-    """The slowest visit over the fastest one, less 1: what the machine itself is unsure about."""
     as_probed: bool = True
     """Whether streams, random rows and arithmetic were as the profile says before and after."""
 
@@ -65,27 +62,27 @@ class PassError:
         return self.predicted_s / self.measured_s - 1.0
 
 
-@dataclass(frozen=True)
-class IterationError:
+@dataclass(frozen=True, kw_only=True)
+class PassError(PredictionError):
+    """One pass of one model."""
+
+    key: str
+    kind: str
+    extrapolated: bool
+    apart: float = 0.0
+    """The slowest visit over the fastest one, less 1: what the machine itself is unsure about."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class IterationError(PredictionError):
     """One model's whole iteration."""
 
-    model: str
-    threads: int
     random: bool
     """Drawn by the seed; else named."""
-    measured_s: float
-    predicted_s: float
-    inside: bool
     drift: float
     """Reference models measured beside it, over what they took when the machine was probed."""
     disturbed: bool
     """Whether other programs ran beside it in spite of a repetition."""
-    as_probed: bool = True
-    """Whether streams, random rows and arithmetic were as the profile says before and after."""
-
-    @property
-    def error(self) -> float:
-        return self.predicted_s / self.measured_s - 1.0
 
     @property
     def error_without_drift(self) -> float:
@@ -139,7 +136,6 @@ def validate(
     budget_s: float = 120.0,
     available_bytes: int,
     progress: Progress = NO_PROGRESS,
-    clock: Callable[[], float] = time.monotonic,
 ) -> Validation:
     """Measure models and hold their predictions against them.
 
@@ -154,7 +150,7 @@ def validate(
     """
     if not profile.calibration:
         raise InputError(f"validating needs a profile with reference passes, got none ({profile.name}); run autotune probe --refresh")
-    end_s = clock() + budget_s
+    end_s = time.monotonic() + budget_s
     bench = _Bench(profile, topology)
     passes: list[PassError] = []
     iterations: list[IterationError] = []
@@ -164,26 +160,25 @@ def validate(
     fitting = [model for model in models if required_memory_bytes(model) <= 0.9 * available_bytes]
     notes += [f"{model.name} does not fit this machine's memory, and was left out" for model in models if model not in fitting]
     for group, random in _groups(fitting, seed, available_bytes):
-        if random and clock() >= end_s:
+        if random and time.monotonic() >= end_s:
             break
         for attempt in range(1 if random else _TRIES):  # a named model is wanted in the state of the profile
-            begin_s, before = clock(), bench.drift
-            measured = bench.visits(group, fewer=random)
-            progress.advance(clock() - begin_s, group[-1].name)
-            if bench.as_probed or attempt == _TRIES - 1 or clock() >= end_s:
+            begin_s, before = time.monotonic(), bench.drift
+            measured = bench.visits(group, random)
+            progress.advance(time.monotonic() - begin_s, group[-1].name)
+            if bench.as_probed or attempt == _TRIES - 1 or time.monotonic() >= end_s:
                 break
         for visits in measured:
-            run = fastest_passes(visits)
-            found = list(bench.passes(run, visits))
-            least_s = LEAST_SHARE * run.iteration_s
-            passes += [one for one in found if one.measured_s >= least_s]
-            left_out += sum(one.measured_s < least_s for one in found)
-            iterations.append(bench.iteration(run, random, before))
+            iteration, model_passes = bench.errors(visits, random, before)
+            worth_s = LEAST_SHARE * iteration.measured_s
+            passes += [each for each in model_passes if each.measured_s >= worth_s]
+            left_out += sum(each.measured_s < worth_s for each in model_passes)
+            iterations.append(iteration)
     if not passes:
         raise InputError(f"the budget must leave time for one model, got {budget_s:g} s and none measured; give more, for example 60s")
-    counted = [one for one in passes if one.as_probed]
+    counted = [each for each in passes if each.as_probed]
     if len(counted) < len(passes):
-        other = _summary("", [one for one in passes if not one.as_probed])
+        other = _summary("", [each for each in passes if not each.as_probed])
         notes.append(
             f"{other.count} passes were measured while the machine was another than probed, and are left out of the table: median error "
             f"{other.median:.1%}, 90th percentile {other.p90:.1%}"
@@ -191,8 +186,8 @@ def validate(
     if not counted:
         notes.append("the machine never was as probed, so the table is of another state than the profile's: --refresh probes it first")
         counted = passes
-    kinds = [_summary(kind, [one for one in counted if one.kind == kind]) for kind in dict.fromkeys(one.kind for one in counted)]
-    drawn = [one for one in iterations if one.random and (one.as_probed or counted is passes)]
+    kinds = [_summary(kind, [each for each in counted if each.kind == kind]) for kind in dict.fromkeys(each.kind for each in counted)]
+    drawn = [each for each in iterations if each.random and (each.as_probed or counted is passes)]
     return Validation(
         profile=profile.name,
         created=profile.created,
@@ -200,7 +195,7 @@ def validate(
         kinds=(*kinds, _summary("all passes", counted)),
         iterations=tuple(iterations),
         random=_summary("iterations", drawn) if drawn else None,
-        drift=statistics.geometric_mean([one.drift for one in iterations]) if iterations else bench.drift,
+        drift=statistics.geometric_mean([each.drift for each in iterations]),
         left_out=left_out,
         passes=tuple(passes),
         notes=tuple(notes),
@@ -215,16 +210,16 @@ def _groups(models: Sequence[Model], seed: int, available_bytes: int) -> Iterato
         yield [random_model(seed, number, limit_bytes) for number in range(first, first + _TOGETHER)], True
 
 
-def _summary(kind: str, errors: Sequence[PassError] | Sequence[IterationError]) -> ErrorSummary:
-    values = np.array([one.error for one in errors])
-    sizes, apart = np.abs(values), [one.apart for one in errors if isinstance(one, PassError)]
+def _summary(kind: str, errors: Sequence[PredictionError]) -> ErrorSummary:
+    values = np.array([each.error for each in errors])
+    sizes, apart = np.abs(values), [each.apart for each in errors if isinstance(each, PassError)]
     return ErrorSummary(
         kind=kind,
         count=len(errors),
         median=float(np.median(sizes)),
         p90=float(np.quantile(sizes, 0.9)),
         bias=float(np.median(values)),
-        inside=sum(one.inside for one in errors) / len(errors),
+        inside=sum(each.inside for each in errors) / len(errors),
         apart=float(np.median(apart)) if apart else 0.0,
         apart_p90=float(np.quantile(apart, 0.9)) if apart else 0.0,
     )
@@ -238,7 +233,7 @@ class _Bench:
         self.predictor = Predictor(profile)
         self.monitor = NoiseMonitor(topology.allowed_cpus)
         most = max(run.threads for run in profile.calibration)
-        usual: dict[str, CalibrationRun] = {}  # of each model the first: at its defaults
+        usual: dict[str, CalibrationRun] = {}  # the first run of each model
         for run in profile.calibration:
             if run.threads == most and run.huge_pages:
                 usual.setdefault(run.model.name, run)
@@ -248,69 +243,61 @@ class _Bench:
         self._machine_drift = Drift(profile, most)
         self.as_probed = True
         """Whether the machine was, before and after the last models, as when it was probed."""
-        self._drift = self._drift_now()
+        self.drift = self._drift_now()
+        """Reference models after the last models, over what they took when the machine was probed."""
 
-    def _config(self, model: Model, threads: int, random_knobs: bool) -> RunConfig:
-        if random_knobs:
-            return random_config(model, self.topology, threads, f"{model.name} on {threads}")
-        return default_config(model, self.topology, threads)
-
-    def visits(self, models: Sequence[Model], fewer: bool) -> list[list[CalibrationRun]]:
+    def visits(self, models: Sequence[Model], random: bool) -> list[list[CalibrationRun]]:
         """Of every model with all cores, a run a visit.
 
         Args:
-            fewer: The models are drawn at random: their knobs are too, and the first one runs with half of the cores besides.
+            random: The models are drawn at random: their knobs are too, and the first one runs with half of the cores besides.
         """
-        cores = self.topology.physical_cores
-        counts = [(cores, cores // 2) if fewer and i == 0 and cores > 1 else (cores,) for i in range(len(models))]
-        timed_models = [
-            TimedModel(model, [self._config(model, count, fewer) for count in threads], self.topology)
-            for model, threads in zip(models, counts, strict=True)
-        ]
+        cores, timed_models = self.topology.physical_cores, []
+        for i, model in enumerate(models):
+            counts = (cores, cores // 2) if random and i == 0 and cores > 1 else (cores,)
+            configs = [
+                random_config(model, self.topology, count, f"{model.name} on {count}")
+                if random
+                else default_config(model, self.topology, count)
+                for count in counts
+            ]
+            timed_models.append(TimedModel(model, configs, self.topology))
         before = self._machine_drift.look()
-        found = list(repetitions(timed_models, self.monitor))
+        runs = list(repetitions(timed_models, self.monitor))
         self.as_probed = as_probed(before, self._machine_drift.look())
         del timed_models
-        self._drift = self._drift_now()
-        return found
+        self.drift = self._drift_now()
+        return runs
 
     def _drift_now(self) -> float:
-        runs = [fastest_passes(runs) for runs in repetitions(self._beside, self.monitor)]
+        runs = [fastest_passes(visits) for visits in repetitions(self._beside, self.monitor)]
         ratios = [now.iteration_s / then.iteration_s for now, then in zip(runs, self._least, strict=True)]
         return statistics.geometric_mean(ratios) if ratios else 1.0
 
-    def passes(self, run: CalibrationRun, visits: Sequence[CalibrationRun]) -> Iterator[PassError]:
-        """Every pass of a run, with how far its visits lie apart."""
-        for one in self._estimate(run).operators:
-            measured_s = run.passes_s.get(one.key, 0.0)
+    def errors(self, visits: Sequence[CalibrationRun], random: bool, before: float) -> tuple[IterationError, list[PassError]]:
+        """The iteration of one model, whose drift is the mean of that before and after it, and every pass."""
+        run = fastest_passes(visits)
+        predicted = estimate(run.model, self.profile, config_of(run, self.topology), predictor=self.predictor)
+
+        def beside(measured_s: float, prediction: Prediction) -> dict[str, Any]:
+            inside = prediction.low_s <= measured_s <= prediction.high_s
+            place = {"model": run.model.name, "threads": run.threads, "as_probed": self.as_probed}
+            return place | {"measured_s": measured_s, "predicted_s": prediction.time_s, "inside": inside}
+
+        drift = math.sqrt(before * self.drift)
+        iteration = IterationError(**beside(run.iteration_s, predicted.iteration), random=random, drift=drift, disturbed=run.disturbed)
+        passes = []
+        for each in predicted.operators:
+            measured_s = run.passes_s.get(each.key, 0.0)
             if measured_s > 0:
-                found = one.prediction
-                inside = found.low_s <= measured_s <= found.high_s
-                kind = _kind(one.key)
-                times_s = [visit.passes_s[one.key] for visit in visits]
-                apart = max(times_s) / min(times_s) - 1.0 if min(times_s) > 0 else 0.0
-                yield PassError(
-                    run.model.name, one.key, kind, run.threads, measured_s, found.time_s, inside, bool(found.extrapolated), apart,
-                    self.as_probed,
-                )  # fmt: skip
-
-    def iteration(self, run: CalibrationRun, random: bool, before: float) -> IterationError:
-        """Of one run; the drift is the mean of that before and after it."""
-        found = self._estimate(run).iteration
-        inside = found.low_s <= run.iteration_s <= found.high_s
-        drift = math.sqrt(before * self._drift)
-        return IterationError(
-            run.model.name, run.threads, random, run.iteration_s, found.time_s, inside, drift, run.disturbed, self.as_probed
-        )
-
-    @property
-    def drift(self) -> float:
-        return self._drift
-
-    def _estimate(self, run: CalibrationRun) -> Estimate:
-        return estimate(run.model, self.profile, config_of(run, self.topology), predictor=self.predictor)
-
-
-def _kind(key: str) -> str:
-    """``top_mlp.0.backward_data`` -> ``mlp.backward_data``."""
-    return f"mlp.{key.rsplit('.', 1)[1]}" if "_mlp." in key else key
+                times_s, operator = [visit.passes_s[each.key] for visit in visits], operator_of(each.key)
+                passes.append(
+                    PassError(
+                        **beside(measured_s, each.prediction),
+                        key=each.key,
+                        kind=operator.kind if operator else each.key,
+                        extrapolated=bool(each.prediction.extrapolated),
+                        apart=max(times_s) / min(times_s) - 1.0 if min(times_s) > 0 else 0.0,
+                    )
+                )
+        return iteration, passes

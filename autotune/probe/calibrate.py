@@ -36,12 +36,13 @@ _GAIN_TABLES_BYTES = 1e7
 
 
 @dataclass(frozen=True)
-class _Shape:
-    """A reference model, and what is varied about it beside the threads."""
+class Shape:
+    """A made-up model, and what is varied about it beside the threads."""
 
     minibatch: int
     bottom: tuple[int, ...]
     top: tuple[int, ...]
+    """Without the last layer, of one output."""
     tables: tuple[tuple[int, int, int], ...]
     """Rows, pooling, count."""
     alpha: float = 0.0
@@ -51,72 +52,74 @@ class _Shape:
     strategies: tuple[str, ...] = ()
     """Also with these updates."""
 
+    def model(self, name: str, source: str, limit_bytes: float) -> Model:
+        """The model, its rows cut so that all tables take no more than `limit_bytes`."""
+        dim, tables = self.bottom[-1], []
+        cut = min(1.0, limit_bytes / (sum(rows * count for rows, _, count in self.tables) * dim * 4))
+        for rows, pooling, count in self.tables:
+            tables.append(Table(rows=max(2, int(rows * cut)), dim=dim, pooling=pooling, count=count))
+        return Model(
+            schema=1,
+            name=name,
+            source=source,
+            description="no published model",
+            minibatch=self.minibatch,
+            bottom_mlp=self.bottom,
+            top_mlp=(*self.top, 1),
+            data=DataSpec(distribution="zipf", alpha=self.alpha) if self.alpha else DataSpec(),
+            tables=tuple(tables),
+        )
+
 
 _ALL = ("race_free_range", "race_free_modulo", "bucketed")
 _SHAPES = (
     # Layers of whole panels and of ragged ones, wide and narrow, over short and long reductions.
-    _Shape(2048, (13, 512, 256, 64), (512, 256), ((100_000, 20, 8),), strategies=_ALL),
-    _Shape(2048, (250, 117, 32), (1000, 333), ((200_000, 1, 20),)),
-    _Shape(1024, (512, 512, 128), (1024, 1024, 512), ((40_000, 1, 26),)),
-    _Shape(512, (77, 256, 16), (128, 50), ((1_000_000, 40, 4),), small_pages=True),
-    _Shape(4096, (64, 52, 64), (211, 64), ((20_000, 4, 12),)),
-    _Shape(512, (1024, 1024, 256), (2048, 1024), ((50_000, 10, 16),), small_pages=True),
-    _Shape(256, (300, 201, 48), (700, 274), ((300_000, 30, 6),)),
-    _Shape(1024, (128, 1024, 128), (601, 200), ((30_000, 2, 26),), alpha=0.8),
-    _Shape(8192, (13, 90, 32), (128,), ((1_000, 3, 8),)),
-    _Shape(128, (512, 256, 64), (1024, 512, 256), ((200_000, 60, 8),)),
-    _Shape(4096, (512, 1024, 128), (1434, 52), ((400_000, 1, 2),)),
-    _Shape(1024, (2048, 512, 64), (512, 512), ((100_000, 50, 40),), strategies=_ALL),
-    _Shape(512, (200, 96), (900, 333), ((150_000, 12, 10),), alpha=1.2),
-    _Shape(256, (64, 387, 256), (873, 2048, 67), ((100_000, 5, 6),)),
-    _Shape(1400, (1286, 64, 16), (1140, 22), ((500_000, 8, 12),)),
-    _Shape(3000, (751, 32), (40, 300), ((500_000, 2, 3),), alpha=0.6),
+    Shape(2048, (13, 512, 256, 64), (512, 256), ((100_000, 20, 8),), strategies=_ALL),
+    Shape(2048, (250, 117, 32), (1000, 333), ((200_000, 1, 20),)),
+    Shape(1024, (512, 512, 128), (1024, 1024, 512), ((40_000, 1, 26),)),
+    Shape(512, (77, 256, 16), (128, 50), ((1_000_000, 40, 4),), small_pages=True),
+    Shape(4096, (64, 52, 64), (211, 64), ((20_000, 4, 12),)),
+    Shape(512, (1024, 1024, 256), (2048, 1024), ((50_000, 10, 16),), small_pages=True),
+    Shape(256, (300, 201, 48), (700, 274), ((300_000, 30, 6),)),
+    Shape(1024, (128, 1024, 128), (601, 200), ((30_000, 2, 26),), alpha=0.8),
+    Shape(8192, (13, 90, 32), (128,), ((1_000, 3, 8),)),
+    Shape(128, (512, 256, 64), (1024, 512, 256), ((200_000, 60, 8),)),
+    Shape(4096, (512, 1024, 128), (1434, 52), ((400_000, 1, 2),)),
+    Shape(1024, (2048, 512, 64), (512, 512), ((100_000, 50, 40),), strategies=_ALL),
+    Shape(512, (200, 96), (900, 333), ((150_000, 12, 10),), alpha=1.2),
+    Shape(256, (64, 387, 256), (873, 2048, 67), ((100_000, 5, 6),)),
+    Shape(1400, (1286, 64, 16), (1140, 22), ((500_000, 8, 12),)),
+    Shape(3000, (751, 32), (40, 300), ((500_000, 2, 3),), alpha=0.6),
     # Look-ups: what the layers take is short, so that more tables fit the time.
-    _Shape(2048, (16, 64), (57,), ((4_000_000, 8, 4),), small_pages=True),
-    _Shape(2048, (100, 64), (50,), ((1_000_000, 30, 4),), alpha=1.05, strategies=_ALL),
-    _Shape(512, (16, 128), (40,), ((1_000_000, 50, 2), (5_000, 20, 3))),
-    _Shape(4096, (16, 96), (40,), ((60_000, 3, 5),)),
-    _Shape(512, (16, 256), (40,), ((400_000, 25, 3),), alpha=0.9),
-    _Shape(1024, (16, 32), (40,), ((3_000_000, 60, 5),)),
-    _Shape(4096, (16, 16), (40,), ((10_000, 20, 10),)),
-    _Shape(256, (16, 128), (40,), ((30_000, 10, 30),), alpha=1.3),
-    _Shape(6000, (16, 48), (40,), ((2_000_000, 5, 6),), alpha=1.0),
+    Shape(2048, (16, 64), (57,), ((4_000_000, 8, 4),), small_pages=True),
+    Shape(2048, (100, 64), (50,), ((1_000_000, 30, 4),), alpha=1.05, strategies=_ALL),
+    Shape(512, (16, 128), (40,), ((1_000_000, 50, 2), (5_000, 20, 3))),
+    Shape(4096, (16, 96), (40,), ((60_000, 3, 5),)),
+    Shape(512, (16, 256), (40,), ((400_000, 25, 3),), alpha=0.9),
+    Shape(1024, (16, 32), (40,), ((3_000_000, 60, 5),)),
+    Shape(4096, (16, 16), (40,), ((10_000, 20, 10),)),
+    Shape(256, (16, 128), (40,), ((30_000, 10, 30),), alpha=1.3),
+    Shape(6000, (16, 48), (40,), ((2_000_000, 5, 6),), alpha=1.0),
     # Between what fits one core's cache and what fits none.
-    _Shape(1024, (16, 128), (40,), ((4_000, 30, 6),), strategies=_ALL),
-    _Shape(512, (16, 256), (40,), ((3_000, 12, 10),)),
-    _Shape(2048, (16, 64), (40,), ((12_000, 15, 6),)),
-    _Shape(700, (16, 96), (40,), ((30_000, 40, 4),), strategies=_ALL),
-    _Shape(1500, (16, 32), (40,), ((90_000, 25, 6),)),
-    _Shape(400, (16, 128), (40,), ((100_000, 20, 6),)),
-    _Shape(3000, (16, 96), (40,), ((1_500, 40, 1), (150_000, 3, 1)), strategies=_ALL),
-    _Shape(800, (16, 48), (40,), ((250_000, 3, 12),), alpha=0.85),
-    _Shape(256, (16, 256), (40,), ((300_000, 8, 3),)),
-    _Shape(5000, (16, 64), (40,), ((2_000, 2, 16),)),
-    _Shape(600, (16, 192), (40,), ((20_000, 25, 3),), alpha=1.1),
+    Shape(1024, (16, 128), (40,), ((4_000, 30, 6),), strategies=_ALL),
+    Shape(512, (16, 256), (40,), ((3_000, 12, 10),)),
+    Shape(2048, (16, 64), (40,), ((12_000, 15, 6),)),
+    Shape(700, (16, 96), (40,), ((30_000, 40, 4),), strategies=_ALL),
+    Shape(1500, (16, 32), (40,), ((90_000, 25, 6),)),
+    Shape(400, (16, 128), (40,), ((100_000, 20, 6),)),
+    Shape(3000, (16, 96), (40,), ((1_500, 40, 1), (150_000, 3, 1)), strategies=_ALL),
+    Shape(800, (16, 48), (40,), ((250_000, 3, 12),), alpha=0.85),
+    Shape(256, (16, 256), (40,), ((300_000, 8, 3),)),
+    Shape(5000, (16, 64), (40,), ((2_000, 2, 16),)),
+    Shape(600, (16, 192), (40,), ((20_000, 25, 3),), alpha=1.1),
 )
-_QUICK = (_Shape(64, (13, 32), (32,), ((1_000, 3, 3),)), _Shape(96, (24, 64), (48, 16), ((500, 1, 5),), alpha=1.05))
+_QUICK = (Shape(64, (13, 32), (32,), ((1_000, 3, 3),)), Shape(96, (24, 64), (48, 16), ((500, 1, 5),), alpha=1.05))
 
 
-def reference_models(limit_bytes: float, quick: bool = False) -> list[tuple[Model, _Shape]]:
+def reference_models(limit_bytes: float, quick: bool = False) -> list[tuple[Model, Shape]]:
     """The models, tables cut so that none takes more than `limit_bytes`."""
-    found = []
-    for i, shape in enumerate(_QUICK if quick else _SHAPES):
-        dim = shape.bottom[-1]
-        whole = sum(rows * count for rows, _, count in shape.tables) * dim * 4
-        cut = min(1.0, limit_bytes / whole)
-        model = Model(
-            schema=1,
-            name=f"reference-{i}",
-            source="made for calibration",
-            description="no published model",
-            minibatch=shape.minibatch,
-            bottom_mlp=shape.bottom,
-            top_mlp=(*shape.top, 1),
-            data=DataSpec(distribution="zipf", alpha=shape.alpha) if shape.alpha else DataSpec(),
-            tables=tuple(Table(rows=max(2, int(rows * cut)), dim=dim, pooling=each, count=count) for rows, each, count in shape.tables),
-        )
-        found.append((model, shape))
-    return found
+    shapes = _QUICK if quick else _SHAPES
+    return [(shape.model(f"reference-{i}", "made for calibration", limit_bytes), shape) for i, shape in enumerate(shapes)]
 
 
 def calibrate(
@@ -168,7 +171,7 @@ def calibrate(
                 again += [] if was_steady else [group]
     finally:
         torch.set_num_threads(before)
-    return tuple(run for of_model in runs.values() for run in of_model)
+    return tuple(run for runs_of_model in runs.values() for run in runs_of_model)
 
 
 def bf16_gain(topology: Topology, threads: int) -> float:
@@ -199,7 +202,7 @@ def bf16_gain(topology: Topology, threads: int) -> float:
     return ratio(samples["fp32"], samples["bf16"]).median
 
 
-def _variants(model: Model, shape: _Shape, topology: Topology, counts: Sequence[int]) -> Iterator[RunConfig]:
+def _variants(model: Model, shape: Shape, topology: Topology, counts: Sequence[int]) -> Iterator[RunConfig]:
     """Each number of threads with random knobs, the most of them with each strategy; last the other page size, since tables then move."""
     for count in counts:
         config = random_config(model, topology, count, f"{model.name} on {count}")

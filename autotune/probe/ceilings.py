@@ -15,7 +15,7 @@ import torch
 
 from autotune.bench.noise import NoiseMonitor
 from autotune.bench.progress import NO_PROGRESS, Progress
-from autotune.bench.rounds import EachRound, Measurement, Round, Turn, run_rounds, timed
+from autotune.bench.rounds import EachRound, Measurement, run_rounds, timed
 from autotune.bench.samples import WIDE_SPREAD
 from autotune.config.profile import DISTURBED_SHARE, Ceilings, ComputePoint, RowPoint, StreamPoint, TimePoint, Topology
 from autotune.errors import InputError
@@ -87,16 +87,16 @@ def measure_ceilings(
         # On several nodes the team that touches memory first decides where it lies.
         loops = loops_at(count, sizes, shared or Arrays(count))
         torch.set_num_threads(count)
-
-        def report(finished: Round) -> None:
-            progress.advance(float(finished.counts), f"{count} threads, round {finished.number} of {rounds}")
-
+        report = EachRound(
+            lambda finished: progress.advance(float(finished.counts), f"{count} threads, round {finished.number} of {rounds}")
+        )
         measured = run_rounds(
-            {_name(loop): _turn(loop) for loop in loops},
+            # The other loops drove the data of a warm one out of its cache, so an untimed call brings them back.
+            {_name(loop): timed(loop.call, before=loop.call if loop.warm else None) for loop in loops},
             max_rounds=rounds,
             budget_s=share_s - (time.perf_counter() - begin_s),
             enough_rounds=min(_ENOUGH_ROUNDS, rounds),
-            observers=(*observers, EachRound(report)),
+            observers=(*observers, report),
         )
         progress.advance(float(rounds - measured.counted), f"{count} threads")
         best = best_loops(loops, measured)
@@ -144,7 +144,7 @@ def best_loops(loops: Sequence[Loop], measured: Measurement) -> BestLoops:
     """
     busy = measured.disturbed > _BUSY_SHARE * len(measured.rounds)
     times_s = {
-        name: min(time_s for one in measured.rounds for time_s in one.times_s[name]) if busy else samples.median_s
+        name: min(time_s for each in measured.rounds for time_s in each.times_s[name]) if busy else samples.median_s
         for name, samples in measured.samples.items()
     }
     best: dict[Point, tuple[float, str]] = {}
@@ -183,11 +183,6 @@ def thread_counts(topology: Topology, threads: Sequence[int] | None = None) -> t
 
 def _name(loop: Loop) -> str:
     return f"{loop.point} {loop.variant}"
-
-
-def _turn(loop: Loop) -> Turn:
-    """A turn of a loop; the other loops drove the data of a warm one out of its cache, so an untimed call brings them back."""
-    return timed(loop.call, before=loop.call if loop.warm else None)
 
 
 def ceilings_of(best: Mapping[int, Mapping[Point, tuple[float, str]]]) -> Ceilings:

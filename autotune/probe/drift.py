@@ -56,8 +56,9 @@ class Drift(Observer):
         pool = kernels.allocate(_ARRAYS * stream_bytes // 4, True)
         kernels.fill_uniform(pool, 1.0, 2.0, 0, threads)
         self._arrays = list(pool.reshape(_ARRAYS, -1))
-        of_team = [point for point in ceilings.gather if point.threads == threads]
-        fitting = [point for point in of_team if stream_bytes <= point.working_set_bytes <= pool.nbytes]
+        fitting = [
+            point for point in ceilings.gather if point.threads == threads and stream_bytes <= point.working_set_bytes <= pool.nbytes
+        ]
         self._walks: list[Callable[[], None]] = []
         if fitting:
             point = min(fitting, key=lambda point: abs(point.row_bytes - _ROW_BYTES))
@@ -108,8 +109,8 @@ class Drift(Observer):
 
 
 def _state(ratios: Mapping[str, float]) -> MachineState:
-    told = {name: float(f"{ratio:.4g}") for name, ratio in ratios.items()}
-    return MachineState(memory=told["memory"], rows=told.get("rows", told["memory"]), compute=told["compute"])
+    rounded = {name: float(f"{ratio:.4g}") for name, ratio in ratios.items()}
+    return MachineState(memory=rounded["memory"], rows=rounded.get("rows", rounded["memory"]), compute=rounded["compute"])
 
 
 def as_probed(*states: MachineState | None) -> bool:

@@ -6,8 +6,6 @@ import os
 import socket
 import statistics
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import timedelta
 
 import psutil
@@ -27,8 +25,12 @@ def addresses() -> dict[str, tuple[str, ...]]:
     """Interfaces of this host that are up, with their IP addresses."""
     up = {name for name, state in psutil.net_if_stats().items() if state.isup}
     families = (socket.AF_INET, socket.AF_INET6)
-    found = {name: tuple(one.address for one in every if one.family in families) for name, every in psutil.net_if_addrs().items()}
-    return {name: of_name for name, of_name in sorted(found.items()) if name in up and of_name}
+    own = {
+        name: tuple(entry.address for entry in entries if entry.family in families)
+        for name, entries in sorted(psutil.net_if_addrs().items())
+        if name in up
+    }
+    return {name: numbers for name, numbers in own.items() if numbers}
 
 
 def hosts() -> int:
@@ -46,8 +48,7 @@ def rates(backend: str = "gloo") -> tuple[InterfaceRate, ...]:
     own = addresses()
     if hosts() > 1:
         own.pop("lo", None)  # leads nowhere from one host to the next
-    of_ranks = group.gather(list(own))
-    common = [name for name in own if all(name in names for names in of_ranks)]
+    common = set(own).intersection(*group.gather(list(own)))
     return tuple(InterfaceRate(name=name, bandwidth_bytes_per_s=_rate(name), used=False) for name in sorted(common))
 
 
@@ -56,31 +57,18 @@ def _rate(name: str) -> float | None:
     ranks = dist.get_world_size()
     data = torch.zeros(_BYTES // ranks * ranks, dtype=torch.uint8)
     out = torch.empty_like(data)
-    times, failed = [], ""
+    times, failed, before = [], "", os.environ.get(VARIABLE)
+    os.environ[VARIABLE] = name
     try:
-        with _variable(name):
-            subgroup = dist.new_group(backend="gloo", timeout=timedelta(seconds=_TIMEOUT_S))
+        subgroup = dist.new_group(backend="gloo", timeout=timedelta(seconds=_TIMEOUT_S))
         for _ in range(_ROUNDS + 1):
             begin_s = time.perf_counter()
             dist.all_to_all_single(out, data, group=subgroup)
             times.append(time.perf_counter() - begin_s)
     except (RuntimeError, ValueError) as error:
         failed = str(error).splitlines()[0]
-    told = group.gather((statistics.median(times[1:] or [0.0]), failed))
-    pairs = [pair for pair in told if isinstance(pair, tuple)]
-    if any(reason for _, reason in pairs):
-        return None
-    return float(data.numel() * (ranks - 1) / ranks / max(slowest for slowest, _ in pairs))
-
-
-@contextmanager
-def _variable(name: str) -> Iterator[None]:
-    before = os.environ.get(VARIABLE)
-    os.environ[VARIABLE] = name
-    try:
-        yield
     finally:
-        if before is None:
-            del os.environ[VARIABLE]
-        else:
-            os.environ[VARIABLE] = before
+        del os.environ[VARIABLE]
+        os.environ.update({VARIABLE: before} if before is not None else {})
+    medians_s, failures = zip(*group.gather((statistics.median(times[1:] or [0.0]), failed)), strict=True)
+    return None if any(failures) else float(data.numel() * (ranks - 1) / ranks / max(medians_s))

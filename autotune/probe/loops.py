@@ -180,11 +180,9 @@ class _Rotation:
         self._walks = itertools.cycle([kernels.RowWalk(rows, chosen) for chosen in lists])
         self.bytes = lists[0].size * row_bytes
 
-    def gather(self, distance: int, threads: int) -> None:
-        next(self._walks).gather(distance, threads)
-
-    def scatter(self, distance: int, threads: int) -> None:
-        next(self._walks).scatter(distance, threads)
+    def walk(self, access: str, distance: int, threads: int) -> None:
+        """Gather, or scatter."""
+        getattr(next(self._walks), access)(distance, threads)
 
 
 def loops_at(threads: int, sizes: Sizes, arrays: Arrays) -> list[Loop]:
@@ -259,11 +257,10 @@ def _memory_walks(rows: int, row_bytes: int, threads: int, sizes: Sizes) -> Iter
 
 
 def _variants(access: str, rotation: _Rotation, row_bytes: int, working_set_bytes: int, threads: int, warm: bool = False) -> Iterator[Loop]:
-    walk, times = (rotation.gather, 1) if access == "gather" else (rotation.scatter, 2)
-    point, amount = (access, row_bytes, working_set_bytes), float(times * rotation.bytes)
+    point, amount = (access, row_bytes, working_set_bytes), float((1 if access == "gather" else 2) * rotation.bytes)
     for distance in PREFETCH_DISTANCES:
         if distance * row_bytes <= _AHEAD_BYTES:
-            yield Loop(point, f"prefetch {distance}", partial(walk, distance, threads), amount, warm)
+            yield Loop(point, f"prefetch {distance}", partial(rotation.walk, access, distance, threads), amount, warm)
 
 
 def _power_of_two(value: int) -> int:

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from functools import partial
-from pathlib import Path
 
 from autotune.bench.progress import NO_PROGRESS, Progress
-from autotune.config.files import cache_folder, load_profile, write_yaml
 from autotune.config.knobs import RunConfig
-from autotune.config.network import Network
 from autotune.config.profile import Fingerprint, Profile, Topology
 from autotune.dlrm.activity import busy
 from autotune.errors import AutotuneError, InputError, MachineError
-from autotune.machine.topology import fingerprint, hardware_id
+from autotune.machine.topology import fingerprint
 from autotune.ops.native import kernels
 from autotune.probe.network import measure_network
-from autotune.probe.store import load_or_probe, usable
+from autotune.probe.store import load_or_probe, profile_path, read_profile, write_profile
 from autotune.ranks import group
 from autotune.ranks.driver import run_apart
 from autotune.ranks.environment import VARIABLES, interface
@@ -46,21 +44,18 @@ def shared_profile(
     """
     if group.size() == 1:
         return load_or_probe(refresh=refresh, progress=progress)
-    first = group.rank() == 0
-    here = fingerprint(whole, kernels.target())
-    path = _path(here, backend, group.size()) if first else None
-    profile: Profile | None = None
-    network: Network | None = None
-    if first:
+    here, profile, cached = fingerprint(whole, kernels.target()), None, None
+    if group.rank() == 0:
         profile = load_or_probe(refresh=refresh, progress=progress, measure=partial(_probe_apart, whole, refresh), here=here)
-        network = None if refresh or refresh_network or path is None else _load(path, here)
+        cached = None if refresh or refresh_network else _cached(here, _network_name(group.size(), backend))
     with busy("waiting for the probe", waits=True):
-        cached = group.broadcast(network)
-    network = cached or measure_network(backend, progress=progress)
+        network = group.broadcast(cached and cached.network)
+    measured = network or measure_network(backend, progress=progress)
     if profile is not None:
-        profile = profile.model_copy(update={"network": network})
-        if path is not None and cached is None:
-            _store(path, profile, progress)
+        profile = profile.model_copy(update={"network": measured})
+        with suppress(InputError):  # no cache folder
+            if network is None:
+                write_profile(profile_path(here, _network_name(group.size(), backend)), profile, progress)
     profile = group.broadcast(profile)
     assert profile is not None
     return profile
@@ -69,42 +64,17 @@ def shared_profile(
 def cached_profile(whole: Topology, ranks: int, backend: str = "gloo") -> Profile | None:
     """What an earlier probe of so many ranks left, if anything; without a network where only the machine was probed."""
     here = fingerprint(whole, kernels.target())
-    path = _path(here, backend, ranks)
-    if path is None:
-        return None
-    alone = path.with_name(f"{hardware_id(here)}.yaml")
-    for file in (path, alone):
-        try:
-            profile = load_profile(file) if file.exists() else None
-        except (InputError, OSError):
-            continue
-        if profile is not None and usable(profile, here):
-            return profile
+    return _cached(here, _network_name(ranks, backend)) or _cached(here)
+
+
+def _network_name(ranks: int, backend: str) -> str:
+    return f".{ranks}-ranks-{backend}-{interface().replace(' ', '-').replace('/', '-')}"
+
+
+def _cached(here: Fingerprint, network: str = "") -> Profile | None:
+    with suppress(InputError):
+        return read_profile(profile_path(here, network), here)
     return None
-
-
-def _path(here: Fingerprint, backend: str, ranks: int) -> Path | None:
-    try:
-        name = f"{hardware_id(here)}.{ranks}-ranks-{backend}-{interface().replace(' ', '-').replace('/', '-')}.yaml"
-        return cache_folder() / "profiles" / name
-    except InputError:
-        return None
-
-
-def _load(path: Path, here: Fingerprint) -> Network | None:
-    try:
-        profile = load_profile(path) if path.exists() else None
-    except (InputError, OSError):
-        return None
-    return profile.network if profile is not None and usable(profile, here) else None
-
-
-def _store(path: Path, profile: Profile, progress: Progress) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_yaml(path, profile)
-    except (InputError, OSError) as error:
-        progress.note(f"the network's profile is not kept ({error})")
 
 
 def _probe_apart(whole: Topology, refresh: bool, progress: Progress) -> Profile:

@@ -43,15 +43,67 @@ def load_or_probe(
         MachineError: too little memory to measure.
     """
     here = here or fingerprint(detect(), kernels.target())
-    path = _path(here, progress)
-    profile = None if path is None or refresh else _load(path, here, progress)
+    path = profile = None
+    try:
+        path = profile_path(here)
+    except InputError as error:
+        progress.note(f"the profile is not kept: {error}")
+    if path is not None and not refresh:
+        try:
+            profile = read_profile(path, here, current=True)
+        except InputError as error:
+            progress.note(str(error))
     if profile is None:
         profile = measure(progress=progress)
         if path is not None:
-            _store(path, profile, progress)
+            write_profile(path, profile, progress)
     for warning in profile.warnings:
         progress.note(warning)
     return profile
+
+
+def profile_path(here: Fingerprint, network: str = "") -> Path:
+    """The file of this hardware's profile; of one with a network under its name.
+
+    Raises:
+        InputError: there is no cache folder.
+    """
+    return cache_folder() / "profiles" / f"{hardware_id(here)}{network}.yaml"
+
+
+def read_profile(path: Path, here: Fingerprint, current: bool = False) -> Profile | None:
+    """The profile in a file; None where there is no file.
+
+    Args:
+        current: Refuse one of an older schema, and an old one that was disturbed.
+
+    Raises:
+        InputError: it cannot be read, or another release or other hardware measured it.
+    """
+    try:
+        if not path.exists():
+            return None
+        profile = load_profile(path)
+    except (InputError, OSError) as error:
+        raise InputError(f"the cached profile cannot be used, probing anew: {error}") from error
+    software = [text for text in software_differences(profile.fingerprint, here) if text.split(":")[0] in _SOFTWARE]
+    differences = fingerprint_differences(profile.fingerprint, here) + software
+    if current and profile.schema_version != PROFILE_SCHEMA:
+        differences.append(f"schema: {profile.schema_version}, now {PROFILE_SCHEMA}")
+    if differences:
+        raise InputError(f"the cached profile {path} does not fit, probing anew: {'; '.join(differences)}")
+    if current and profile.is_disturbed and _is_old(profile):
+        raise InputError(f"{profile.disturbed:.0%} of the cached profile's ceilings were disturbed while they were measured, probing anew")
+    return profile
+
+
+def write_profile(path: Path, profile: Profile, progress: Progress) -> None:
+    """Keep a profile; a folder that cannot be written costs a note."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_yaml(path, profile)
+    except (InputError, OSError) as error:
+        progress.note(f"the profile is not kept ({error}); set AUTOTUNE_CACHE to a folder you can write to, or every command probes again")
 
 
 def _is_old(profile: Profile) -> bool:
@@ -59,50 +111,3 @@ def _is_old(profile: Profile) -> bool:
         return datetime.now(UTC) - datetime.fromisoformat(profile.created) > _AGAIN_AFTER
     except (TypeError, ValueError):  # written by hand: without a zone, or not a date
         return True
-
-
-def usable(profile: Profile, here: Fingerprint) -> bool:
-    """Whether a profile was measured on this hardware by this release."""
-    return not _differences(profile, here)
-
-
-def _differences(profile: Profile, here: Fingerprint) -> list[str]:
-    different = software_differences(profile.fingerprint, here)
-    return fingerprint_differences(profile.fingerprint, here) + [text for text in different if text.split(":")[0] in _SOFTWARE]
-
-
-def _path(here: Fingerprint, progress: Progress) -> Path | None:
-    try:
-        return cache_folder() / "profiles" / f"{hardware_id(here)}.yaml"
-    except InputError as error:
-        progress.note(f"the profile is not kept: {error}")
-        return None
-
-
-def _load(path: Path, here: Fingerprint, progress: Progress) -> Profile | None:
-    """The profile in the file, None when it must be measured."""
-    try:
-        if not path.exists():
-            return None
-        profile = load_profile(path)
-    except (InputError, OSError) as error:
-        progress.note(f"the cached profile cannot be used, probing anew: {error}")
-        return None
-    differences = _differences(profile, here)
-    if profile.schema_version != PROFILE_SCHEMA:
-        differences.append(f"schema: {profile.schema_version}, now {PROFILE_SCHEMA}")
-    if differences:
-        progress.note(f"the cached profile {path} does not fit, probing anew: {'; '.join(differences)}")
-        return None
-    if profile.is_disturbed and _is_old(profile):
-        progress.note(f"{profile.disturbed:.0%} of the cached profile's ceilings were disturbed while they were measured, probing anew")
-        return None
-    return profile
-
-
-def _store(path: Path, profile: Profile, progress: Progress) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_yaml(path, profile)
-    except (InputError, OSError) as error:
-        progress.note(f"the profile is not kept ({error}); set AUTOTUNE_CACHE to a folder you can write to, or every command probes again")

@@ -37,8 +37,7 @@ def core_sets(topology: Topology, sockets: int, oversubscribe: bool = False) -> 
             f"ask for {len(cores)} or fewer, or widen the cpuset ({OVERSUBSCRIBE}=1 shares cores, for tests only)"
         )
     if sockets == topology.sockets:
-        of_core = zip(cores, topology.socket_of_core, strict=True)
-        pairs = list(of_core)
+        pairs = list(zip(cores, topology.socket_of_core, strict=True))
         return tuple(tuple(cpu for cpu, socket in pairs if socket == wanted) for wanted in sorted(set(topology.socket_of_core)))
     return tuple(tuple(cores[len(cores) * rank // sockets : len(cores) * (rank + 1) // sockets]) for rank in range(sockets))
 
@@ -89,9 +88,9 @@ def topology_of(topology: Topology, cpus: Sequence[int]) -> Topology:
             "core_cpus": tuple(tuple(cpu for cpu in topology.core_cpus[i] if cpu in cpus) for i in kept),
             "socket_of_core": tuple(sockets.index(topology.socket_of_core[i]) for i in kept),
             "numa_nodes": {
-                node: tuple(cpu for cpu in of_node if cpu in cpus)
-                for node, of_node in topology.numa_nodes.items()
-                if any(cpu in cpus for cpu in of_node)
+                node: tuple(cpu for cpu in node_cpus if cpu in cpus)
+                for node, node_cpus in topology.numa_nodes.items()
+                if any(cpu in cpus for cpu in node_cpus)
             },
             "l3_instances": max(1, min(topology.l3_instances, len(kept))) if topology.l3_instances else 0,
         }

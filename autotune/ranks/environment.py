@@ -80,6 +80,6 @@ def _number(environ: Mapping[str, str], name: str, least: int, end: int | None) 
     return int(text)
 
 
-def interface(environ: Mapping[str, str] = os.environ) -> str:
+def interface() -> str:
     """The network interface that gloo is told to use; ``by host name`` where nobody told it."""
-    return environ.get("GLOO_SOCKET_IFNAME", "by host name")
+    return os.environ.get("GLOO_SOCKET_IFNAME", "by host name")

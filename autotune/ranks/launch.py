@@ -105,16 +105,6 @@ def ensure_environment(launch: Launch, keep: bool = False) -> None:
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **variables, GUARD: str(os.getpid())})
 
 
-def start_default(topology: Topology) -> Launch:
-    """Put the process into the environment of a team on every allowed core; variables that the user has set stay.
-
-    Smaller teams run in it as well: OpenMP fills the places from the first on.
-    """
-    launch = launch_of(RunConfig(threads=topology.physical_cores, huge_pages=topology.huge_pages != "never"), topology)
-    ensure_environment(launch, keep=True)
-    return launch
-
-
 def start_tuned(tuned: TunedConfig, topology: Topology, force: bool = False) -> Launch:
     """Put the process into the environment of a config; with `force`, on cores of this machine.
 

@@ -7,7 +7,6 @@ slowest rank's. One rank is a world of one: nothing is announced, and a step is 
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
@@ -23,7 +22,6 @@ from autotune.dlrm.activity import busy
 from autotune.dlrm.model import DLRM
 from autotune.ops.base import Operator
 from autotune.ops.memory import World
-from autotune.ops.table_alone import TableAlone
 from autotune.ops.timing import Recorder
 from autotune.ranks import group
 
@@ -32,7 +30,6 @@ T = TypeVar("T")
 
 _KEPT_BATCHES = 16
 """More than one turn of a comparison uses."""
-_KEPT_STEPS = 256
 _ORDERS = ("end", "batch", "step", "watched", "configure", "task")
 _WITH_OBJECT = ("end", "configure", "task")
 
@@ -72,8 +69,7 @@ class Lockstep:
         self._batches: dict[int, Batch] = {}
         self.rank, self.ranks = group.rank(), group.size()
         self.description, self.has_labels = source.description, source.has_labels
-        self.recorded: deque[dict[str, float]] = deque(maxlen=_KEPT_STEPS)
-        """On the ranks that follow: seconds by pass, of each step since they were taken."""
+        self._recorded: list[dict[str, float]] = []
         self._keep = group.broadcast(keep_models)  # each rank sees another amount of free memory, and all must keep the same models
         self._configure(config)
 
@@ -120,13 +116,14 @@ class Lockstep:
         self._announce("watched" if self.recorder.watched else "step", number)
         return self._step(number)
 
-    def operators(self, source: BatchSource) -> list[Operator]:
+    def operators(self) -> list[Operator]:
         """Operator passes of this rank."""
         return list(self.dlrm.operators(self.source))
 
-    def tables_alone(self, source: BatchSource) -> list[TableAlone]:
-        """Tables of this rank."""
-        return list(self.dlrm.tables_alone(self.source))
+    def take_recorded(self) -> list[dict[str, float]]:
+        """On a rank that follows: seconds by pass of each step that was watched since they were last taken."""
+        recorded, self._recorded = self._recorded, []
+        return recorded
 
     def everywhere(self, task: Callable[Concatenate[Lockstep, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a function of a module on every rank at once, with this object and the arguments; returns what it gives on this rank."""
@@ -151,7 +148,8 @@ class Lockstep:
             elif order in ("step", "watched"):
                 self.recorder.watch(order == "watched")  # rank 0 may ask when the passes ran
                 self._step(value)
-                self.recorded.append(self.recorder.take())
+                passes_s = self.recorder.take()
+                self._recorded += [passes_s] if order == "watched" else []
             else:
                 task, args, kwargs = value
                 task(self, *args, **kwargs)
@@ -192,10 +190,3 @@ class Lockstep:
         world = World(self.rank, self.ranks, place_network=self._place_network, waiting=waiting)
         self._models[key] = DLRM(self.model, config, self._seed, machine=self.machine, world=world)
         group.barrier()
-
-
-def take_recorded(lockstep: Lockstep, own: list[dict[str, float]] | None, steps: int) -> list[list[dict[str, float]]]:
-    """Task: seconds by pass of the last `steps` steps, of every rank; rank 0 brings its own."""
-    mine = own if lockstep.rank == 0 and own is not None else list(lockstep.recorded)
-    lockstep.recorded.clear()
-    return group.gather(mine[-steps:] if steps else [])

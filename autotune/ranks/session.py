@@ -23,7 +23,7 @@ from autotune.machine.topology import available_memory_bytes, core_binding, dete
 from autotune.ranks.binding import OVERSUBSCRIBE, NetworkThreads, bind, core_sets, topology_of
 from autotune.ranks.environment import ALONE, Ranks, from_environment, interface
 from autotune.ranks.group import agree, joined
-from autotune.ranks.launch import ensure_environment, launch_of, start_default, start_tuned
+from autotune.ranks.launch import ensure_environment, launch_of, start_tuned
 
 if TYPE_CHECKING:
     from autotune.ranks.lockstep import Lockstep
@@ -45,15 +45,17 @@ class Cores:
     def start(self, huge_pages: bool | None = None) -> Launch:
         """Put the process into the environment of a team on every core of its rank; one of several ranks is bound to them.
 
+        Smaller teams run in it as well: OpenMP fills the places from the first on. Of one rank, variables that the user has set stay.
+
         Args:
-            huge_pages: None takes them where the machine has them.
+            huge_pages: Of several ranks; None takes them where the machine has them, as one rank does.
         """
-        if self.ranks.world == 1:
-            return start_default(self.topology)
-        config = RunConfig(threads=self.topology.physical_cores, huge_pages=huge_pages is not False)
-        launch = launch_of(config, self.topology)
-        ensure_environment(launch)
-        bind([cpus[0] for cpus in self.topology.core_cpus])
+        several = self.ranks.world > 1
+        pages = huge_pages is not False if several else self.topology.huge_pages != "never"
+        launch = launch_of(RunConfig(threads=self.topology.physical_cores, huge_pages=pages), self.topology)
+        ensure_environment(launch, keep=not several)
+        if several:
+            bind([cpus[0] for cpus in self.topology.core_cpus])
         return launch
 
     @property

@@ -53,14 +53,9 @@ def beat(folder: Path, rank: int) -> None:
     threading.Thread(target=run, daemon=True, name="autotune-beat").start()
 
 
-def report_error(error: BaseException, environ: Mapping[str, str] = os.environ) -> bool:
-    """Leave this rank's error to the supervisor, which says it once; False where there is none, so that it must be said here."""
-    folder, rank = environ.get(FOLDER), environ.get("RANK")
-    if folder is None or rank is None or not Path(folder).is_dir():
-        return False
-    code = error.exit_code if isinstance(error, AutotuneError) else MachineError.exit_code
-    (Path(folder) / f"error.{rank}").write_text(f"{code} {type(error).__name__} {error}", encoding="utf-8")
-    return True
+def report_error(folder: Path, rank: int, error: AutotuneError) -> None:
+    """Leave a rank's error to its supervisor, which says it once."""
+    (folder / f"error.{rank}").write_text(f"{error.exit_code} {type(error).__name__} {error}", encoding="utf-8")
 
 
 def supervise(
@@ -148,22 +143,22 @@ def _hang_s() -> float:
 
 def _check_progress(beats: Sequence[Path], processes: Sequence[subprocess.Popen[bytes]], hang_s: float) -> None:
     """Raises: MachineError: a step takes too long; names the ranks that keep the others waiting."""
-    told: dict[int, tuple[bool, bool, float, str]] = {}
+    doing: dict[int, tuple[bool, bool, float, str]] = {}
     for file in beats:
         try:
             waits, limited, lasting_s, what = file.read_text(encoding="utf-8").split(" ", 3)
         except (FileNotFoundError, ValueError):
             continue
-        told[int(file.suffix[1:])] = (waits == "1", limited == "1", float(lasting_s), what)
-    if not any(limited and lasting_s > hang_s for _, limited, lasting_s, _ in told.values()):
+        doing[int(file.suffix[1:])] = (waits == "1", limited == "1", float(lasting_s), what)
+    if not any(limited and lasting_s > hang_s for _, limited, lasting_s, _ in doing.values()):
         return
-    slow = [rank for rank, (waits, _, _, _) in told.items() if not waits]
+    slow = [rank for rank, (waits, _, _, _) in doing.items() if not waits]
     rule = f"a training step must end within {hang_s:g} s"
     step = f"all ranks were ended; look at what keeps it, or allow more with {HANG_VARIABLE}"
     if slow:
-        where = ", ".join(f"rank {rank} (process {processes[rank].pid}) in {told[rank][3]} for {told[rank][2]:.0f} s" for rank in slow)
+        where = ", ".join(f"rank {rank} (process {processes[rank].pid}) in {doing[rank][3]} for {doing[rank][2]:.0f} s" for rank in slow)
         raise MachineError(f"{rule}, got {where}, the others waiting; {step}")
-    where = ", ".join(f"rank {rank} in {what}" for rank, (_, _, _, what) in told.items())
+    where = ", ".join(f"rank {rank} in {what}" for rank, (_, _, _, what) in doing.items())
     raise MachineError(f"{rule}, got every rank waiting for another ({where}): is the network between them up? {step}")
 
 
@@ -180,9 +175,9 @@ def _blame(codes: Sequence[int | None], folder: Path) -> None:
     An error that was told counts for more than how its process ended: torch may abort a process that leaves in the middle of a collective.
     """
     failed = [rank for rank, code in enumerate(codes) if code not in (None, 0)]
-    told = {rank: _told(rank, folder) for rank in failed}
+    errors = {rank: _error_of(rank, folder) for rank in failed}
     # An abort may be the answer to a peer that was killed, so it is the last to be the cause.
-    ends = [(rank, codes[rank] or 0) for rank in failed if told[rank] is None]
+    ends = [(rank, codes[rank] or 0) for rank in failed if errors[rank] is None]
     silent = [(code == -signal.SIGABRT, rank, code) for rank, code in ends if code < 0]
     if silent:
         _, rank, code = min(silent)
@@ -191,22 +186,22 @@ def _blame(codes: Sequence[int | None], folder: Path) -> None:
             f"{_last_words(rank, folder)}; all ranks were ended: "
             "look for the reason in the system's log (out of memory?), and start again"
         )
-    own = {rank: error for rank, error in told.items() if error is not None and error[1] != PeerLostError.__name__}
+    own = {rank: error for rank, error in errors.items() if error is not None and error[1] != PeerLostError.__name__}
     if own:
         rank, (code, _, message) = next(iter(own.items()))
         kind = error_class(code)
         # A result that says no is the result of all ranks.
         raise kind(message if kind is VerificationError else f"rank {rank}: {message}")
     # Who lost a peer is never the cause.
-    rank = min(failed, key=lambda rank: told[rank] is not None)
-    error = told[rank]
+    rank = min(failed, key=lambda rank: errors[rank] is not None)
+    error = errors[rank]
     if error is not None:
         raise MachineError(f"rank {rank}: {error[2]}")
     words = _last_words(rank, folder)
     raise MachineError(f"every rank must run to the end, got exit code {codes[rank]} of rank {rank}{words}; start again")
 
 
-def _told(rank: int, folder: Path) -> tuple[int, str, str] | None:
+def _error_of(rank: int, folder: Path) -> tuple[int, str, str] | None:
     """Exit code, class and message of the error that a rank left."""
     try:
         code, name, message = (folder / f"error.{rank}").read_text(encoding="utf-8").split(" ", 2)
@@ -218,8 +213,8 @@ def _told(rank: int, folder: Path) -> tuple[int, str, str] | None:
 def _last_words(rank: int, folder: Path) -> str:
     lines = (folder / f"stderr.{rank}").read_text(encoding="utf-8", errors="replace").strip().splitlines()
     # What the C++ runtime says when torch's threads are cut off is never the reason.
-    told = [line for line in lines if not line.startswith("terminate called")]
-    return f" ({told[-1]})" if told else ""
+    reasons = [line for line in lines if not line.startswith("terminate called")]
+    return f" ({reasons[-1]})" if reasons else ""
 
 
 def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:

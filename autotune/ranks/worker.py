@@ -68,7 +68,7 @@ def main() -> int:
             (folder / RESULT).write_bytes(pickle.dumps(result))
         return 0
     except AutotuneError as error:
-        report_error(error)
+        report_error(folder, rank, error)
         # Not through torch's destructors: with a collective under way they may wait, or abort.
         os._exit(error.exit_code)
     except KeyboardInterrupt:

@@ -24,25 +24,22 @@ class Deadline:
 
     Args:
         budget_s: Seconds in all.
-        spent_s: Seconds that interrupted runs before this one spent on results that are kept.
 
     Raises:
         InputError: the budget is not positive and finite.
     """
 
-    def __init__(self, budget_s: float, spent_s: float = 0.0, clock: Clock = time.monotonic) -> None:
+    def __init__(self, budget_s: float, clock: Clock = time.monotonic) -> None:
         if not (math.isfinite(budget_s) and budget_s > 0):
             raise InputError(f"budget must be positive and finite, got {budget_s:g} s; give for example 120 s")
         self.budget_s = budget_s
         self.clock = clock
+        self.earlier_s = 0.0
+        """Seconds that interrupted runs before this one spent on results that are kept."""
+        self.table_s = 0.0
+        """Seconds that the table takes at the least, however little is left."""
         self._shares = SHARES
-        self._earlier_s = spent_s
         self._begin_s = clock()
-        self._table_s = 0.0
-
-    def add_earlier(self, spent_s: float) -> None:
-        """Seconds of earlier runs, once they are known."""
-        self._earlier_s += spent_s
 
     def split(self, local_share: float) -> None:
         """On several ranks: races and the whole iteration share their part by how much of an iteration is computed, and how much waited.
@@ -54,14 +51,10 @@ class Deadline:
         races = SHARES["races"] * local_share
         self._shares = {**SHARES, "races": races, "iteration": both - races}
 
-    def reserve_table(self, time_s: float) -> None:
-        """Seconds that the table takes at the least, however little is left."""
-        self._table_s = time_s
-
     @property
     def spent_s(self) -> float:
         """Earlier runs included."""
-        return self._earlier_s + self.clock() - self._begin_s
+        return self.earlier_s + self.clock() - self._begin_s
 
     @property
     def left_s(self) -> float:
@@ -73,6 +66,6 @@ class Deadline:
         to_come = sum(self._shares[later] for later in phases[phases.index(phase) :])
         part_s = self.left_s * self._shares[phase] / to_come
         if phase != "table":
-            others_s = self.left_s - max(self._table_s, self.left_s * self._shares["table"] / to_come)
+            others_s = self.left_s - max(self.table_s, self.left_s * self._shares["table"] / to_come)
             part_s = max(0.0, others_s) * self._shares[phase] / (to_come - self._shares["table"])
         return max(part_s, FLOORS[phase] * self.budget_s)

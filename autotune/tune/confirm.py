@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from autotune.bench.progress import NO_PROGRESS, Progress
-from autotune.bench.samples import significant
 from autotune.config.knobs import RunConfig
-from autotune.config.tuned import Interval
 from autotune.tune.objective import Bench, Paired
 
 # Looking at the interval after every round would sooner or later find it clear by chance. It is looked at after 12, 18, 27, ... steps,
@@ -19,44 +15,21 @@ _CLEAR = 0.01
 _ALONE_ROUNDS = 15
 
 
-@dataclass(frozen=True)
-class Confirmation:
-    """Whole iterations of the default and of the tuned configuration, side by side."""
-
-    default_s: Interval
-    tuned_s: Interval
-    speedup: Interval
-    """default / tuned per step on the same batch."""
-    significant: bool
-    """Whether the interval lies above 1; if not, the default stands."""
-    notes: tuple[str, ...] = ()
-
-
-class _Looks:
-    """Ends a comparison once its interval is clear."""
-
-    def __init__(self) -> None:
-        self._next = _FIRST_LOOK
-
-    def __call__(self, paired: Paired) -> bool:
-        count = len(paired.base_s)
-        if count < self._next:
-            return False
-        while self._next <= count:
-            self._next = int(self._next * _LOOK_GROWTH)
-        speedup = paired.speedup
-        return speedup.low > 1.0 + _CLEAR or speedup.high < 1.0 - _CLEAR
-
-
-def confirm(bench: Bench, default: RunConfig, tuned: RunConfig, *, budget_s: float, progress: Progress = NO_PROGRESS) -> Confirmation:
-    """Interleave steps of `default` and `tuned` until the interval of their ratio is clear or the budget ends.
+def confirm(bench: Bench, default: RunConfig, tuned: RunConfig, *, budget_s: float, progress: Progress = NO_PROGRESS) -> Paired:
+    """Interleave steps of `default` (the base) and `tuned` until the interval of their ratio is clear or the budget ends.
 
     "No significant gain" is a valid result. When both are the same configuration it is timed alone and the speedup is 1.
     """
+    next_look = _FIRST_LOOK
+
+    def is_clear(paired: Paired) -> bool:
+        nonlocal next_look
+        if len(paired.base_s) < next_look:
+            return False
+        while next_look <= len(paired.base_s):
+            next_look = int(next_look * _LOOK_GROWTH)
+        return paired.speedup.low > 1.0 + _CLEAR or paired.speedup.high < 1.0 - _CLEAR
+
     rounds = _ALONE_ROUNDS if default == tuned else None
-    paired = bench.compare(default, tuned, budget_s=budget_s, max_rounds=rounds, until=_Looks(), on_round=progress.advance)
-    if default == tuned:
-        same = Interval(median=1.0, low=1.0, high=1.0, samples=len(paired.base_s))
-        return Confirmation(paired.base, paired.base, same, False, paired.notes)
-    speedup = paired.speedup
-    return Confirmation(paired.base, paired.other, speedup, significant(speedup), paired.notes)
+    paired = bench.compare(default, tuned, budget_s=budget_s, max_rounds=rounds, until=is_clear, on_round=progress.advance)
+    return Paired(paired.base_s, paired.base_s, paired.notes) if default == tuned else paired

@@ -11,7 +11,6 @@ import fcntl
 import json
 import os
 from pathlib import Path
-from types import TracebackType
 from typing import Any, cast
 
 import optuna
@@ -77,24 +76,21 @@ class Journal:
             self.study = optuna.create_study(
                 storage=self._storage, study_name=name, sampler=_sampler(seed), direction="minimize", load_if_exists=True
             )
-            self._fail_abandoned_trials()
+            # Trials that were running when the process ended never finish.
+            for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+                self.study.tell(trial.number, state=TrialState.FAIL)
             if self.resumed:
-                count = len(self.finished_trials())
-                self.study.sampler = _sampler(seed + count)
-        except InputError:
+                self.study.sampler = _sampler(seed + len(self.finished_trials()))
+        except BaseException as error:
             self.close()
-            raise
-        except Exception as error:
-            self.close()
+            if isinstance(error, InputError) or not isinstance(error, Exception):
+                raise
             raise InputError(f"not a journal that can be gone on with: {path} ({error}); remove it to start anew") from error
-        except BaseException:
-            self.close()
-            raise
 
     def __enter__(self) -> Journal:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -122,11 +118,6 @@ class Journal:
         else:
             self.path.unlink(missing_ok=True)
         self.close()
-
-    def _fail_abandoned_trials(self) -> None:
-        """Trials that were running when the process ended never finish."""
-        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            self.study.tell(trial.number, state=TrialState.FAIL)
 
 
 def _sampler(seed: int) -> optuna.samplers.BaseSampler:

@@ -7,17 +7,16 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Protocol
+from functools import cached_property, partial
 
 from autotune.bench.noise import NoiseMonitor
 from autotune.bench.rounds import EachRound, Round, Times, run_rounds, timed
-from autotune.bench.samples import ENOUGH_SAMPLES, Samples, ratio
+from autotune.bench.samples import ENOUGH_SAMPLES, Samples, ratio, significant
 from autotune.config.knobs import RunConfig
 from autotune.config.tuned import Interval
-from autotune.data.batches import Batch, BatchSource
+from autotune.data.batches import Batch
 from autotune.errors import InputError
-from autotune.ops.base import Operator
+from autotune.ranks.lockstep import Lockstep
 from autotune.tune.budget import Clock
 
 # Steps run after one switch of the configuration, at most: more would let the machine drift between the two.
@@ -31,19 +30,6 @@ _GIVE_UP = 0.95
 _BEYOND_DOUBT = 1.1
 
 
-class Trainable(Protocol):
-    """What tuning needs of a DLRM."""
-
-    @property
-    def config(self) -> RunConfig: ...
-
-    def configure(self, config: RunConfig) -> None: ...
-
-    def step(self, batch: Batch) -> float: ...
-
-    def operators(self, source: BatchSource) -> list[Operator]: ...
-
-
 @dataclass(frozen=True)
 class Paired:
     """Times of two configurations; entry i of each is a step on the same batch."""
@@ -52,16 +38,21 @@ class Paired:
     other_s: tuple[float, ...]
     notes: tuple[str, ...] = ()
 
-    @property
+    @cached_property
     def speedup(self) -> Interval:
         """base / other: above 1, `other` is faster."""
         return ratio(self.base_s, self.other_s)
 
     @property
+    def significant(self) -> bool:
+        """Whether the interval of the speedup lies above 1; if not, the base stands."""
+        return significant(self.speedup)
+
+    @cached_property
     def base(self) -> Interval:
         return Samples(self.base_s).to_interval()
 
-    @property
+    @cached_property
     def other(self) -> Interval:
         return Samples(self.other_s).to_interval()
 
@@ -70,8 +61,7 @@ class Paired:
 class Bench:
     """A model and its data to time whole steps on; no batch is ever used for two rounds."""
 
-    dlrm: Trainable
-    source: BatchSource
+    lockstep: Lockstep
     monitor: NoiseMonitor | None = None
     clock: Clock = time.monotonic
     seed: int = 0
@@ -101,7 +91,7 @@ class Bench:
         batches: list[Batch] = []
 
         def prepare() -> None:
-            batches[:] = [self.source.batch(next(self.batches)) for _ in range(steps)]
+            batches[:] = [self.lockstep.batch(next(self.batches)) for _ in range(steps)]
 
         def report(finished: Round) -> None:
             self.round_s = finished.length_s
@@ -127,17 +117,17 @@ class Bench:
 
     def _step(self, batch: Batch) -> None:
         try:
-            self.dlrm.step(batch)
+            self.lockstep.step(batch)
         except IndexError as error:
-            raise InputError(f"{error} ({self.source.description}); correct the data or the model's tables") from error
+            raise InputError(f"{error} ({self.lockstep.description}); correct the data or the model's tables") from error
 
     def _steps_per_turn(self, base: RunConfig, other: RunConfig) -> int:
         """One, unless switching is slow; also warms both configurations up."""
-        batch = self.source.batch(next(self.batches))
+        batch = self.lockstep.batch(next(self.batches))
         switch_s = step_s = 0.0
         for config in (base, other, base):
             begin_s = self.clock()
-            self.dlrm.configure(config)
+            self.lockstep.configure(config)
             middle_s = self.clock()
             self._step(batch)
             switch_s, step_s = max(switch_s, middle_s - begin_s), self.clock() - middle_s
@@ -146,7 +136,7 @@ class Bench:
         return min(_MAX_STEPS_PER_TURN, math.ceil(switch_s / max(step_s, 1e-9)))
 
     def _turn(self, config: RunConfig, batches: list[Batch]) -> list[float]:
-        self.dlrm.configure(config)
+        self.lockstep.configure(config)
         if len(batches) > 1:
             self._step(batches[-1])
         return [timed(partial(self._step, batch), self.clock)()[0] for batch in batches]

@@ -70,58 +70,49 @@ def group_operators(operators: Sequence[Operator], default: RunConfig, gain_s: d
     for operator in operators:
         if operator.key in default.operators:
             groups.setdefault(operator.key if operator.shape is None else (operator.kind, operator.shape), []).append(operator)
-    found = [OperatorGroup(tuple(group), sum(gain_s.get(operator.key, 0.0) for operator in group)) for group in groups.values()]
-    return sorted(found, key=lambda group: -group.weight_s)
+    weighed = [OperatorGroup(tuple(group), sum(gain_s.get(operator.key, 0.0) for operator in group)) for group in groups.values()]
+    return sorted(weighed, key=lambda group: -group.weight_s)
 
 
 @dataclass
-class Racer:
-    """Runs races on one machine at one thread count."""
+class OperatorRace:
+    """A race between the candidates of one group, at the threads of the default configuration."""
 
+    group: OperatorGroup
+    budget_s: float
+    """Seconds, making the inputs and checking included. One round of the default always runs."""
     topology: Topology
-    default: RunConfig
+    config: RunConfig
+    """The default configuration."""
     monitor: NoiseMonitor | None = None
     clock: Clock = time.monotonic
     seed: int = 0
     on_time: Callable[[float, str], object] = lambda seconds, detail: None
-
-    def run(self, group: OperatorGroup, budget_s: float) -> RaceResult:
-        """Race the candidates of one group.
-
-        Args:
-            budget_s: Seconds, making the inputs and checking included. One round of the default always runs.
-
-        Raises:
-            VerificationError: the default itself does not match the reference.
-        """
-        return _OneRace(self, group, budget_s).run()
-
-
-@dataclass
-class _OneRace:
-    racer: Racer
-    group: OperatorGroup
-    budget_s: float
     rejected: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     timed: set[Knobs] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         operator = self.group.operators[0]
-        self.threads = self.racer.default.threads
-        self.default = self.racer.default.operators[operator.key]
-        self.begin_s = self.racer.clock()
-        offered = [knobs for knobs in operator.candidates(self.racer.topology, self.threads) if knobs.valid_for(self.threads)]
+        self.threads = self.config.threads
+        self.default = self.config.operators[operator.key]
+        self.begin_s = self.clock()
+        offered = [knobs for knobs in operator.candidates(self.topology, self.threads) if knobs.valid_for(self.threads)]
         self.offered = list(dict.fromkeys([self.default, *offered]))
-        random.Random(self.racer.seed).shuffle(self.offered)
+        random.Random(self.seed).shuffle(self.offered)
 
     @property
     def left_s(self) -> float:
-        return self.budget_s - (self.racer.clock() - self.begin_s)
+        return self.budget_s - (self.clock() - self.begin_s)
 
     def run(self) -> RaceResult:
-        operator, clock = self.group.operators[0], self.racer.clock
-        case = operator.case(self.racer.seed)
+        """Race.
+
+        Raises:
+            VerificationError: the default itself does not match the reference.
+        """
+        operator, clock = self.group.operators[0], self.clock
+        case = operator.case(self.seed)
         check_s = self._check_default(case)
         once_s = self._time_default(case)
         calls = max(1, min(64, math.ceil(_SAMPLE_S / max(once_s, 1e-7))))
@@ -146,7 +137,7 @@ class _OneRace:
 
     def _named(self, knobs: Sequence[Knobs]) -> dict[str, Knobs]:
         """The default and `knobs`, by what they change."""
-        return {self.default.changes(one) or "default": one for one in (self.default, *knobs)}
+        return {self.default.changes(each) or "default": each for each in (self.default, *knobs)}
 
     def _check_default(self, case: Case) -> float:
         """Seconds of a check: of the second one, since the first works out the reference as well."""
@@ -157,15 +148,15 @@ class _OneRace:
                 f"({self.group.keys[0]}, {check.where}); please report this with the output of autotune probe"
             )
         self.timed.add(self.default)
-        begin_s = self.racer.clock()
+        begin_s = self.clock()
         case.check(self.default, self.threads)
-        return self.racer.clock() - begin_s
+        return self.clock() - begin_s
 
     def _time_default(self, case: Case) -> float:
         case.run(self.default, self.threads)
-        begin_s = self.racer.clock()
+        begin_s = self.clock()
         case.run(self.default, self.threads)
-        return self.racer.clock() - begin_s
+        return self.clock() - begin_s
 
     def _admit(self, case: Case, near: Knobs, check_s: float, sample_s: float, end_s: float) -> list[Knobs]:
         """Candidates that pass their check, nearest to `near` first, as many as there is time to race until `end_s`."""
@@ -173,22 +164,22 @@ class _OneRace:
         waiting = sorted((knobs for knobs in self.offered if knobs not in self.timed), key=near.distance)
         each_s = _RUNS_PER_CANDIDATE * _CANDIDATE_SLOWER * sample_s
         for knobs in waiting:
-            begin_s = self.racer.clock()
+            begin_s = self.clock()
             if begin_s + check_s + (len(admitted) + 1) * each_s > end_s:
                 break
             check = case.check(knobs, self.threads)
-            check_s = 0.5 * check_s + 0.5 * (self.racer.clock() - begin_s)
+            check_s = 0.5 * check_s + 0.5 * (self.clock() - begin_s)
             self.timed.add(knobs)
             if check.passed:
                 admitted.append(knobs)
             else:
                 named = self.default.changes(knobs)
                 self.rejected.append(f"{named}: error {check.worst:.3g}, allowed {check.tolerance:.3g}")
-            self.racer.on_time(self.racer.clock() - begin_s, f"{self.group.keys[0]} checking")
+            self.on_time(self.clock() - begin_s, f"{self.group.keys[0]} checking")
         return admitted
 
     def _turns(self, case: Case, names: dict[str, Knobs], calls: int) -> dict[str, Turn]:
-        return {name: timed(partial(case.run, knobs, self.threads), self.racer.clock, calls=calls) for name, knobs in names.items()}
+        return {name: timed(partial(case.run, knobs, self.threads), self.clock, calls=calls) for name, knobs in names.items()}
 
     def _heat(self, case: Case, names: dict[str, Knobs], calls: int, budget_s: float) -> Race:
         heat = race(
@@ -198,8 +189,8 @@ class _OneRace:
             budget_s=budget_s,
             observers=self._observers(len(names)),
             eliminate=_drop_now_and_then,
-            seed=self.racer.seed,
-            clock=self.racer.clock,
+            seed=self.seed,
+            clock=self.clock,
         )
         self.notes += heat.notes
         return heat
@@ -211,22 +202,16 @@ class _OneRace:
             max_rounds=_MAX_ROUNDS,
             budget_s=self.left_s,
             observers=self._observers(len(names)),
-            seed=self.racer.seed + 1,
-            clock=self.racer.clock,
+            seed=self.seed + 1,
+            clock=self.clock,
         )
         self.notes += final.notes
         return final
 
     def _observers(self, candidates: int) -> list[Observer]:
-        last_s = self.racer.clock()
-
-        def report(_: object) -> None:
-            nonlocal last_s
-            now_s = self.racer.clock()
-            self.racer.on_time(now_s - last_s, f"{self.group.keys[0]}: {candidates} candidates")
-            last_s = now_s
-
-        return [EachRound(report), *([self.racer.monitor] if self.racer.monitor else [])]
+        detail = f"{self.group.keys[0]}: {candidates} candidates"
+        report = EachRound(lambda finished: self.on_time(finished.length_s, detail))
+        return [report, *([self.monitor] if self.monitor else [])]
 
     def _result(self, measured: Measurement, names: dict[str, Knobs]) -> RaceResult:
         samples, finalists = measured.samples, []
@@ -245,10 +230,8 @@ class _OneRace:
             offered=len(self.offered),
             rejected=tuple(self.rejected),
             notes=tuple(self.notes),
-            spent_s=self.racer.clock() - self.begin_s,
+            spent_s=self.clock() - self.begin_s,
         )
-
-
 
 
 def _drop_now_and_then(times_s: Mapping[str, Sequence[float]], best: str) -> list[str]:

@@ -8,12 +8,13 @@ from datetime import UTC, datetime
 
 from autotune.config.knobs import RunConfig
 from autotune.config.model import Model
-from autotune.config.profile import Fingerprint, Profile, Topology
+from autotune.config.profile import Fingerprint, Profile
 from autotune.config.tuned import (
     RECORD_SCHEMA,
     TUNED_SCHEMA,
     Gain,
     Interval,
+    Launch,
     MeasuredPass,
     Provenance,
     RaceResult,
@@ -23,8 +24,7 @@ from autotune.config.tuned import (
 )
 from autotune.dlrm.defaults import common_defaults
 from autotune.perf.table import OperatorTable
-from autotune.ranks.launch import launch_of
-from autotune.tune.confirm import Confirmation
+from autotune.tune.objective import Paired
 from autotune.units import format_time
 
 
@@ -34,7 +34,8 @@ class Outcome:
 
     chosen: RunConfig
     """The winner where its gain is confirmed, else the default."""
-    confirmation: Confirmation
+    confirmation: Paired
+    """Whole iterations of the default and of the winner."""
     gains: tuple[Gain, ...]
     races: tuple[RaceResult, ...]
     table: OperatorTable
@@ -52,14 +53,13 @@ def race_gains(races: Sequence[RaceResult], winner: RunConfig) -> list[Gain]:
         for key in result.keys:
             taken = [finalist for finalist in result.finalists if finalist.knobs == winner.operators[key]]
             best = (taken or list(result.finalists))[:1]
-            one = Interval(median=1.0, low=1.0, high=1.0, samples=result.default_s.samples)
             gains.append(
                 Gain(
                     operator=key,
                     knob=result.default.changes(best[0].knobs) if best else "default",
                     default_s=result.default_s,
                     tuned_s=best[0].time_s if best else result.default_s,
-                    speedup=best[0].speedup if best else one,
+                    speedup=best[0].speedup if best else _no_speedup(result.default_s.samples),
                     candidates=result.candidates,
                     kept=bool(taken),
                 )
@@ -77,19 +77,15 @@ def assemble(
     command: str,
     seed: int,
     budget_s: float,
-    topology: Topology | None = None,
-    rank_cpus: tuple[tuple[int, ...], ...] = (),
-    profile: Profile | None = None,
+    launch: Launch,
+    profile: Profile,
 ) -> TunedConfig:
     """The config with its record. Where the default stands, its figures stand for both and the speedup is 1.
 
     Args:
-        topology: Of one rank; None takes the fingerprint's.
-        rank_cpus: Cores of every rank of this host; empty on one socket.
         profile: In force while it was tuned; kept in the record.
     """
     confirmation = outcome.confirmation
-    same = Interval(median=1.0, low=1.0, high=1.0, samples=confirmation.speedup.samples)
     kept = confirmation.significant
     created, chosen_hash, table = datetime.now(UTC).isoformat(timespec="seconds"), knobs_hash(outcome.chosen.operators), outcome.table
     defaults = common_defaults(model, outcome.chosen)
@@ -119,10 +115,10 @@ def assemble(
         minibatch=model.minibatch,
         config=outcome.chosen,
         knobs_hash=chosen_hash,
-        launch=launch_of(outcome.chosen, topology or fingerprint.topology).model_copy(update={"rank_cpus": rank_cpus}),
-        default_iteration_s=confirmation.default_s,
-        tuned_iteration_s=confirmation.tuned_s if kept else confirmation.default_s,
-        speedup=confirmation.speedup if kept else same,
+        launch=launch,
+        default_iteration_s=confirmation.base,
+        tuned_iteration_s=confirmation.other if kept else confirmation.base,
+        speedup=confirmation.speedup if kept else _no_speedup(confirmation.speedup.samples),
         significant=kept,
         predicted_iteration=table.predicted,
         bound_by={row.operator: _bound_by(row) for row in table.rows},
@@ -139,6 +135,10 @@ def assemble(
         ),
         record=record,
     )
+
+
+def _no_speedup(samples: int) -> Interval:
+    return Interval(median=1.0, low=1.0, high=1.0, samples=samples)
 
 
 def _bound_by(row: MeasuredPass) -> str:

@@ -5,22 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from autotune.config.knobs import Knobs, RunConfig, word
 from autotune.config.partition import CommunicationKnobs, Partition
 from autotune.config.profile import Topology
 
+if TYPE_CHECKING:
+    from optuna.trial import BaseTrial
+
 # The race's default against its best: with these many the default included, an operator adds one dimension of three values.
 MAX_FINALISTS = 3
 
 Params = dict[str, Any]
-
-
-class Suggests(Protocol):
-    """What of an Optuna trial is used."""
-
-    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any: ...
 
 
 def thread_choices(topology: Topology, default: int) -> tuple[int, ...]:
@@ -84,7 +81,7 @@ class Space:
     """On several ranks: where the tables may lie, the default's first."""
     _defaults: dict[int, RunConfig] = field(default_factory=dict, repr=False, compare=False)
 
-    def suggest(self, trial: Suggests) -> RunConfig:
+    def suggest(self, trial: BaseTrial) -> RunConfig:
         """Draw a configuration. Invalid combinations cannot be drawn: the choices of a group depend on the threads."""
         threads = trial.suggest_categorical("threads", list(self.threads)) if len(self.threads) > 1 else self.default.threads
         pages = trial.suggest_categorical("huge_pages", list(self.huge_pages)) if len(self.huge_pages) > 1 else self.huge_pages[0]

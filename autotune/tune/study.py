@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,8 +30,7 @@ from autotune.machine.topology import available_memory_bytes, fingerprint, finge
 from autotune.ops.all_to_all import sample_bounds
 from autotune.ops.native import kernels
 from autotune.perf.ceilings import per_rank
-from autotune.perf.ranks import profile_passes
-from autotune.perf.table import OperatorTable
+from autotune.perf.measure import profile_passes
 from autotune.perf.tables import tables_of_ranks
 from autotune.plan.constraints import Constraints
 from autotune.plan.planner import place_tables
@@ -41,7 +41,7 @@ from autotune.ranks.lockstep import Lockstep
 from autotune.ranks.session import Cores
 from autotune.tune.budget import Deadline
 from autotune.tune.journal import Journal, journal_path, trial_marker
-from autotune.tune.races import OperatorGroup, Racer, group_operators
+from autotune.tune.races import OperatorGroup, OperatorRace, group_operators
 from autotune.tune.result import assemble
 from autotune.tune.tuner import Tuner
 
@@ -94,11 +94,11 @@ def race(lockstep: Lockstep, keys: tuple[str, ...], budget_s: float, seed: int) 
     """Task: race the passes `keys` on every rank at once; the result of the rank where they take longest counts."""
     default, topology = lockstep.config, lockstep.machine
     assert topology is not None
-    groups = group_operators(lockstep.operators(lockstep), default, {})
-    raced = next((each for each in groups if set(keys) & set(each.keys)), None)
+    groups = group_operators(lockstep.operators(), default, {})
     monitor = NoiseMonitor(cpus=topology.allowed_cpus)
-    mine = Racer(topology, default, monitor, seed=seed).run(raced, budget_s) if raced is not None else None
-    return max((result for result in group.gather(mine) if result is not None), key=lambda result: result.default_s.median)
+    races = [OperatorRace(each, budget_s, topology, default, monitor, seed=seed) for each in groups if set(keys) & set(each.keys)]
+    results = group.gather([each.run() for each in races[:1]])
+    return max(itertools.chain(*results), key=lambda result: result.default_s.median)
 
 
 def choices(communication: CommunicationKnobs, topology: Topology, wire: str) -> Mapping[str, tuple[Any, ...]]:
@@ -167,9 +167,6 @@ def tune(
     marker = trial_marker(output)
     ceilings = per_rank(profile.ceilings, cores.ranks.local_world)
 
-    def measure_passes(_dlrm: object, _source: object, **limits: Any) -> OperatorTable:
-        return profile_passes(lockstep, profile, ranks_on_host=cores.ranks.local_world, **limits)
-
     def race_group(operators: OperatorGroup, seconds: float) -> RaceResult:
         return lockstep.everywhere(race, operators.keys, seconds, seed)
 
@@ -180,8 +177,7 @@ def tune(
             failed.append(marker.read_text(encoding="utf-8"))
             journal.put("failed", failed)
             marker.unlink()
-        of_ranks: dict[str, Any] = {
-            "topology": topology,
+        for_ranks: dict[str, Any] = {
             "race": race_group,
             "communication": choices(communication, topology, wire),
             "partitions": partitions,
@@ -190,11 +186,11 @@ def tune(
         }
         tuner = Tuner(
             model=model,
-            fingerprint=here,
-            dlrm=lockstep,
-            source=lockstep,
+            host=cores.whole,
+            cores=topology,
+            lockstep=lockstep,
             default_for=functools.partial(default_for_ranks, model, default.partition, topology, communication),
-            measure=measure_passes,
+            measure=functools.partial(profile_passes, lockstep, profile, ranks_on_host=cores.ranks.local_world),
             measure_tables=lambda seconds: lockstep.everywhere(tables_of_ranks, ceilings, seconds),
             deadline=deadline,
             journal=journal,
@@ -202,7 +198,7 @@ def tune(
             monitor=monitor,
             seed=seed,
             notes=list(profile.warnings),
-            **(of_ranks if several else {}),
+            **(for_ranks if several else {}),
         )
         if failed:
             tuner.note(f"{len(failed)} trials ended their ranks, and count as failed")
@@ -213,10 +209,11 @@ def tune(
             tuner.note(f"measured in a process started without {', '.join(absent)}; the config's launch sets them")
         outcome = tuner.run()
         options = f"--sockets {ranks} --budget {deadline.budget_s:g}s --seed {seed}{f' --wire {wire}' if several else ''}"
+        command = f"autotune tune {shlex.quote(name)} {options} -o {shlex.quote(str(output))}"
+        launch = launch_of(outcome.chosen, topology).model_copy(update={"rank_cpus": cores.rank_cpus if several else ()})
         config = assemble(
-            model, outcome, here, name=name, sockets=ranks,
-            command=f"autotune tune {shlex.quote(name)} {options} -o {shlex.quote(str(output))}",
-            seed=seed, budget_s=deadline.budget_s, topology=topology, rank_cpus=cores.rank_cpus if several else (), profile=profile,
+            model, outcome, here, name=name, sockets=ranks, command=command, seed=seed, budget_s=deadline.budget_s, launch=launch,
+            profile=profile,
         )  # fmt: skip
         write_tuned(output, config)
         journal.discard()

@@ -12,26 +12,24 @@ from pydantic import ValidationError
 
 from autotune.bench.noise import NoiseMonitor
 from autotune.bench.progress import NO_PROGRESS, Progress
-from autotune.bench.samples import ENOUGH_SAMPLES, significant
+from autotune.bench.samples import ENOUGH_SAMPLES
 from autotune.config.knobs import RunConfig
 from autotune.config.measured import TableUse
 from autotune.config.model import Model
 from autotune.config.partition import Partition
-from autotune.config.profile import Fingerprint, Topology
+from autotune.config.profile import Topology
 from autotune.config.tuned import Gain, RaceResult
-from autotune.data.batches import BatchSource
 from autotune.machine.topology import available_memory_bytes
 from autotune.perf.table import OTHER, OperatorTable
+from autotune.ranks.lockstep import Lockstep
 from autotune.tune.budget import Deadline
-from autotune.tune.confirm import Confirmation, confirm
+from autotune.tune.confirm import confirm
 from autotune.tune.journal import Journal
-from autotune.tune.objective import Bench, Paired, Trainable, decided
-from autotune.tune.races import OperatorGroup, Racer, group_operators, race_choices
+from autotune.tune.objective import Bench, Paired, decided
+from autotune.tune.races import OperatorGroup, OperatorRace, group_operators, race_choices
 from autotune.tune.result import Outcome, race_gains
 from autotune.tune.space import Group, Params, Space, changes, huge_page_choices, thread_choices
 from autotune.units import format_bytes, format_time
-
-Measure = Callable[..., OperatorTable]
 
 _FIRST_LOOK_ROUNDS = 5
 _FIRST_LOOK_SHARE = 0.08
@@ -63,21 +61,21 @@ class Tuner:
     """One tuning run on a model in memory. `tune` makes it; tests give it parts of their own."""
 
     model: Model
-    fingerprint: Fingerprint
-    dlrm: Trainable
-    source: BatchSource
+    host: Topology
+    """The machine."""
+    cores: Topology
+    """The cores of a rank."""
+    lockstep: Lockstep
     default_for: Callable[[int | None], RunConfig]
     """The default configuration for a number of threads; None: of the machine."""
-    measure: Measure
-    """`perf.measure`, its profile given."""
+    measure: Callable[..., OperatorTable]
+    """`profile_passes`, its model and profile given."""
     deadline: Deadline
     journal: Journal
     progress: Progress = NO_PROGRESS
     monitor: NoiseMonitor | None = None
     seed: int = 0
     notes: list[str] = field(default_factory=list)
-    topology: Topology | None = None
-    """The cores of a rank; None: the fingerprint's."""
     race: Callable[[OperatorGroup, float], RaceResult] | None = None
     """Races a group within seconds; None: in this process."""
     communication: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
@@ -91,12 +89,11 @@ class Tuner:
 
     def __post_init__(self) -> None:
         self.default = self.default_for(None)
-        self.cores = self.topology or self.fingerprint.topology
         self.clock = self.deadline.clock
         # Batches of an interrupted run do not matter: what counts is that no two rounds of one comparison share one.
-        self.bench = Bench(self.dlrm, self.source, self.monitor, self.clock, self.seed)
+        self.bench = Bench(self.lockstep, self.monitor, self.clock, self.seed)
         # Spent on what is kept; what an interrupted result had taken is lost, and not counted.
-        self.deadline.add_earlier(float(self.journal.get("spent_s") or 0.0))
+        self.deadline.earlier_s += float(self.journal.get("spent_s") or 0.0)
         self.notes += self.journal.notes
         if self.journal.resumed:
             done = sum(key.startswith("race:") for key in self.journal.study.user_attrs)
@@ -132,16 +129,16 @@ class Tuner:
         look = self.journal.get("first_look")
         if look is None:
             begin_s = self.clock()
-            self.dlrm.configure(self.default)
+            self.lockstep.configure(self.default)
             budget_s = _FIRST_LOOK_SHARE * self.deadline.left_s
-            table = self.measure(self.dlrm, self.source, rounds=_FIRST_LOOK_ROUNDS, budget_s=budget_s, progress=NO_PROGRESS)
+            table = self.measure(rounds=_FIRST_LOOK_ROUNDS, budget_s=budget_s, progress=NO_PROGRESS)
             times = {row.operator: row.time_s.median for row in table.rows}
             potentials = {row.operator: max(_LEAST_POTENTIAL, 1.0 - max(row.fractions.values(), default=0.5)) for row in table.rows}
             gains = {key: times[key] * potentials[key] for key in times if key != OTHER}
             look = {"time_s": times, "gain_s": gains, "look": {"spent_s": self.clock() - begin_s}}
             self._store("first_look", look)
         # The table at the end is measured in the same way.
-        self.deadline.reserve_table(look["look"]["spent_s"])
+        self.deadline.table_s = look["look"]["spent_s"]
         return {name: dict(values) for name, values in look.items()}
 
     def _races(self) -> tuple[list[RaceResult], dict[str, float]]:
@@ -149,11 +146,11 @@ class Tuner:
         look = self._first_look()
         total_s = sum(look["time_s"].values()) or 1.0
         shares = {key: time_s / total_s for key, time_s in look["time_s"].items()}
-        operators = self.dlrm.operators(self.source)
+        operators = self.lockstep.operators()
         if self.communication:
             self.deadline.split(sum(shares.get(operator.key, 0.0) for operator in operators if operator.runs_alone))
         groups = group_operators(operators, self.default, look["gain_s"])
-        results = [found for group in groups if (found := self._stored_race(group)) is not None]
+        results = [result for group in groups if (result := self._stored_race(group)) is not None]
         done = {key for result in results for key in result.keys}
         waiting = [group for group in groups if not done.intersection(group.keys)]
         if not waiting or self.journal.get("races_done"):
@@ -161,18 +158,17 @@ class Tuner:
         budget_s = self.deadline.phase_s("races")
         end_s = self.clock() + budget_s
         self.progress.phase("racing operators", budget_s)
-        self.dlrm.configure(self.default)
-        race = self.race or Racer(self.cores, self.default, self.monitor, self.clock, self.seed, self.progress.advance).run
+        self.lockstep.configure(self.default)
         skipped = []
         for i, group in enumerate(waiting):
             left_s = end_s - self.clock()
-            weights = sum(one.weight_s for one in waiting[i:])
+            weights = sum(later.weight_s for later in waiting[i:])
             share_s = left_s * (group.weight_s / weights if weights else 1.0 / (len(waiting) - i))
             # A fresh set of inputs, a check and a warm-up cost some ten calls before the first round.
             if share_s < 10 * max(look["time_s"].get(key, 0.0) for key in group.keys) or share_s <= 0:
                 skipped.append(group.keys[0])
                 continue
-            result = race(group, share_s)
+            result = self.race(group, share_s) if self.race else self._race(group, share_s)
             results.append(result)
             self._store(f"race:{group.keys[0]}", result.model_dump(mode="json"))
         if skipped:
@@ -180,6 +176,10 @@ class Tuner:
             self.note(f"the budget left no time to race {len(skipped)} of {len(groups)} shapes ({some}): their default is kept")
         self._store("races_done", True)
         return results, shares
+
+    def _race(self, group: OperatorGroup, budget_s: float) -> RaceResult:
+        machine = (self.cores, self.default, self.monitor, self.clock)
+        return OperatorRace(group, budget_s, *machine, self.seed, self.progress.advance).run()
 
     def _stored_race(self, group: OperatorGroup) -> RaceResult | None:
         stored = self.journal.get(f"race:{group.keys[0]}")
@@ -215,10 +215,10 @@ class Tuner:
         stored = self.journal.get("huge_pages")
         if stored is not None:
             return tuple(stored)
-        pages = huge_page_choices(self.fingerprint.topology, self.default.huge_pages)
+        pages = huge_page_choices(self.host, self.default.huge_pages)
         move_s = self.model.table_bytes / _MOVE_BYTES_PER_S
         largest_bytes = max(table.size_bytes for table in self.model.tables)
-        if len(pages) > 1 and largest_bytes > available_memory_bytes(self.fingerprint.topology):
+        if len(pages) > 1 and largest_bytes > available_memory_bytes(self.host):
             self.note(f"page sizes are not searched: a table that moves needs its {format_bytes(largest_bytes)} twice; free memory")
             pages = pages[:1]
         if len(pages) > 1 and _MOVES_PER_TRIAL * move_s > 0.3 * self.deadline.phase_s("iteration"):
@@ -267,7 +267,9 @@ class Tuner:
             duplicates = 0
             seen.add(text)
             self.before_trial(text)
-            paired = self._trial(config, end_s - begin_s)
+            paired = self.bench.compare(
+                self.default, config, budget_s=end_s - begin_s, max_rounds=_TRIAL_ROUNDS, until=decided, on_round=self.progress.advance
+            )
             self.after_trial()
             trial.set_user_attr("config", text)
             trial.set_user_attr("speedup", paired.speedup.model_dump())
@@ -281,11 +283,6 @@ class Tuner:
         combined = space.combined([(trial.params, trial.value) for trial in self.journal.finished_trials() if trial.value is not None])
         if combined is not None:
             yield combined
-
-    def _trial(self, config: RunConfig, budget_s: float) -> Paired:
-        return self.bench.compare(
-            self.default, config, budget_s=budget_s, max_rounds=_TRIAL_ROUNDS, until=decided, on_round=self.progress.advance
-        )
 
     def _settle_whole(self, space: Space, winner: RunConfig) -> tuple[RunConfig, list[Gain]]:
         """What threads and pages alone gain, with the winner's knobs on both sides; where that is not clear, they stay the default's.
@@ -302,7 +299,6 @@ class Tuner:
         }
         before = self.default.model_copy(update={"operators": operators})
         paired = self.bench.compare(before, winner, budget_s=budget_s, max_rounds=_TRIAL_ROUNDS, on_round=self.progress.advance)
-        kept = significant(paired.speedup)
         gain = Gain(
             operator="iteration",
             knob=changed,
@@ -310,11 +306,11 @@ class Tuner:
             tuned_s=paired.other,
             speedup=paired.speedup,
             candidates=len(space.threads) * len(space.huge_pages),
-            kept=kept,
+            kept=paired.significant,
         )
-        return winner if kept else before, [gain]
+        return winner if gain.kept else before, [gain]
 
-    def _confirm(self, winner: RunConfig) -> Confirmation:
+    def _confirm(self, winner: RunConfig) -> Paired:
         budget_s = self.deadline.phase_s("confirm")
         self.progress.phase("confirming against the default", budget_s)
         confirmation = confirm(self.bench, self.default, winner, budget_s=budget_s, progress=self.progress)
@@ -325,8 +321,8 @@ class Tuner:
         return confirmation
 
     def _table(self, chosen: RunConfig) -> OperatorTable:
-        self.dlrm.configure(chosen)
+        self.lockstep.configure(chosen)
         budget_s = self.deadline.phase_s("table")
-        table = self.measure(self.dlrm, self.source, rounds=_TABLE_ROUNDS, budget_s=budget_s, progress=self.progress)
+        table = self.measure(rounds=_TABLE_ROUNDS, budget_s=budget_s, progress=self.progress)
         self.notes += table.notes
         return replace(table, tables=tuple(self.measure_tables(_TABLES_SHARE * budget_s)))

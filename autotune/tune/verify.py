@@ -17,10 +17,10 @@ from autotune.bench.noise import NoiseMonitor
 from autotune.bench.progress import NO_PROGRESS, Progress
 from autotune.config.knobs import RunConfig
 from autotune.config.tuned import Interval, TunedConfig
-from autotune.data.batches import BatchSource
+from autotune.ranks.lockstep import Lockstep
 from autotune.tune.budget import Clock
-from autotune.tune.confirm import Confirmation, confirm
-from autotune.tune.objective import Bench, Trainable
+from autotune.tune.confirm import confirm
+from autotune.tune.objective import Bench
 
 _SLOWER = 0.98
 _SLOWER_UNCLAIMED = 0.95
@@ -55,18 +55,9 @@ def holds(config: TunedConfig, speedup: Interval) -> tuple[bool, str]:
     return True, f"the tuned config holds: {now}, claimed {claimed}"
 
 
-def judge(config: TunedConfig, confirmation: Confirmation, notes: tuple[str, ...] = ()) -> Verification:
-    """A measurement as the answer to the question."""
-    good, reason = holds(config, confirmation.speedup)
-    return Verification(
-        confirmation.default_s, confirmation.tuned_s, confirmation.speedup, good, reason, notes + confirmation.notes
-    )
-
-
 def verify(
     config: TunedConfig,
-    dlrm: Trainable,
-    source: BatchSource,
+    lockstep: Lockstep,
     default: RunConfig,
     *,
     budget_s: float,
@@ -79,10 +70,12 @@ def verify(
 
     Args:
         config: What is verified.
-        dlrm: The model it was tuned for.
+        lockstep: The model it was tuned for.
         budget_s: Seconds.
     """
     progress.phase("verify", budget_s)
     # Another seed than the tuning run's: the order inside the rounds is drawn anew.
-    bench = Bench(dlrm, source, monitor, clock, seed=config.provenance.seed + 1)
-    return judge(config, confirm(bench, default, config.config, budget_s=budget_s, progress=progress), notes)
+    bench = Bench(lockstep, monitor, clock, seed=config.provenance.seed + 1)
+    paired = confirm(bench, default, config.config, budget_s=budget_s, progress=progress)
+    good, reason = holds(config, paired.speedup)
+    return Verification(paired.base, paired.other, paired.speedup, good, reason, notes + paired.notes)

@@ -30,7 +30,7 @@ from autotune.machine.topology import available_memory_bytes, detect
 from autotune.ops.base import Case, Operator
 from autotune.probe.ceilings import ceilings_of
 from autotune.probe.loops import Arrays, Loop, choose_sizes, loops_at
-from autotune.tune.races import OperatorGroup, Racer
+from autotune.tune.races import OperatorGroup, OperatorRace, race_choices
 from autotune.units import format_time
 
 MODELS = ("small", "rm2", "mlperf-1m")
@@ -143,8 +143,9 @@ class Bench:
         at = (name, operator.key + data)
         if at not in self.chosen:
             budget_s = RACE_S * (4 if operator.key.startswith("embedding") else 1)
-            race = Racer(self.topology, self.model(name).config).run(OperatorGroup((operator,), 0.0), budget_s)
-            self.chosen[at] = race.choices[0]
+            group = OperatorGroup((operator,), 0.0)
+            race = OperatorRace(group, budget_s, self.topology, self.model(name).config).run()
+            self.chosen[at] = race_choices(race)[0]
         return self.chosen[at]
 
     @functools.cached_property

@@ -31,7 +31,7 @@ from autotune.ops.memory import Memory
 from autotune.ops.schedule import Pass, Schedule
 from autotune.perf.estimate import estimate
 from autotune.report.html import page
-from autotune.tune.races import Racer, group_operators
+from autotune.tune.races import OperatorRace, group_operators
 
 FACTOR = 0.5
 KEYS = {"scale.forward", "scale.backward"}
@@ -164,7 +164,7 @@ def test_it_is_raced(toy: Model) -> None:
     dlrm, topology = DLRM(toy), made_up_profile().fingerprint.topology
     groups = group_operators(dlrm.operators(make_source(toy)), dlrm.config, dict.fromkeys(KEYS, 1.0))
     group = next(group for group in groups if group.keys[0] in KEYS)
-    result = Racer(topology, dlrm.config).run(group, 2.0)
+    result = OperatorRace(group, 2.0, topology, dlrm.config).run()
     assert (result.candidates, result.offered, result.rejected) == (2, 2, ())
 
 

@@ -11,14 +11,15 @@ from autotune.config.knobs import RunConfig
 from autotune.config.profile import Ceilings, ComputePoint, Fingerprint, Profile, RowPoint, StreamPoint, TimePoint
 from autotune.config.tuned import Interval
 from autotune.data.batches import make_source
-from autotune.dlrm.model import DLRM
+from autotune.dlrm.model import DLRM, default_config
 from autotune.errors import InputError
 from autotune.machine.topology import detect
 from autotune.ops.layer import LayerKnobs
 from autotune.ops.layer_case import LayerCase
-from autotune.perf.measure import measure, timed_steps
+from autotune.perf.measure import profile_passes, timed_steps
 from autotune.perf.perturb import _judge, perturb
 from autotune.perf.table import OTHER, OperatorTable
+from autotune.ranks.lockstep import Lockstep
 
 MODEL = load_model_by_name("tiny")
 KINDS = get_args(StreamPoint.model_fields["kind"].annotation)
@@ -44,13 +45,18 @@ def profile() -> Profile:
 
 
 @pytest.fixture(scope="module")
-def dlrm() -> DLRM:
-    return DLRM(MODEL)
+def lockstep() -> Lockstep:
+    return Lockstep(MODEL, default_config(MODEL), make_source(MODEL))
 
 
 @pytest.fixture(scope="module")
-def table(dlrm: DLRM, profile: Profile) -> OperatorTable:
-    return measure(dlrm, make_source(MODEL), profile, rounds=12)
+def dlrm(lockstep: Lockstep) -> DLRM:
+    return lockstep.dlrm
+
+
+@pytest.fixture(scope="module")
+def table(lockstep: Lockstep, profile: Profile) -> OperatorTable:
+    return profile_passes(lockstep, profile, rounds=12)
 
 
 def test_every_pass_has_a_row_and_the_rest_comes_last(dlrm: DLRM, table: OperatorTable) -> None:
@@ -77,21 +83,23 @@ def test_the_frame_has_a_line_per_row(table: OperatorTable) -> None:
     assert (frame["time_s"] <= frame["time_s_high"]).all()
 
 
-def test_rounds_and_budget_bound_the_samples(dlrm: DLRM, profile: Profile) -> None:
-    assert measure(dlrm, make_source(MODEL), profile, rounds=4).iteration_s.samples == 4
-    assert measure(dlrm, make_source(MODEL), profile, rounds=100_000, budget_s=0.01).iteration_s.samples < 100_000
+def test_rounds_and_budget_bound_the_samples(lockstep: Lockstep, profile: Profile) -> None:
+    assert profile_passes(lockstep, profile, rounds=4).iteration_s.samples == 4
+    assert profile_passes(lockstep, profile, rounds=100_000, budget_s=0.01).iteration_s.samples < 100_000
     with pytest.raises(InputError, match="rounds must be at least 1, got 0"):
-        measure(dlrm, make_source(MODEL), profile, rounds=0)
+        profile_passes(lockstep, profile, rounds=0)
 
 
-def test_perturbing_covers_every_pass_and_leaves_the_weights(dlrm: DLRM, table: OperatorTable) -> None:
+def test_perturbing_covers_every_pass_and_leaves_the_weights(lockstep: Lockstep, dlrm: DLRM, table: OperatorTable) -> None:
     before = {name: weight.clone() for name, weight in dlrm.state_dict().items()}
-    found = perturb(dlrm, make_source(MODEL), table, cache_bytes=1 << 20, rounds=3)
+    found = perturb(lockstep, table, cache_bytes=1 << 20, rounds=3)
     assert {p.operator for p in found} == {row.operator for row in table.rows} - {OTHER}
     assert all((weight == before[name]).all() for name, weight in dlrm.state_dict().items())
 
 
-def test_fewer_threads_are_fewer_for_torch_too(dlrm: DLRM, table: OperatorTable, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fewer_threads_are_fewer_for_torch_too(
+    lockstep: Lockstep, dlrm: DLRM, table: OperatorTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
     layers = [key for key, knobs in dlrm.config.operators.items() if isinstance(knobs, LayerKnobs)]
     torch_layers = {key: LayerKnobs(implementation="torch") for key in layers}
     seen: set[tuple[int, int]] = set()
@@ -100,7 +108,7 @@ def test_fewer_threads_are_fewer_for_torch_too(dlrm: DLRM, table: OperatorTable,
     before = dlrm.config
     dlrm.configure(RunConfig(threads=2, operators=torch_layers))
     try:
-        perturb(dlrm, make_source(MODEL), table, cache_bytes=1 << 20, rounds=1)
+        perturb(lockstep, table, cache_bytes=1 << 20, rounds=1)
         assert seen == {(2, 2), (1, 1)}
         assert torch.get_num_threads() == 2
     finally:
@@ -128,9 +136,9 @@ def test_a_verdict_is_held_against_what_perturbation_shows(binder, gain, loss, r
     assert _judge("x", binder, at(gain), at(loss), 2.0, resident).agrees is agrees
 
 
-def test_rows_that_do_not_add_up_are_said_to(dlrm: DLRM, profile: Profile, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("autotune.perf.measure._ADDS_UP", -1.0)
-    assert any("of the iteration's" in note for note in measure(dlrm, make_source(MODEL), profile, rounds=1).notes)
+def test_rows_that_do_not_add_up_are_said_to(lockstep: Lockstep, profile: Profile, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("autotune.perf.rows._ADDS_UP", -1.0)
+    assert any("of the iteration's" in note for note in profile_passes(lockstep, profile, rounds=1).notes)
 
 
 class _Disturbed(NoiseMonitor):
@@ -143,8 +151,8 @@ class _Disturbed(NoiseMonitor):
         return "noise" if self.count in (2, 3) else ""
 
 
-def test_disturbed_steps_are_repeated_and_keep_their_place_in_the_history(dlrm: DLRM) -> None:
-    steps, notes = timed_steps(dlrm, make_source(MODEL), [_Disturbed()], rounds=3)
+def test_disturbed_steps_are_repeated_and_keep_their_place_in_the_history(lockstep: Lockstep, dlrm: DLRM) -> None:
+    steps, notes = timed_steps(lockstep, [_Disturbed()], rounds=3)
     assert len(steps.passes_s) == 5
     assert steps.counted == [0, 3, 4]
     assert steps.back == (5, 2, 1)
@@ -156,16 +164,16 @@ def test_disturbed_steps_are_repeated_and_keep_their_place_in_the_history(dlrm: 
     assert not dlrm.recorder.watched
 
 
-def test_a_batch_that_points_outside_its_table_is_named(dlrm: DLRM, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_that_points_outside_its_table_is_named(lockstep: Lockstep, dlrm: DLRM, monkeypatch: pytest.MonkeyPatch) -> None:
     def step(batch: object) -> float:
         raise IndexError("an index must lie inside its table")
 
     monkeypatch.setattr(dlrm, "step", step)
     with pytest.raises(InputError, match=r"inside its table .*: batch 0\)"):
-        timed_steps(dlrm, make_source(MODEL), [], rounds=3)
+        timed_steps(lockstep, [], rounds=3)
     assert not dlrm.recorder.watched
 
 
-def test_a_disturbed_profile_is_the_first_note(dlrm: DLRM, profile: Profile) -> None:
+def test_a_disturbed_profile_is_the_first_note(lockstep: Lockstep, profile: Profile) -> None:
     disturbed = profile.model_copy(update={"disturbed": 0.9})
-    assert measure(dlrm, make_source(MODEL), disturbed, rounds=3).notes[0] == disturbed.warnings[0]
+    assert profile_passes(lockstep, disturbed, rounds=3).notes[0] == disturbed.warnings[0]

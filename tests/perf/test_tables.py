@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autotune.catalog import load_model_by_name
+from autotune.config.knobs import RunConfig
 from autotune.config.measured import HOT_ROWS
 from autotune.config.profile import Ceilings, ComputePoint, RowPoint, StreamPoint, TimePoint
 from autotune.data.batches import make_source
@@ -19,6 +20,7 @@ from autotune.ops.table_alone import TableAlone, tables_alone
 from autotune.ops.timing import Recorder
 from autotune.perf.measure import timed_spans
 from autotune.perf.tables import measure_tables, table_use
+from autotune.ranks.lockstep import Lockstep
 
 ROW = RowPoint(row_bytes=64, working_set_bytes=1 << 20, threads=1, bandwidth_bytes_per_s=1e10)
 CEILINGS = Ceilings(
@@ -90,10 +92,10 @@ def test_every_table_is_timed_against_its_ceiling_and_stays_as_it_was(monkeypatc
 
     monkeypatch.setattr("autotune.perf.tables.timed", timed)
     model = load_model_by_name("tiny")
-    dlrm = DLRM(model)
-    tables = [bags.table(t) for _, bags, t in dlrm.parts()]
+    lockstep = Lockstep(model, RunConfig(threads=2), make_source(model))
+    tables = [bags.table(t) for _, bags, t in lockstep.dlrm.parts()]
     before = [table.clone() for table in tables]
-    uses = measure_tables(dlrm, make_source(model), CEILINGS, budget_s=0.0)
+    uses = measure_tables(lockstep, CEILINGS, budget_s=0.0)
     assert [use.table for use in uses] == [t for t, table in enumerate(model.tables) if table.pooling]
     assert all(use.forward_ceiling_s > 0 and use.update_ceiling_s > 0 for use in uses)
     assert [(use.forward_s, use.update_s) for use in uses] == [pytest.approx((2e-3, 2e-3))] * len(uses)

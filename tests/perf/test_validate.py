@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -42,9 +44,9 @@ def test_no_reference_model_is_a_shipped_or_a_random_one() -> None:
 
 
 def test_errors_are_summed_up() -> None:
-    rows = [IterationError(f"m{i}", 1, True, 1.0, predicted, inside, 1.25, False) for i, (predicted, inside) in enumerate(
-        [(0.8, True), (1.1, True), (1.0, True), (1.5, False), (0.9, True)]
-    )]  # fmt: skip
+    measured: dict[str, Any] = {"model": "m", "threads": 1, "random": True, "measured_s": 1.0, "drift": 1.25, "disturbed": False}
+    pairs = [(0.8, True), (1.1, True), (1.0, True), (1.5, False), (0.9, True)]
+    rows = [IterationError(predicted_s=predicted_s, inside=inside, **measured) for predicted_s, inside in pairs]
     found = _summary("iterations", rows)
     assert (found.count, found.median, found.bias, found.inside) == (5, pytest.approx(0.1), pytest.approx(0.0), pytest.approx(0.8))
     assert rows[0].error_without_drift == pytest.approx(0.0)

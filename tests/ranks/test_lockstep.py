@@ -11,7 +11,7 @@ from autotune.data.batches import make_source
 from autotune.dlrm.model import DLRM
 from autotune.ranks import group
 from autotune.ranks.environment import ALONE
-from autotune.ranks.lockstep import Lockstep, take_recorded
+from autotune.ranks.lockstep import Lockstep
 
 
 @pytest.fixture
@@ -35,11 +35,10 @@ def test_what_rank_0_returns_is_the_result(lockstep: Lockstep) -> None:
 
 
 def test_a_task_runs_here_with_its_arguments(lockstep: Lockstep) -> None:
-    lockstep.recorder.take()
-    lockstep.step(lockstep.batch(0))
-    own = [lockstep.recorder.take()]
-    assert lockstep.everywhere(take_recorded, own, 1) == [own]
-    assert lockstep.everywhere(take_recorded, own, steps=0) == [[]]
+    def task(driven: Lockstep, first: int, second: int) -> tuple[bool, int]:
+        return driven is lockstep, first - second
+
+    assert lockstep.everywhere(task, 5, second=3) == (True, 2)
 
 
 def test_another_config_keeps_the_weights(lockstep: Lockstep) -> None:

@@ -43,7 +43,7 @@ try:
             os.abort() if what == "abort" else os._exit(1)
         dist.barrier()
 except AutotuneError as error:
-    report_error(error)
+    report_error(Path(os.environ[FOLDER]), ranks.rank, error)
     os._exit(error.exit_code)
 """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -113,10 +114,16 @@ class FakeOperator(Operator):
         return FakeCase(self.world, self.key)
 
 
-class FakeDLRM:
+class FakeLockstep:
+    description = "nothing"
+
     def __init__(self, world: World, config: RunConfig) -> None:
         self.world, self.config = world, config
         self.history: list[tuple[RunConfig, int]] = []
+
+    def batch(self, i: int) -> Any:
+        self.world.spend(self.world.batch_s)
+        return SimpleNamespace(number=i)
 
     def configure(self, config: RunConfig) -> None:
         if config != self.config:
@@ -131,40 +138,28 @@ class FakeDLRM:
         self.world.spend(sum(self.world.time_of(key, knobs, self.config.threads) for key, knobs in self.config.operators.items()))
         return 0.7
 
-    def operators(self, source: Any) -> list[Operator]:
+    def operators(self) -> list[Operator]:
         return [FakeOperator(self.world, key) for key in CANDIDATES]
-
-
-class FakeSource:
-    has_labels = False
-    description = "nothing"
-
-    def __init__(self, world: World) -> None:
-        self.world = world
-
-    def batch(self, i: int) -> Any:
-        self.world.spend(self.world.batch_s)
-        return SimpleNamespace(number=i)
 
 
 def default_for(threads: int | None = None) -> RunConfig:
     return RunConfig(threads=threads or 4, huge_pages=False, operators={key: found[0] for key, found in CANDIDATES.items()})
 
 
-def fake_measure(dlrm: FakeDLRM, source: FakeSource, *, rounds: int, budget_s: float | None = None, progress: Any = None) -> OperatorTable:
-    world = dlrm.world
+def fake_measure(lockstep: FakeLockstep, *, rounds: int, budget_s: float | None = None, progress: Any = None) -> OperatorTable:
+    world = lockstep.world
     begin_s = world.clock()
     for done in range(rounds):
         if budget_s is not None and done >= 3 and world.clock() - begin_s > budget_s:
             break
-        dlrm.step(source.batch(done))
+        lockstep.step(lockstep.batch(done))
     rows = []
-    for key, knobs in dlrm.config.operators.items():
-        time_s = Samples((world.time_of(key, knobs, dlrm.config.threads),)).to_interval()
+    for key, knobs in lockstep.config.operators.items():
+        time_s = Samples((world.time_of(key, knobs, lockstep.config.threads),)).to_interval()
         rows.append(MeasuredPass(operator=key, time_s=time_s, flops=1, bytes=1, fractions={"fma": 0.5}, binder="none", detail=""))
     none = Samples((1e-5,)).to_interval()
     rows.append(MeasuredPass(operator=OTHER, time_s=none, fractions={}, binder="none", detail=""))
-    return OperatorTable("tiny", "nothing", 64, dlrm.config.threads, none, tuple(rows), ())
+    return OperatorTable("tiny", "nothing", 64, lockstep.config.threads, none, tuple(rows), ())
 
 
 @pytest.fixture
@@ -172,8 +167,7 @@ def fake() -> SimpleNamespace:
     """The classes and functions of this file."""
     return SimpleNamespace(
         World=World,
-        DLRM=FakeDLRM,
-        Source=FakeSource,
+        Lockstep=FakeLockstep,
         Operator=FakeOperator,
         Clock=FakeClock,
         candidates=CANDIDATES,
@@ -203,13 +197,14 @@ def world() -> World:
 @pytest.fixture
 def make_tuner(tiny: Model, world: World, tmp_path: Path) -> Callable[..., Tuner]:
     def make(budget_s: float = 60.0, name: str = "study", world: World = world, file: str = "out.yaml.journal", **changes: Any) -> Tuner:
+        lockstep = FakeLockstep(world, default_for())
         parts: dict[str, Any] = {
             "model": tiny,
-            "fingerprint": fingerprint_of(),
-            "dlrm": FakeDLRM(world, default_for()),
-            "source": FakeSource(world),
+            "host": topology_of(),
+            "cores": topology_of(),
+            "lockstep": lockstep,
             "default_for": default_for,
-            "measure": fake_measure,
+            "measure": functools.partial(fake_measure, lockstep),
             "deadline": Deadline(budget_s, clock=world.clock),
             "journal": Journal(tmp_path / file, name),
         }

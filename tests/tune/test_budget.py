@@ -31,7 +31,7 @@ def test_what_a_phase_leaves_goes_to_the_later_ones(world: Any) -> None:
 
 def test_a_table_that_takes_long_is_paid_by_the_phases_before(world: Any) -> None:
     deadline = Deadline(100.0, clock=world.clock)
-    deadline.reserve_table(60.0)
+    deadline.table_s = 60.0
     phases = [phase for phase in SHARES if phase != "table"]
     for phase in phases:
         world.clock.advance(deadline.phase_s(phase))
@@ -39,7 +39,8 @@ def test_a_table_that_takes_long_is_paid_by_the_phases_before(world: Any) -> Non
 
 
 def test_a_spent_budget_leaves_a_confirmation_within_the_tolerance(world: Any) -> None:
-    deadline = Deadline(100.0, 120.0, clock=world.clock)
+    deadline = Deadline(100.0, clock=world.clock)
+    deadline.earlier_s = 120.0
     assert deadline.left_s == 0.0
     assert deadline.phase_s("races") == 0.0
     assert 0.0 < deadline.phase_s("confirm") + deadline.phase_s("table") <= 15.0

@@ -71,13 +71,13 @@ def test_no_gain_leaves_the_default(make_tuner: Make, world: Any) -> None:
 def test_an_apparent_gain_that_the_confirmation_denies_is_not_kept(make_tuner: Make, world: Any) -> None:
     """Faster alone, no faster in the whole: as with a cache that the race left warm."""
     tuner = make_tuner()
-    step = tuner.dlrm.step
+    step = tuner.lockstep.step
 
     def flat(batch: Any) -> float:
         world.spend(0.01)
         return 0.7
 
-    tuner.dlrm.step = flat  # type: ignore[method-assign]
+    tuner.lockstep.step = flat  # type: ignore[method-assign]
     outcome = tuner.run()
     assert step is not None
     assert outcome.chosen == tuner.default
@@ -161,7 +161,7 @@ def test_no_configuration_is_tried_twice(make_tuner: Make) -> None:
 
 
 def test_page_sizes_are_tried_where_the_kernel_offers_them(make_tuner: Make, fake: SimpleNamespace) -> None:
-    tuner = make_tuner(fingerprint=fake.fingerprint(huge_pages="madvise"))
+    tuner = make_tuner(host=fake.topology(huge_pages="madvise"))
     tuner.run()
     assert {'"huge_pages":true' in trial.user_attrs["config"] for trial in tuner.journal.finished_trials()} == {True, False}
 
@@ -181,7 +181,7 @@ def test_too_few_rounds_do_not_settle_the_threads(make_tuner: Make, world: Any, 
 
 
 def test_pages_are_not_searched_where_a_table_does_not_fit_twice(make_tuner: Make, fake: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    tuner = make_tuner(fingerprint=fake.fingerprint(huge_pages="madvise"))
+    tuner = make_tuner(host=fake.topology(huge_pages="madvise"))
     monkeypatch.setattr("autotune.tune.tuner.available_memory_bytes", lambda topology: 1000)
     assert tuner._pages() == (False,)
     assert "needs its 62.5 KiB twice" in tuner.notes[-1]

@@ -45,8 +45,8 @@ def test_it_measures_and_judges(fake: SimpleNamespace, world: Any) -> None:
     config.config, config.provenance = fake.default_for(2), SimpleNamespace(seed=3)
 
     def verified() -> Any:
-        dlrm = fake.DLRM(world, fake.default_for())
-        return verify(config, dlrm, fake.Source(world), fake.default_for(), budget_s=5.0, clock=world.clock, notes=("other torch",))
+        lockstep = fake.Lockstep(world, fake.default_for())
+        return verify(config, lockstep, fake.default_for(), budget_s=5.0, clock=world.clock, notes=("other torch",))
 
     world.threads = {4: 1.0, 2: 0.8}
     good = verified()
