@@ -35,7 +35,7 @@ _WIDE = 0.20
 _FORK_SHARE = 0.03
 # The busiest thread's look-ups over the mean: below, the race of strategies decides better than a count does.
 _UNEVEN_THREADS = 1.15
-# A rank that computes this much longer than the mean; as `perf.measure` says it.
+# A rank that computes this much longer than the mean; as `perf.rows` says it.
 _UNEVEN_RANKS = 1.05
 _HOT_SHARE = 0.25
 # Threads without a core: below, timer ticks and the kernel's own work.

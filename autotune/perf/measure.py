@@ -169,7 +169,8 @@ def report_ranks(lockstep: Lockstep, passes_s: list[dict[str, float]], back: Seq
         back: Places of the steps that count from the end; the last step is 1.
         typical: Place of the step to show.
     """
-    dlrm, recorded_s = lockstep.dlrm, passes_s if lockstep.rank == 0 else lockstep.take_recorded()
+    dlrm = lockstep.dlrm
+    recorded_s = passes_s if lockstep.rank == 0 else lockstep.take_recorded()
     counted_s = [recorded_s[-place] for place in back]
     medians_s = {
         key: statistics.median(times_s.get(key, 0.0) for times_s in counted_s) for key in dict.fromkeys(itertools.chain(*counted_s))

@@ -49,9 +49,7 @@ def joined(ranks: Ranks, backend: str = "gloo", timeout_s: float = TIMEOUT_S) ->
         raise InputError(f"{rule}, got no MASTER_ADDR and MASTER_PORT; export both, the same everywhere")
     where = "env://" if folder is None else f"file://{folder}/meeting"
     try:
-        dist.init_process_group(
-            backend, init_method=where, rank=ranks.rank, world_size=ranks.world, timeout=timedelta(seconds=timeout_s)
-        )
+        dist.init_process_group(backend, init_method=where, rank=ranks.rank, world_size=ranks.world, timeout=timedelta(seconds=timeout_s))
         yield
     except (RuntimeError, dist.DistError) as error:
         # gloo's own words for a connection that ended, or a peer that did not come.

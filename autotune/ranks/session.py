@@ -201,14 +201,10 @@ def _default(cores: Cores, threads: int | None) -> RunConfig:
         raise InputError(f"threads must be 1 to {count}, the cores of a rank, got {threads} (--threads); leave it out to use all")
     threads = count if threads is None else threads
     core_binding(machine, threads)
-    return RunConfig(
-        threads=threads, huge_pages=machine.huge_pages != "never", communication=CommunicationKnobs() if several else None
-    )
+    return RunConfig(threads=threads, huge_pages=machine.huge_pages != "never", communication=CommunicationKnobs() if several else None)
 
 
-def check_tuned(
-    tuned: TunedConfig, model: Model, cores: Cores, force: bool = False, target: str | None = None
-) -> tuple[str, ...]:
+def check_tuned(tuned: TunedConfig, model: Model, cores: Cores, force: bool = False, target: str | None = None) -> tuple[str, ...]:
     """Whether a config may be used here; returns what differs.
 
     Args:

@@ -294,9 +294,7 @@ class Tuner:
         if not changed or ENOUGH_SAMPLES * self.bench.round_s > budget_s:
             return winner, []
         threads = self.default.threads
-        operators = {
-            key: knobs if knobs.valid_for(threads) else self.default.operators[key] for key, knobs in winner.operators.items()
-        }
+        operators = {key: knobs if knobs.valid_for(threads) else self.default.operators[key] for key, knobs in winner.operators.items()}
         before = self.default.model_copy(update={"operators": operators})
         paired = self.bench.compare(before, winner, budget_s=budget_s, max_rounds=_TRIAL_ROUNDS, on_round=self.progress.advance)
         gain = Gain(
