@@ -30,7 +30,7 @@ def check_partition(model: Model, partition: Partition) -> None:
 
 def parts_of(model: Model, partition: Partition, rank: int) -> list[Part]:
     """What a rank owns, replicated tables left out: equal widths side by side, in the order of the tables."""
-    found = []
+    parts = []
     for t, (placement, table) in enumerate(zip(partition.tables, model.tables, strict=True)):
         if rank not in placement.ranks:
             continue
@@ -38,8 +38,8 @@ def parts_of(model: Model, partition: Partition, rank: int) -> list[Part]:
         if placement.bounds:
             bounds = list(pairwise(placement.bounds))[placement.ranks.index(rank)]
             rows, columns = (bounds, columns) if placement.kind == "row_wise" else (rows, bounds)
-        found.append(Part(t, rows, columns, sums=placement.kind == "row_wise"))
-    return sorted(found, key=lambda part: (part.width, part.table))
+        parts.append(Part(t, rows, columns, sums=placement.kind == "row_wise"))
+    return sorted(parts, key=lambda part: (part.width, part.table))
 
 
 def replicated(partition: Partition) -> list[int]:
