@@ -40,7 +40,7 @@ def state_shapes(model: Model) -> dict[str, tuple[int, ...]]:
 
 
 OPTIMIZER_STATE = "adagrad_sums"
-"""Of a checkpoint: Adagrad's sums by the name of their weight; the public DLRM does not read it."""
+"""Key of Adagrad's sums in a checkpoint, by the name of their weight; the public DLRM does not read it."""
 
 
 def save_checkpoint(
