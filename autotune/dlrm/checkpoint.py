@@ -83,11 +83,6 @@ class Checkpoint:
     """Adagrad's sums by the name of their weight; empty where the file has none."""
 
 
-def load_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
-    """The weights of `read_checkpoint`."""
-    return read_checkpoint(path).state
-
-
 def read_checkpoint(path: str | Path) -> Checkpoint:
     """The tensors of a checkpoint: a state dict itself, or one under the key ``state_dict``.
 
