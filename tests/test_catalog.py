@@ -16,7 +16,7 @@ from autotune.catalog import (
     nearest_model_that_fits,
 )
 from autotune.config.files import load_yaml, write_yaml
-from autotune.config.model import required_memory_bytes
+from autotune.config.model import Changes, required_memory_bytes
 from autotune.errors import InputError, MachineError
 
 GIB = 2**30
@@ -62,8 +62,8 @@ def test_shipped_sizes_are_those_of_their_sources(
 
 
 def test_scaled_copies_are_scaled_from_their_models() -> None:
-    assert load_model_by_name("mlperf").scaled(max_rows=10**6).tables == load_model_by_name("mlperf-1m").tables
-    assert load_model_by_name("large").scaled(max_rows=100_000).tables == load_model_by_name("large-s").tables
+    assert load_model_by_name("mlperf").changed(Changes(max_rows=10**6)).tables == load_model_by_name("mlperf-1m").tables
+    assert load_model_by_name("large").changed(Changes(max_rows=100_000)).tables == load_model_by_name("large-s").tables
 
 
 @pytest.mark.parametrize("name", ["small", "rm2", "mlperf-1m", "large-s", "tiny"])
@@ -73,7 +73,7 @@ def test_the_models_for_a_small_machine_fit_24_gib_with_room(name: str) -> None:
 
 def test_a_path_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    write_yaml("mine.yaml", load_model_by_name("tiny").scaled(minibatch=2))
+    write_yaml("mine.yaml", load_model_by_name("tiny").changed(Changes(minibatch=2)))
     write_yaml("small", load_model_by_name("tiny"))
     assert find_model("mine.yaml") == Path("mine.yaml")
     assert load_model_by_name(tmp_path / "mine.yaml").minibatch == 2
@@ -83,9 +83,9 @@ def test_a_path_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_the_name_of_a_scaled_model_finds_it_again() -> None:
-    scaled = load_model_by_name("small").scaled(max_rows=10_000, minibatch=64)
+    scaled = load_model_by_name("small").changed(Changes(max_rows=10_000, minibatch=64))
     assert load_model_by_name(scaled.name) == scaled
-    twice = scaled.scaled(max_rows=100)
+    twice = scaled.changed(Changes(max_rows=100))
     assert load_model_by_name(twice.name) == twice
 
 

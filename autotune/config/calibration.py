@@ -16,13 +16,13 @@ class CalibrationRun(Frozen):
     threads: int = Field(ge=1)
     huge_pages: bool = True
     strategy: str = ""
-    """Of the embedding update; empty, in files before it was always written, for the default of then."""
+    """Update strategy. Older files omit it: then the default of the version that wrote the file."""
     disturbed: bool = False
     """Whether other programs ran beside more steps than were left out."""
     iteration_s: float = Field(gt=0)
-    """Median of the steps."""
+    """Median time of the steps."""
     passes_s: dict[str, float]
-    """Median by pass; what is left of the iteration is `other`."""
+    """Median time by pass; what is left of the iteration is `other`."""
     knobs: dict[str, AnyKnobs] = Field(default_factory=dict)
     """Knobs of every pass. Older files omit them: then the defaults, with `strategy`."""
 

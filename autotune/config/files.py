@@ -37,15 +37,8 @@ def load(cls: type[T], path: str | Path, schema_version: int) -> T:
 
 def validate(cls: type[T], values: Any, lines: LineMap, schema_version: int) -> T:
     """A file's plain values as a `cls`. Raises: InputError, see `load`."""
-    _check_file(cls, values, lines, schema_version)
+    _check_schema(cls, values, lines, schema_version)
     return _validate(cls, values, values, lines)
-
-
-def _check_file(cls: type[BaseModel], values: Any, lines: LineMap, schema_version: int) -> None:
-    if not isinstance(values, dict):
-        rule = f"a {cls.__name__} file must hold keys and values"
-        raise InputError(f"{rule}, got {_brief(values)} ({lines.place()}); begin it with schema: {schema_version}")
-    _check_schema(values, lines, schema_version)
 
 
 def _validate(cls: type[T], values: Any, in_file: Any, lines: LineMap) -> T:
@@ -57,7 +50,10 @@ def _validate(cls: type[T], values: Any, in_file: Any, lines: LineMap) -> T:
         raise InputError(_explain(error, cls, in_file, lines)) from None
 
 
-def _check_schema(values: dict[str | int, Any], lines: LineMap, newest: int) -> None:
+def _check_schema(cls: type[BaseModel], values: Any, lines: LineMap, newest: int) -> None:
+    if not isinstance(values, dict):
+        rule = f"a {cls.__name__} file must hold keys and values"
+        raise InputError(f"{rule}, got {_brief(values)} ({lines.place()}); begin it with schema: {newest}")
     if "schema" not in values:
         raise InputError(f"schema is missing ({lines.place()}); begin the file with schema: {newest}")
     schema = values["schema"]
@@ -76,10 +72,9 @@ def _brief(value: object) -> str:
 
 def _explain(error: ValidationError, cls: type[BaseModel], values: Any, lines: LineMap) -> str:
     """The first few problems, one a line: unknown keys first, since a misspelt key also shows up as a missing one."""
-    found: dict[str, str] = {}
+    messages: dict[str, str] = {}
     missing_explained: set[tuple[str | int, ...]] = set()
-    details = sorted(_details(error), key=lambda one: one["type"] != "extra_forbidden")
-    for detail in details:
+    for detail in sorted(_details(error), key=lambda detail: detail["type"] != "extra_forbidden"):
         kind, context = detail["type"], detail.get("ctx", {})
         path = _path_in_file(detail["loc"], values)
         missing: tuple[str | int, ...] = detail["loc"][-1:] if kind == "missing" else ()
@@ -104,10 +99,9 @@ def _explain(error: ValidationError, cls: type[BaseModel], values: Any, lines: L
         else:
             rule = detail["msg"].removeprefix("Input ").removeprefix("Value error, ")
             message = f"{path[-1] if path else cls.__name__} {rule}, got {_brief(detail['input'])} ({place}); correct it"
-        found.setdefault(place, message)
-    messages = list(found.values())
+        messages.setdefault(place, message)
     more = len(messages) - _SHOWN_ERRORS
-    return "\n".join(messages[:_SHOWN_ERRORS] + ([f"and {more} more"] if more > 0 else []))
+    return "\n".join([*messages.values()][:_SHOWN_ERRORS] + ([f"and {more} more"] if more > 0 else []))
 
 
 def _details(error: ValidationError) -> Iterator[Any]:
@@ -127,9 +121,9 @@ def _path_in_file(loc: tuple[str | int, ...], values: Any) -> tuple[str | int, .
         if isinstance(values, list) and isinstance(key, int) and key < len(values):
             values = values[key]
             path.append(key)
-        elif isinstance(values, dict) and (found := next((name for name in values if str(name) == str(key)), None)) is not None:
-            values = values[found]
-            path.append(str(found))
+        elif isinstance(values, dict) and (name := next((name for name in values if str(name) == str(key)), None)) is not None:
+            values = values[name]
+            path.append(str(name))
     return tuple(path)
 
 
@@ -137,20 +131,19 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
     """The model classes that an annotation mentions."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    return [found for inner in get_args(annotation) for found in _models_in(inner)]
+    return [cls for inner in get_args(annotation) for cls in _models_in(inner)]
 
 
 def _keys_at(cls: type[BaseModel], loc: tuple[str | int, ...]) -> list[str]:
     """Keys that the mapping at a pydantic location may hold, as a file spells them."""
     classes = [cls]
     for key in loc:
-        fields = [field for one in classes for name, field in one.model_fields.items() if key in (name, field.alias)]
-        tagged: list[type[BaseModel]] = [Knobs.registry[str(key)]] if Knobs in classes and key in Knobs.registry else []
+        fields = [field for holder in classes for name, field in holder.model_fields.items() if key in (name, field.alias)]
         if fields:
-            classes = [found for field in fields for found in _models_in(field.annotation)]
-        elif tagged:
-            classes = tagged
-    return list(dict.fromkeys(field.alias or name for one in classes for name, field in one.model_fields.items()))
+            classes = [inner for field in fields for inner in _models_in(field.annotation)]
+        elif Knobs in classes and key in Knobs.registry:
+            classes = [Knobs.registry[str(key)]]
+    return list(dict.fromkeys(field.alias or name for holder in classes for name, field in holder.model_fields.items()))
 
 
 def load_model(path: str | Path) -> Model:
@@ -170,7 +163,7 @@ def load_tuned(path: str | Path) -> TunedConfig:
         InputError: see `load`.
     """
     values, lines = load_yaml(path)
-    _check_file(TunedConfig, values, lines, TUNED_SCHEMA)
+    _check_schema(TunedConfig, values, lines, TUNED_SCHEMA)
     if "record" in values:
         step = f"the record is a file of its own, {record_path(path).name}: remove the key"
         raise InputError(f"unknown key 'record' ({lines.place('record')}); {step}")

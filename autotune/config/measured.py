@@ -14,24 +14,24 @@ class TableUse(Frozen):
     """One embedding table, or the part of it that a rank holds: the look-ups of one minibatch, and both passes timed alone."""
 
     table: int = Field(ge=0)
-    """Its number in the model."""
+    """Number of the table in the model."""
     rank: int = Field(0, ge=0)
     rows: int = Field(ge=1)
-    """Of the table, or of the part."""
+    """Rows of the table, or of the part."""
     dim: int = Field(ge=1)
     lookups: int = Field(ge=0)
     unique: int = Field(ge=0)
-    """Distinct rows among them."""
+    """Distinct rows among the look-ups."""
     hot_rows: int = Field(ge=0, le=HOT_ROWS)
-    """As many rows as `hot_share` counts."""
+    """Number of rows that `hot_share` counts."""
     hot_share: float = Field(ge=0, le=1)
-    """Of the look-ups, those that hit the `hot_rows` most often hit rows."""
+    """Share of the look-ups that hit the `hot_rows` most often hit rows."""
     range_load: float = Field(ge=0)
     """Look-ups of the busiest thread over the mean, rows owned by range; 1 is even."""
     modulo_load: float = Field(ge=0)
-    """The same, rows owned by modulo."""
+    """As `range_load`, with rows owned by modulo."""
     bucketed_load: float = Field(ge=0)
-    """The same, rows owned by bucket."""
+    """As `range_load`, with rows owned by bucket."""
     forward_s: float = Field(ge=0)
     """Median of the forward pass on this table alone, less what a call without look-ups takes."""
     forward_ceiling_s: float = Field(ge=0)
@@ -51,9 +51,9 @@ class RankRow(Frozen):
     tables: int
     """Whole tables and parts of tables, copies left out."""
     memory_bytes: int
-    """Of tables, copies included."""
+    """Memory of its tables, copies included."""
     lookups: int
-    """Of its tables, per iteration."""
+    """Look-ups in its tables, per iteration."""
     passes_s: dict[str, float] = Field(default_factory=dict)
     """Median seconds by operator pass, in the order in which they first ran."""
 
@@ -76,11 +76,11 @@ class MachineState(Frozen):
     """What the machine gave beside a measurement, over what it gave when it was probed."""
 
     memory: float = Field(gt=0)
-    """A stream of reads."""
+    """Bandwidth of a stream of reads."""
     rows: float = Field(gt=0)
     """Random rows of a table beyond the caches; as `memory` where the probe has none of that size."""
     compute: float = Field(gt=0)
-    """Independent multiply-adds."""
+    """Rate of independent multiply-adds."""
 
 
 _STEADY = 0.10

@@ -28,7 +28,7 @@ from autotune.errors import InputError
 MODEL_SCHEMA = 1
 
 FLOAT_BYTES = 4
-"""Of an fp32 element; a bf16 one keeps its lower half beside it for the update, and takes as much."""
+"""Bytes of an fp32 element; a bf16 one keeps its lower half beside it for the update, and takes as much."""
 
 Dtype = Literal["fp32", "bf16"]
 Optimizer = Literal["sgd", "adagrad"]
@@ -187,7 +187,7 @@ class Model(Frozen):
     """adagrad is row-wise for tables, element-wise for layers."""
     index_dtype: Literal["int32", "int64"] = "int64"
     seed: int = Field(0, ge=0, le=MAX_SEED)
-    """Of the initial weights and of the generated data."""
+    """Seed of the initial weights and of the generated data."""
     data: DataSpec = DataSpec()
     interaction: str = "dot"
     """How the feature vectors of a sample are combined; it names the schedule."""
@@ -329,10 +329,6 @@ class Model(Frozen):
             if values[key] == Model.model_fields[key].default:
                 del values[key]
         return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-    def scaled(self, max_rows: int | None = None, minibatch: int | None = None) -> Model:
-        """`changed`, by the two that scale."""
-        return self.changed(Changes(max_rows, minibatch))
 
     def changed(self, changes: Changes) -> Model:
         """A copy with these changes; the name tells what changed: ``small[max_rows=10000,dtype=bf16]``.

@@ -16,14 +16,14 @@ class NetworkPoint(Frozen):
 
     operation: Operation
     form: str = ""
-    """Of the all-to-all: native, fused_scatter or scatter_list."""
+    """Form of the all-to-all: native, fused_scatter or scatter_list; empty for other operations."""
     ranks: int = Field(ge=2)
     message_bytes: int = Field(ge=0)
-    """Sent by one rank to all others."""
+    """Bytes sent by one rank to all others."""
     messages: int = Field(ge=1)
-    """Sent by one rank."""
+    """Messages sent by one rank."""
     time_s: float = Field(gt=0)
-    """Until the slowest rank has all; median of the rounds."""
+    """Time until the slowest rank has all; median of the rounds."""
 
 
 class NetworkFit(Frozen):
@@ -36,13 +36,13 @@ class NetworkFit(Frozen):
     form: str = ""
     ranks: int = Field(ge=2)
     latency_s: float = Field(ge=0)
-    """Of one message."""
+    """Latency of one message."""
     bandwidth_bytes_per_s: float = Field(gt=0)
-    """That one rank sends, all ranks sending at once."""
+    """Bandwidth of one sending rank, while all ranks send."""
     residual: float = Field(ge=0)
     """Median of |fitted / measured - 1| over the points."""
     worst: float = Field(ge=0)
-    """The largest of them."""
+    """Largest |fitted / measured - 1| of the points."""
 
 
 class InterfaceRate(Frozen):
@@ -50,7 +50,7 @@ class InterfaceRate(Frozen):
 
     name: str
     bandwidth_bytes_per_s: float | None
-    """Of a transfer of 1 MiB; None where the ranks do not reach each other through it."""
+    """Bandwidth of a transfer of 1 MiB; None where the ranks do not reach each other through it."""
     used: bool
 
 
@@ -83,11 +83,11 @@ class Network(Frozen):
 
     backend: str
     interface: str
-    """That the ranks talk through."""
+    """Network interface that the ranks talk through."""
     ranks: int = Field(ge=2)
     hosts: int = Field(ge=1)
     interfaces: tuple[InterfaceRate, ...]
-    """Every candidate."""
+    """Every candidate interface, with its rate."""
     points: tuple[NetworkPoint, ...]
     fits: tuple[NetworkFit, ...]
     together: Together

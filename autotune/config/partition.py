@@ -72,13 +72,13 @@ class CommunicationKnobs(Frozen):
     """How ranks exchange pooled rows and reduce dense gradients."""
 
     backend: str = "gloo"
-    """Of torch.distributed."""
+    """Backend of torch.distributed."""
     all_to_all: AllToAllForm = "native"
     """A scatter for every table, one fused scatter for every rank, or one native all-to-all."""
     overlap: bool = True
     """Whether exchanges run beside the MLPs; False waits for each at once."""
     wire_dtype: Literal["fp32", "bf16"] = "fp32"
-    """Of pooled rows and their gradients on the network."""
+    """Element type of pooled rows and their gradients on the network."""
     bucket_bytes: int = Field(8 << 20, ge=1 << 10, le=1 << 34)
     """Dense gradients are reduced in buckets of at least this size, as soon as they are complete."""
     communication_cores: int = Field(0, ge=0, le=4096)

@@ -49,7 +49,7 @@ class Topology(Frozen):
     """How many L3 instances the allowed CPUs see."""
     line_bytes: int = 64
     isa: tuple[str, ...]
-    """Of avx2, fma, avx512f, avx512bw, avx512vl, avx512_bf16, amx_bf16 ..., those the CPU and the kernel offer."""
+    """Instruction sets that the CPU and the kernel offer: avx2, fma, avx512f, avx512bw, avx512vl, avx512_bf16, amx_bf16 ..."""
     cpu_quota: float | None
     """CPUs' worth of time that the cgroup grants; None when unlimited."""
     memory_bytes: int
@@ -140,7 +140,7 @@ class Profile(Frozen):
     memory_per_socket_bytes: int | None = None
     """For models, where the topology's memory is not to be had whole; None takes the topology's over its sockets."""
     sources: dict[str, str] = Field(default_factory=dict)
-    """Of numbers by name: ``measured``, ``datasheet: ...`` or ``assumed: ...``; empty where all are measured."""
+    """Origin of single numbers by name: ``measured``, ``datasheet: ...`` or ``assumed: ...``; empty where all are measured."""
     disturbed: float = Field(0.0, ge=0, le=1)
     """Share of the ceilings that were disturbed while they were measured: their times varied by more than 20 % between quartiles, or most
     rounds ran beside other programs."""

@@ -40,7 +40,7 @@ def state_shapes(model: Model) -> dict[str, tuple[int, ...]]:
 
 
 OPTIMIZER_STATE = "adagrad_sums"
-"""Of a checkpoint: Adagrad's sums by the name of their weight; the public DLRM does not read it."""
+"""Key of Adagrad's sums in a checkpoint, by the name of their weight; the public DLRM does not read it."""
 
 
 def save_checkpoint(
@@ -81,11 +81,6 @@ class Checkpoint:
     """Weights by name."""
     optimizer_state: dict[str, torch.Tensor]
     """Adagrad's sums by the name of their weight; empty where the file has none."""
-
-
-def load_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
-    """The weights of `read_checkpoint`."""
-    return read_checkpoint(path).state
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:

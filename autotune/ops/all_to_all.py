@@ -208,7 +208,7 @@ class AllToAll(Collective):
         memory.buffers |= {f"{self._name}.from.{rank}": block for rank, block in enumerate(exchange.blocks)}
 
     def _exchange(self, share: float) -> Exchange:
-        """Of a share of the columns."""
+        """The exchange of a share of the columns."""
         slots = [[max(1, round(share * width)) for width in widths] for widths in self.slots]
         return Exchange(self.direction, self.bounds, slots, self.rank, self.knobs)
 

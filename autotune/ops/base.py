@@ -33,11 +33,11 @@ class Family:
     name: str
     """``embedding``: in legends and in JSON."""
     colour: str
-    """Hexadecimal, of charts."""
+    """Colour in charts, hexadecimal."""
 
 
 OUTSIDE = Family("other", "#9aa0a6")
-"""Of what lies outside every operator, and of passes too short to tell apart."""
+"""Family of the time outside every operator, and of passes too short to tell apart."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class RowAccess:
     unique: int
     """Distinct rows among them."""
     table_bytes: int
-    """What the accesses range over."""
+    """Size of the table that the accesses range over."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Work:
     operation: str = ""
     """On the network: all_to_all, all_reduce; empty where nothing is sent."""
     form: str = ""
-    """Of the all-to-all."""
+    """Form of the all-to-all; empty for other passes."""
     messages: int = 0
     """Messages sent by one rank."""
     message_bytes: int = 0
@@ -78,7 +78,7 @@ class Work:
     parallel_regions: int = 1
     """Forks and joins of the team that the pass cannot do without."""
     dtype: Dtype = "fp32"
-    """Of the arithmetic."""
+    """Element type of the arithmetic."""
 
     @property
     def bytes(self) -> int:
@@ -127,10 +127,10 @@ class Rates(Protocol):
         """Floats in a vector."""
     @property
     def cycle_s(self) -> float:
-        """A core's cycle."""
+        """Length of a core's cycle."""
     @property
     def flops_per_s(self) -> float:
-        """Of all threads."""
+        """Arithmetic of all threads together."""
     @property
     def stream_bytes_per_s(self) -> float: ...
     @property

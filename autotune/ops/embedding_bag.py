@@ -58,10 +58,10 @@ class TableLoad:
     row_bytes: int
     """As the forward pass reads a row: half of fp32's where the table is split."""
     lookups: float
-    """Expected number."""
+    """Expected number of look-ups."""
     bags: int
     popularity: Popularity
-    """Of the whole table; a row-wise part expects its share of everything."""
+    """Popularity of the rows of the whole table; a row-wise part expects its share of everything."""
     part: float = 1.0
     """Rows of the part over those of the table."""
     counted: float | None = None
@@ -101,7 +101,7 @@ class Source:
     buffer: str
     """fp32 [samples, columns]."""
     first: int = 0
-    """Where in it the columns of the shard begin."""
+    """First column of the shard in the buffer."""
 
     def matrix(self, memory: Memory) -> torch.Tensor:
         """The shard's columns of the buffer, fp32 [samples, width of the shard]."""
@@ -259,10 +259,9 @@ class _Embedding(Operator):
 
     def prepare(self, memory: Memory, knobs: Any, config: RunConfig) -> None:
         for source in self.sources:
-            make = functools.partial(
-                Shard, source.parts, memory.model, memory.seed, huge_pages=config.huge_pages, threads=config.threads
-            )  # fmt: skip
-            memory.module(f"shard.{source.shard}", make).move(config.huge_pages, config.threads)
+            huge_pages, threads = config.huge_pages, config.threads
+            make = functools.partial(Shard, source.parts, memory.model, memory.seed, huge_pages=huge_pages, threads=threads)
+            memory.module(f"shard.{source.shard}", make).move(huge_pages, threads)
 
     def case(self, seed: int, warm: bool = False) -> Case:
         """The heaviest group of tables of one width, on the model's own weights and look-ups."""
@@ -296,16 +295,11 @@ class EmbeddingForward(_Embedding):
 
     def candidates(self, machine: Topology, threads: int) -> Sequence[EmbeddingForwardKnobs]:
         """Distances around the memory latency over the time of a row; both hints; tasks finer and coarser; both stores."""
-        default = self.default(threads)
-        chosen = [default]
-        for distance in (0, 4, 8, 16, 32, 64):
-            chosen.append(default.model_copy(update={"prefetch_distance": distance}))
-            chosen.append(default.model_copy(update={"prefetch_distance": distance, "streaming_stores": True}))
-        for distance in (8, 16):
-            chosen.append(default.model_copy(update={"prefetch_distance": distance, "prefetch_hint": "t1"}))
-        for bags in (64, 512, max(load.bags for load in self.loads)):
-            chosen.append(default.model_copy(update={"bags_per_task": bags}))
-        return list(dict.fromkeys(chosen))
+        default, distances = self.default(threads), (0, 4, 8, 16, 32, 64)
+        changes: list[dict[str, Any]] = [{"prefetch_distance": d, "streaming_stores": store} for d in distances for store in (False, True)]
+        changes += [{"prefetch_distance": distance, "prefetch_hint": "t1"} for distance in (8, 16)]
+        changes += [{"bags_per_task": bags} for bags in (64, 512, max(load.bags for load in self.loads))]
+        return list(dict.fromkeys([default, *(default.model_copy(update=change) for change in changes)]))
 
     def run(self, memory: Memory, knobs: EmbeddingForwardKnobs, threads: int) -> None:
         for source in self.sources:

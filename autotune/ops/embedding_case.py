@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from autotune.ops.base import Case, Check
@@ -17,9 +18,9 @@ class EmbeddingCase(Case):
 
     def __init__(self, bags: EmbeddingBags, batches: Sequence[Lookups], samples: int, seed: int, warm: bool, *, update: bool) -> None:
         self._bags, self._update = bags, update
-        self._batches = batches[:1] if warm else batches
+        self._lookups, self._index_dtype = itertools.cycle(batches[:1] if warm else batches), batches[0].indices.dtype
         self._pooled = zeros(samples, len(bags.rows), bags.dim)
-        self._seed, self._next = seed, 0
+        self._seed = seed
         if update and bags.optimizer == "sgd":
             kernels.fill_uniform(self._pooled.view(-1), -1.0, 1.0, seed, 1)
 
@@ -29,8 +30,7 @@ class EmbeddingCase(Case):
             self._bags.release_workspace()
 
     def run(self, knobs: EmbeddingForwardKnobs | EmbeddingUpdateKnobs, threads: int) -> None:
-        lookups = self._batches[self._next % len(self._batches)]
-        self._next += 1
+        lookups = next(self._lookups)
         if isinstance(knobs, EmbeddingUpdateKnobs):
             self._bags.update(lookups, self._pooled, 0.0, knobs, threads)
         else:
@@ -46,8 +46,7 @@ class EmbeddingCase(Case):
         drawn = [torch.randint(0, limit, (count,), generator=generator) for limit, count in zip(rows, counts, strict=True)]
         indices = torch.cat(drawn)
         gradient = torch.rand(samples, len(rows), self._bags.dim, generator=generator) - 0.5
-        dtype = self._batches[0].indices.dtype
-        lookups = Lookups(indices.to(dtype), offsets.to(dtype))
+        lookups = Lookups(indices.to(self._index_dtype), offsets.to(self._index_dtype))
 
         def outcome() -> torch.Tensor:
             bags = EmbeddingBags(

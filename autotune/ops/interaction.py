@@ -5,6 +5,7 @@ out[n] = [features[n, 0], <features[n, i], features[n, j]> for i in 0..F-1 for j
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -107,7 +108,7 @@ class Interaction(Operator):
         return [InteractionKnobs(), *(InteractionKnobs(samples_per_task=s) for s in (8, 128, 512)), InteractionKnobs(implementation="bmm")]
 
     def case(self, seed: int, warm: bool = False) -> Case:
-        return _InteractionCase((self.direction, self.samples, self.features_count, self.dim), seed, warm)
+        return _InteractionCase(self, seed, warm)
 
 
 @dataclass(eq=False)
@@ -157,39 +158,37 @@ class InteractionBackward(Interaction):
 
 
 class _InteractionCase(Case):
-    def __init__(self, shape: tuple[Literal["forward", "backward"], int, int, int], seed: int, warm: bool) -> None:
-        self._shape, self._seed, self._next = shape, seed, 0
-        _, n, f, e = shape
+    def __init__(self, operator: Interaction, seed: int, warm: bool) -> None:
+        self._pass, self._seed = operator, seed
+        n, f, e = operator.samples, operator.features_count, operator.dim
         sets = 1 if warm else cold_sets(8 * n * f * e)
-        self._sets = [self._inputs(n, seed + i) for i in range(sets)]
+        self._inputs = itertools.cycle([self._draw(n, seed + i) for i in range(sets)])
         self._d_features = zeros(n, f, e)
 
-    def _inputs(self, n: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-        _, _, f, e = self._shape
+    def _draw(self, n: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+        f, e = self._pass.features_count, self._pass.dim
         features, out = zeros(n, f, e), empty_rows(n, e + pairs(f))
         kernels.fill_uniform(features.view(-1), -1.0, 1.0, seed, 1)
         kernels.fill_uniform(out.as_strided((n * out.stride(0),), (1,)), -1.0, 1.0, seed + 1, 1)
         return features, out
 
     def _call(self, features: torch.Tensor, out: torch.Tensor, d_features: torch.Tensor, knobs: InteractionKnobs, threads: int) -> None:
-        if self._shape[0] == "forward":
+        if self._pass.direction == "forward":
             forward(features, out, knobs, threads)
         else:
             backward(features, out, d_features, knobs, threads)
 
     def run(self, knobs: InteractionKnobs, threads: int) -> None:
-        features, out = self._sets[self._next % len(self._sets)]
-        self._next += 1
-        self._call(features, out, self._d_features, knobs, threads)
+        self._call(*next(self._inputs), self._d_features, knobs, threads)
 
     def check(self, knobs: InteractionKnobs, threads: int) -> Check:
-        direction, n, f, e = self._shape
-        samples = min(n, knobs.samples_per_task + 3, 67)
-        features, out = self._inputs(samples, self._seed)
+        f, e = self._pass.features_count, self._pass.dim
+        samples = min(self._pass.samples, knobs.samples_per_task + 3, 67)
+        features, out = self._draw(samples, self._seed)
         got, wanted = zeros(samples, f, e), zeros(samples, f, e)
         reference = out.clone()
         self._call(features, out, got, knobs, threads)
         with target("reference"):
             self._call(features, reference, wanted, InteractionKnobs(), 1)
-        worst = (out - reference).abs() if direction == "forward" else (got - wanted).abs()
-        return Check(float(worst.max()), (e if direction == "forward" else f) * 2 * _EPSILON * max(e, f), f"element {int(worst.argmax())}")
+        errors, length = ((out - reference).abs(), e) if self._pass.direction == "forward" else ((got - wanted).abs(), f)
+        return Check(float(errors.max()), length * 2 * _EPSILON * max(e, f), f"element {int(errors.argmax())}")

@@ -243,13 +243,6 @@ class LayerBackwardWeights(LayerPass):
             layer.backward_weights(dy, x, memory.model.learning_rate, knobs, threads)
 
 
-LAYER_PASSES: Mapping[Direction, type[LayerPass]] = {
-    "forward": LayerForward,
-    "backward_data": LayerBackwardData,
-    "backward_weights": LayerBackwardWeights,
-}
-
-
 @dataclass(eq=False)
 class ReluMask(Copying):
     """d = d * (y > 0), in place: the gradient that reaches a layer's output from an operator that knows nothing of its ReLU.

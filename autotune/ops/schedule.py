@@ -129,7 +129,7 @@ class Instruction:
 
     what: Literal["run", "start", "wait"]
     number: int
-    """Of the pass in the schedule."""
+    """Index of the pass in the schedule."""
 
 
 def _depends(later: Pass, transfer: Pass) -> bool:

@@ -24,11 +24,11 @@ class TeamTimes:
 
     regions: int = 0
     longest_s: float = 0.0
-    """At work, of each region's busiest thread: the others wait for it."""
+    """Time at work of each region's busiest thread: the others wait for it."""
     longest_core_s: float = 0.0
-    """That it held a core meanwhile; for the rest, other programs or more threads than cores took it away."""
+    """Part of `longest_s` in which that thread held a core; for the rest, other programs or more threads than cores took it away."""
     mean_core_s: float = 0.0
-    """That a thread of the team held a core while at work, in the mean."""
+    """Time at work with a core, mean of the threads of the team."""
 
     def __add__(self, other: TeamTimes) -> TeamTimes:
         return TeamTimes(

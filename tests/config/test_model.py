@@ -102,12 +102,13 @@ def test_a_model_cannot_be_changed() -> None:
 def test_the_hash_follows_what_is_computed_and_not_the_prose() -> None:
     assert model().hash() == model(source="other", description="other").hash()
     assert len(model().hash()) == 64
-    different = [model(), model(minibatch=1), model(seed=1), model(data={"distribution": "zipf", "alpha": 1.1}), model().scaled(max_rows=9)]
+    different = [model(), model(minibatch=1), model(seed=1), model(data={"distribution": "zipf", "alpha": 1.1})]
+    different.append(model().changed(Changes(max_rows=9)))
     assert len({m.hash() for m in different}) == len(different)
 
 
 def test_a_scaled_model_says_so_in_its_name() -> None:
-    m = model().scaled(max_rows=10_000, minibatch=64)
+    m = model().changed(Changes(max_rows=10_000, minibatch=64))
     assert m.name == "small[max_rows=10000,minibatch=64]"
     assert {table.rows for table in m.tables} == {10_000}
     assert m.minibatch == 64
@@ -115,14 +116,14 @@ def test_a_scaled_model_says_so_in_its_name() -> None:
 
 
 def test_scaling_that_changes_nothing_gives_the_same_model() -> None:
-    assert model().scaled(max_rows=10**9, minibatch=2048) == model()
-    assert model().scaled() == model()
+    assert model().changed(Changes(max_rows=10**9, minibatch=2048)) == model()
+    assert model().changed(Changes()) == model()
 
 
 @pytest.mark.parametrize("changes", [{"max_rows": 0}, {"minibatch": -1}])
 def test_scaling_to_nothing_is_refused(changes: dict[str, int]) -> None:
     with pytest.raises(InputError, match=r"must be positive, got (0|-1) \(model small\)"):
-        model().scaled(**changes)
+        model().changed(Changes(**changes))
 
 
 def test_dtype_and_optimizer_are_changed_by_name_and_decide_the_hash_only_where_they_differ() -> None:

@@ -9,7 +9,7 @@ import torch
 
 from autotune.config.model import Model, Table
 from autotune.dlrm import checkpoint
-from autotune.dlrm.checkpoint import check_state, load_checkpoint, save_checkpoint, state_shapes
+from autotune.dlrm.checkpoint import check_state, read_checkpoint, save_checkpoint, state_shapes
 from autotune.errors import InputError
 
 MODEL = Model(
@@ -53,7 +53,7 @@ def test_names_and_shapes_are_those_of_the_public_dlrm() -> None:
 def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     state = random_state()
     save_checkpoint(tmp_path / "m.pt", state, {"iter": 7, "note": "here"})
-    loaded = load_checkpoint(tmp_path / "m.pt")
+    loaded = read_checkpoint(tmp_path / "m.pt").state
     assert_same(loaded, state)
     check_state(MODEL, loaded)
     assert os.listdir(tmp_path) == ["m.pt"]
@@ -82,21 +82,21 @@ def test_public_files_are_loaded(tmp_path: Path, zipped: bool, nested: bool) -> 
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
     entries: Any = {"epoch": 0, "state_dict": state, "opt_state_dict": optimizer.state_dict()} if nested else state
     torch.save(entries, tmp_path / "m.pt", _use_new_zipfile_serialization=zipped)
-    loaded = load_checkpoint(tmp_path / "m.pt")
+    loaded = read_checkpoint(tmp_path / "m.pt").state
     check_state(MODEL, loaded)
     assert_same(loaded, dict(state))
 
 
 def test_writing_to_loaded_tensors_leaves_the_file_alone(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "m.pt", random_state())
-    load_checkpoint(tmp_path / "m.pt")["emb_l.0.weight"].zero_()
-    assert_same(load_checkpoint(tmp_path / "m.pt"), random_state())
+    read_checkpoint(tmp_path / "m.pt").state["emb_l.0.weight"].zero_()
+    assert_same(read_checkpoint(tmp_path / "m.pt").state, random_state())
 
 
 def test_a_file_can_be_replaced_by_what_was_loaded_from_it(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "m.pt", random_state())
-    save_checkpoint(tmp_path / "m.pt", load_checkpoint(tmp_path / "m.pt"))
-    assert_same(load_checkpoint(tmp_path / "m.pt"), random_state())
+    save_checkpoint(tmp_path / "m.pt", read_checkpoint(tmp_path / "m.pt").state)
+    assert_same(read_checkpoint(tmp_path / "m.pt").state, random_state())
 
 
 def test_views_and_parameters_are_saved_as_plain_small_tensors(tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_views_and_parameters_are_saved_as_plain_small_tensors(tmp_path: Path) -
     state = {"a": pool[:12].view(3, 4), "b": torch.nn.Parameter(torch.ones(2, 3)).t()}
     save_checkpoint(tmp_path / "m.pt", state)
     assert (tmp_path / "m.pt").stat().st_size < 100_000
-    loaded = load_checkpoint(tmp_path / "m.pt")
+    loaded = read_checkpoint(tmp_path / "m.pt").state
     assert_same(loaded, {"a": torch.zeros(3, 4), "b": torch.ones(3, 2)})
     assert not loaded["b"].requires_grad
 
@@ -138,19 +138,19 @@ def test_unwritable_places_are_refused(tmp_path: Path) -> None:
 def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "m.pt"
     with pytest.raises(InputError, match=r"readable file.*m\.pt"):
-        load_checkpoint(path)
+        read_checkpoint(path)
     with pytest.raises(InputError, match="readable file"):
-        load_checkpoint(tmp_path)
+        read_checkpoint(tmp_path)
     save_checkpoint(path, random_state())
     whole = path.read_bytes()
     for content in (b"", b"hello", whole[: len(whole) // 2], b"PK\x03\x04" + bytes(100)):
         path.write_bytes(content)
         with pytest.raises(InputError, match=r"must be a torch file .*m\.pt"):
-            load_checkpoint(path)
+            read_checkpoint(path)
     for value, message in [([1, 2], "a dict of tensors, got a list"), ({"state_dict": 3}, "got a int"), ({"epoch": 1}, "'epoch': int")]:
         torch.save(value, path)
         with pytest.raises(InputError, match=message):
-            load_checkpoint(path)
+            read_checkpoint(path)
 
 
 def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
 
     torch.save({"state_dict": Evil()}, tmp_path / "m.pt")
     with pytest.raises(InputError, match="tensors and plain values"):
-        load_checkpoint(tmp_path / "m.pt")
+        read_checkpoint(tmp_path / "m.pt")
     assert not (tmp_path / "ran").exists()
 
 
@@ -188,7 +188,7 @@ def test_a_sparse_tensor_is_refused() -> None:
 def test_a_file_with_other_objects_gets_no_advice_to_run_its_code(tmp_path: Path) -> None:
     torch.save({"state_dict": {"a": Path("x")}}, tmp_path / "m.pt")
     with pytest.raises(InputError, match="tensors and plain values, got other content") as caught:
-        load_checkpoint(tmp_path / "m.pt")
+        read_checkpoint(tmp_path / "m.pt")
     assert "weights_only" not in str(caught.value)
 
 

@@ -5,7 +5,7 @@ import torch
 
 from autotune.catalog import load_model_by_name
 from autotune.config.knobs import RunConfig
-from autotune.config.model import Model, required_memory_bytes
+from autotune.config.model import Changes, Model, required_memory_bytes
 from autotune.data.batches import Batch, make_source
 from autotune.dlrm.model import DLRM, default_config
 from autotune.machine.topology import available_memory_bytes, detect
@@ -66,7 +66,7 @@ def plain_losses(model: Model, state: dict[str, torch.Tensor], batches: list[Bat
 
 @pytest.fixture(scope="module", params=["small", "mlperf-1m"])
 def training(request: pytest.FixtureRequest) -> tuple[Model, dict[str, torch.Tensor], list[Batch], list[float]]:
-    model = load_model_by_name(request.param).scaled(max_rows=3000, minibatch=128)
+    model = load_model_by_name(request.param).changed(Changes(max_rows=3000, minibatch=128))
     source = make_source(model)
     batches = [source.batch(i) for i in range(STEPS)]
     state = {key: value.clone() for key, value in DLRM(model).state_dict().items()}

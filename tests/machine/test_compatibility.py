@@ -8,7 +8,7 @@ from machines import fingerprint_of
 
 from autotune import catalog
 from autotune.config.knobs import RunConfig
-from autotune.config.model import Model
+from autotune.config.model import Changes, Model
 from autotune.errors import FingerprintError, InputError, MachineError
 from autotune.machine.compatibility import check
 
@@ -30,7 +30,7 @@ def test_the_same_machine_and_model_pass_without_notes(config: Any, tiny: Model)
 
 
 def test_another_model_is_refused_even_when_forced(config: Any, tiny: Model) -> None:
-    other = tiny.scaled(minibatch=32)
+    other = tiny.changed(Changes(minibatch=32))
     with pytest.raises(FingerprintError) as error:
         check(config, other, fingerprint_of(), force=True)
     assert tiny.hash()[:12] in str(error.value)

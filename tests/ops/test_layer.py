@@ -8,9 +8,10 @@ import torch
 
 from autotune.config.model import Dtype, Optimizer
 from autotune.config.profile import Topology
+from autotune.ops.base import Operator
 from autotune.ops.layer import Layer, LayerKnobs
 from autotune.ops.layer_shapes import Direction
-from autotune.ops.mlp import LAYER_PASSES
+from autotune.ops.mlp import LayerBackwardWeights, LayerForward
 
 KINDS = list(itertools.product(get_args(Dtype), get_args(Optimizer)))
 RATE, SAMPLES, INPUTS, OUTPUTS, THREADS = 0.05, 40, 21, 33, 2
@@ -129,7 +130,7 @@ def test_adagrad_from_zero_sums_follows_torch_optim() -> None:
 @pytest.mark.parametrize("which", get_args(Direction))
 @pytest.mark.parametrize(("dtype", "optimizer"), KINDS)
 def test_every_candidate_passes_its_check_and_timing_changes_nothing(dtype: Dtype, optimizer: Optimizer, which: Direction) -> None:
-    op = LAYER_PASSES[which]("x", "layer", 150, INPUTS, OUTPUTS, "relu", masked=True, dtype=dtype, optimizer=optimizer)
+    op = Operator.registry[f"mlp.{which}"]("x", "layer", 150, INPUTS, OUTPUTS, "relu", masked=True, dtype=dtype, optimizer=optimizer)
     case = op.case(seed=3)
     candidates = op.candidates(machine(), THREADS)
     assert op.default(THREADS) in candidates
@@ -144,7 +145,7 @@ def test_every_candidate_passes_its_check_and_timing_changes_nothing(dtype: Dtyp
 
 @pytest.mark.parametrize("part", ["weight", "bias", "weight state", "bias state"])
 def test_a_check_sees_every_part_of_an_adagrad_step(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    op = LAYER_PASSES["backward_weights"]("x", "layer", 150, INPUTS, OUTPUTS, "relu", masked=False, dtype="bf16", optimizer="adagrad")
+    op = LayerBackwardWeights("x", "layer", 150, INPUTS, OUTPUTS, "relu", masked=False, dtype="bf16", optimizer="adagrad")
     case = op.case(seed=3)
     call = case._call
 
@@ -165,7 +166,7 @@ def test_a_check_sees_every_part_of_an_adagrad_step(part: str, monkeypatch: pyte
 
 
 def test_candidates_in_bf16_have_an_even_reduction() -> None:
-    op = LAYER_PASSES["forward"]("x", "layer", 2048, 479, 1024, "relu", masked=False, dtype="bf16")
+    op = LayerForward("x", "layer", 2048, 479, 1024, "relu", masked=False, dtype="bf16")
     assert all(knobs.bc % 2 == 0 for knobs in op.candidates(machine(), THREADS))
 
 
@@ -180,6 +181,6 @@ def test_candidates_in_bf16_have_an_even_reduction() -> None:
     ],
 )
 def test_a_pass_counts_the_bytes_of_its_weights(which: Direction, dtype: Dtype, optimizer: Optimizer, weights_bytes: int) -> None:
-    work = LAYER_PASSES[which]("x", "layer", 6, 5, 7, "relu", masked=False, dtype=dtype, optimizer=optimizer).work()
+    work = Operator.registry[f"mlp.{which}"]("x", "layer", 6, 5, 7, "relu", masked=False, dtype=dtype, optimizer=optimizer).work()
     assert work.bytes == 4 * (6 * 5 + 6 * 7) + weights_bytes * 5 * 7
     assert work.flops == 2 * 5 * 6 * 7

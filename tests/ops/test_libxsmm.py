@@ -16,12 +16,13 @@ from autotune.data.batches import make_source
 from autotune.dlrm.model import DLRM
 from autotune.errors import InputError, MachineError
 from autotune.ops import libxsmm
+from autotune.ops.base import Operator
 from autotune.ops.layer import LayerKnobs
-from autotune.ops.mlp import LAYER_PASSES
+from autotune.ops.mlp import LayerForward
 from autotune.ops.native import kernels
 
 CHOSEN = LayerKnobs(implementation="libxsmm")
-PASS = LAYER_PASSES["forward"]("top_mlp.0.forward", "layer", 200, 100, 70, "relu", masked=False)
+PASS = LayerForward("top_mlp.0.forward", "layer", 200, 100, 70, "relu", masked=False)
 
 needs_libxsmm = pytest.mark.skipif(not libxsmm.available(), reason=f"libxsmm does not serve here: {libxsmm.missing()}")
 
@@ -55,7 +56,7 @@ def test_a_model_does_not_start_with_it(absent: None) -> None:
 @needs_libxsmm
 def test_its_candidates_differ_and_match_the_reference(topology: Topology) -> None:
     for which in ("forward", "backward_data", "backward_weights"):
-        operator = LAYER_PASSES[which](f"top_mlp.0.{which}", "layer", 200, 100, 70, "relu", masked=True)
+        operator = Operator.registry[f"mlp.{which}"](f"top_mlp.0.{which}", "layer", 200, 100, 70, "relu", masked=True)
         case = operator.case(seed=0)
         chosen = [knobs for knobs in operator.candidates(topology, 2) if knobs.implementation == "libxsmm"]
         assert len(chosen) == len(set(chosen)) >= 3
@@ -68,7 +69,7 @@ def test_a_model_in_bf16_is_refused_with_it_and_has_no_such_candidate(topology: 
     model = load_model_by_name("tiny").model_copy(update={"dtype": "bf16"})
     with pytest.raises(InputError, match=r"in bf16 must be blocked or torch.*got libxsmm.*top_mlp\.0\.forward\.implementation"):
         DLRM(model, RunConfig(threads=1, operators={"top_mlp.0.forward": CHOSEN}))
-    halves = LAYER_PASSES["forward"]("top_mlp.0.forward", "layer", 200, 100, 70, "relu", masked=False, dtype="bf16")
+    halves = LayerForward("top_mlp.0.forward", "layer", 200, 100, 70, "relu", masked=False, dtype="bf16")
     assert {knobs.implementation for knobs in halves.candidates(topology, 2)} == {"blocked", "torch"}
 
 

@@ -13,7 +13,7 @@ from autotune.ops.interaction import InteractionBackward, InteractionForward
 from autotune.ops.layer import LayerKnobs
 from autotune.ops.layer_candidates import default_knobs
 from autotune.ops.layer_shapes import Gemm
-from autotune.ops.mlp import LAYER_PASSES, LayerPass
+from autotune.ops.mlp import LayerBackwardWeights, LayerForward, LayerPass
 from autotune.ops.native import cold_sets, empty_rows, leading_dimension, target
 from autotune.ops.table_alone import tables_alone
 
@@ -71,7 +71,7 @@ def test_a_check_can_fail(operators: list[Operator], monkeypatch: pytest.MonkeyP
 
 
 def test_a_check_of_backward_weights_sees_weight_and_bias_and_restores_both(monkeypatch: pytest.MonkeyPatch) -> None:
-    op = LAYER_PASSES["backward_weights"]("top_mlp.0.backward_weights", "layer", 1500, 20, 17, "relu", masked=False)
+    op = LayerBackwardWeights("top_mlp.0.backward_weights", "layer", 1500, 20, 17, "relu", masked=False)
     case, knobs = op.case(seed=3), LayerKnobs(bc=256)
     assert case.check(knobs, THREADS).passed
     assert case.check(LayerKnobs(implementation="torch"), THREADS).passed  # the first left no trace
@@ -120,7 +120,7 @@ def test_embedding_work_counts_distinct_rows_once_and_traffic_every_time() -> No
 
 @pytest.mark.parametrize("which", ["forward", "backward_data", "backward_weights"])
 def test_a_layer_pass_does_two_flops_a_weight_and_sample(which) -> None:
-    work = LAYER_PASSES[which]("x", "layer", 6, 5, 7, "relu", masked=False).work()
+    work = Operator.registry[f"mlp.{which}"]("x", "layer", 6, 5, 7, "relu", masked=False).work()
     assert work.flops == 2 * 5 * 6 * 7
     weights_passes = 2 if which == "backward_weights" else 1  # the update reads and writes them
     assert work.bytes == 4 * (6 * 5 + 6 * 7 + weights_passes * 5 * 7)
@@ -134,7 +134,7 @@ def test_interaction_backward_is_twice_the_forward() -> None:
 
 @pytest.mark.parametrize("cores", [1, 2, 6, 28, 56])
 def test_layer_candidates_fit_the_threads_and_half_of_l2(cores: int) -> None:
-    op = LAYER_PASSES["forward"]("top_mlp.0.forward", "layer", 2048, 479, 1024, "relu", masked=False)
+    op = LayerForward("top_mlp.0.forward", "layer", 2048, 479, 1024, "relu", masked=False)
     for knobs in op.candidates(machine(cores), cores):
         assert isinstance(knobs, LayerKnobs)
         assert cores % knobs.thread_columns == 0

@@ -15,7 +15,7 @@ from machines import made_up_profile
 from autotune.api import tune, verify
 from autotune.config.files import dump_yaml, load_tuned, load_tuned_and_record
 from autotune.config.knobs import RunConfig
-from autotune.config.model import Model
+from autotune.config.model import Changes, Model
 from autotune.config.tuned import RaceResult, TunedConfig
 from autotune.data.batches import make_source
 from autotune.dlrm.defaults import in_full
@@ -66,7 +66,7 @@ def test_the_study_is_named_by_all_that_matters(tiny: Model, fake: SimpleNamespa
         source: Any = SimpleNamespace(description=text)
         return study_name(model, fake.fingerprint(cores), source, sockets=sockets, seed=seed)
 
-    names = [name(), name(tiny.scaled(minibatch=32)), name(cores=2), name(sockets=2), name(seed=1), name(text="Zipf")]
+    names = [name(), name(tiny.changed(Changes(minibatch=32))), name(cores=2), name(sockets=2), name(seed=1), name(text="Zipf")]
     assert len(set(names)) == len(names)
     assert name() == name()
 
