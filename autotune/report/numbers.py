@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from autotune.config.tuned import Interval, Prediction
 from autotune.units import format_time
@@ -59,6 +60,15 @@ def speedup_range(interval: Interval) -> str:
 def prediction_range(prediction: Prediction) -> str:
     """``12.3 (11.0-13.9)``, milliseconds."""
     return f"{ms(prediction.time_s)} ({ms(prediction.low_s)}-{ms(prediction.high_s)})"
+
+
+def bound(binder: str, fractions: Mapping[str, float]) -> str:
+    """``memory 91%``: the binder and the highest fraction reached."""
+    return f"{binder} {percent(max(fractions.values()))}" if fractions else binder
+
+
+def one_knob_a_line(knobs: str) -> str:
+    return "\n".join(knob.replace(" -> ", "->") for knob in knobs.split(", "))
 
 
 def plural(count: int, what: str) -> str:
