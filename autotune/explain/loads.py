@@ -15,6 +15,7 @@ from autotune.ops.base import families
 # More parts than these are not told apart by eye: then the tables of one kind are one part.
 _SHOWN_TABLES = 64
 
+
 @dataclass(frozen=True)
 class Part:
     """A part of a bar."""

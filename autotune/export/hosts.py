@@ -12,6 +12,7 @@ from pathlib import Path
 from autotune.config.tuned import TunedConfig
 from autotune.export.env import export_lines
 from autotune.ranks.launch import environment
+from autotune.units import plural
 
 # A launcher bound by these would hand its one core on to the ranks, which each compute their own binding and start again with it.
 _BINDING = ("OMP_PLACES", "OMP_PROC_BIND", "GOMP_CPU_AFFINITY")
@@ -53,5 +54,4 @@ def _title(config: TunedConfig) -> str:
     """What the script runs, on one line: a line break in the model's name would end the comment and start a command."""
     threads, each = config.launch.threads, " each" if config.sockets > 1 else ""
     model = "".join(character if character.isprintable() else "?" for character in config.model)
-    sockets = f"{config.sockets} socket{'s' if config.sockets > 1 else ''}"
-    return f"{model} on {sockets}: {threads} thread{'s' if threads > 1 else ''}{each}, bound by autotune."
+    return f"{model} on {plural(config.sockets, 'socket')}: {plural(threads, 'thread')}{each}, bound by autotune."

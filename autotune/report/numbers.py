@@ -69,8 +69,3 @@ def bound(binder: str, fractions: Mapping[str, float]) -> str:
 
 def one_knob_a_line(knobs: str) -> str:
     return "\n".join(knob.replace(" -> ", "->") for knob in knobs.split(", "))
-
-
-def plural(count: int, what: str) -> str:
-    """``1 thread``, ``2 threads``"""
-    return f"{count} {what}{'' if count == 1 else 's'}"

@@ -22,12 +22,11 @@ from autotune.report.numbers import (
     number,
     one_knob_a_line,
     percent,
-    plural,
     speedup,
     speedup_range,
     time_interval,
 )
-from autotune.units import format_bytes, format_rate, format_time
+from autotune.units import format_bytes, format_rate, format_time, plural
 
 if TYPE_CHECKING:
     from autotune.perf.table import OperatorTable, Perturbation
