@@ -105,3 +105,8 @@ def parse_bytes(text: str | int) -> int:
         raise InputError(f"a size is a number with B, kB, MB, GB, TB, KiB, MiB, GiB or TiB, got {text!r}; {hint}")
     fraction = match[2] or ""
     return int(match[1] + fraction) * unit_bytes // int(10 ** len(fraction))
+
+
+def plural(count: int, what: str) -> str:
+    """``1 thread``, ``2 threads``"""
+    return f"{count} {what}{'' if count == 1 else 's'}"

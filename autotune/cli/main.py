@@ -49,21 +49,8 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for name, module in (
-    ("probe", probe),
-    ("models", models),
-    ("run", run),
-    ("profile", profile),
-    ("tune", tune),
-    ("explain", explain),
-    ("plan", plan),
-    ("scale", scale),
-    ("verify", verify),
-    ("validate", validate),
-    ("compare", compare),
-    ("export", export),
-):
-    app.command(name)(module.command)
+for module in (probe, models, run, profile, tune, explain, plan, scale, verify, validate, compare, export):
+    app.command(module.__name__.rpartition(".")[2])(module.command)
 
 
 def _print_version(wanted: bool) -> None:

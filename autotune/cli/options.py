@@ -86,4 +86,3 @@ def _existing(file: str, text: str) -> str:
     if not Path(file).is_file():
         raise InputError(f"file not found: {file!r} (--data {text}); check the path")
     return file
-

@@ -7,22 +7,7 @@ from typing import Annotated
 import typer
 
 from autotune import api
-from autotune.cli.options import (
-    DataOption,
-    DtypeOption,
-    ForceOption,
-    JsonOption,
-    MaxRowsOption,
-    MinibatchOption,
-    ModelArgument,
-    OptimizerOption,
-    OutputOption,
-    RanksOption,
-    SeedOption,
-    ThreadsOption,
-    TunedOption,
-    data_of,
-)
+from autotune.cli import options
 from autotune.cli.output import check_outputs, show
 from autotune.cli.progress import reporting
 from autotune.config.model import Changes
@@ -33,21 +18,21 @@ Rounds = Annotated[int, typer.Option("--rounds", min=1, metavar="N", help="Itera
 
 
 def command(
-    model: ModelArgument,
-    config: TunedOption = None,
-    force: ForceOption = False,
-    data: DataOption = None,
-    max_rows: MaxRowsOption = None,
-    minibatch: MinibatchOption = None,
-    dtype: DtypeOption = None,
-    optimizer: OptimizerOption = None,
-    threads: ThreadsOption = None,
-    sockets: RanksOption = None,
-    seed: SeedOption = None,
+    model: options.ModelArgument,
+    config: options.TunedOption = None,
+    force: options.ForceOption = False,
+    data: options.DataOption = None,
+    max_rows: options.MaxRowsOption = None,
+    minibatch: options.MinibatchOption = None,
+    dtype: options.DtypeOption = None,
+    optimizer: options.OptimizerOption = None,
+    threads: options.ThreadsOption = None,
+    sockets: options.RanksOption = None,
+    seed: options.SeedOption = None,
     rounds: Rounds = 20,
     prove: Prove = False,
-    as_json: JsonOption = False,
-    output: OutputOption = None,
+    as_json: options.JsonOption = False,
+    output: options.OutputOption = None,
 ) -> None:
     """Tell for every operator pass its time, its work, and what bounds it.
 
@@ -60,7 +45,7 @@ def command(
             sockets=sockets,
             threads=threads,
             config=config,
-            data=data_of(data, model),
+            data=options.data_of(data, model),
             changes=Changes(max_rows, minibatch, dtype, optimizer),
             seed=seed,
             rounds=rounds,

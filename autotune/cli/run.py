@@ -8,22 +8,7 @@ from typing import Annotated
 import typer
 
 from autotune import api
-from autotune.cli.options import (
-    DataOption,
-    DtypeOption,
-    ForceOption,
-    JsonOption,
-    MaxRowsOption,
-    MinibatchOption,
-    ModelArgument,
-    OptimizerOption,
-    OutputOption,
-    RanksOption,
-    SeedOption,
-    ThreadsOption,
-    TunedOption,
-    data_of,
-)
+from autotune.cli import options
 from autotune.cli.output import check_outputs, show
 from autotune.cli.progress import reporting
 from autotune.config.model import Changes
@@ -37,22 +22,22 @@ CheckpointOut = Annotated[Path | None, typer.Option("--checkpoint-out", metavar=
 
 
 def command(
-    model: ModelArgument,
+    model: options.ModelArgument,
     steps: Steps = 50,
-    config: TunedOption = None,
-    force: ForceOption = False,
-    data: DataOption = None,
-    max_rows: MaxRowsOption = None,
-    minibatch: MinibatchOption = None,
-    dtype: DtypeOption = None,
-    optimizer: OptimizerOption = None,
-    threads: ThreadsOption = None,
-    sockets: RanksOption = None,
-    seed: SeedOption = None,
+    config: options.TunedOption = None,
+    force: options.ForceOption = False,
+    data: options.DataOption = None,
+    max_rows: options.MaxRowsOption = None,
+    minibatch: options.MinibatchOption = None,
+    dtype: options.DtypeOption = None,
+    optimizer: options.OptimizerOption = None,
+    threads: options.ThreadsOption = None,
+    sockets: options.RanksOption = None,
+    seed: options.SeedOption = None,
     checkpoint_in: CheckpointIn = None,
     checkpoint_out: CheckpointOut = None,
-    as_json: JsonOption = False,
-    output: OutputOption = None,
+    as_json: options.JsonOption = False,
+    output: options.OutputOption = None,
 ) -> None:
     """Train a model: time per iteration, samples per second, loss, and AUC where labels are real.
 
@@ -66,7 +51,7 @@ def command(
             sockets=sockets,
             threads=threads,
             config=config,
-            data=data_of(data, model),
+            data=options.data_of(data, model),
             changes=Changes(max_rows, minibatch, dtype, optimizer),
             seed=seed,
             checkpoint_in=checkpoint_in,

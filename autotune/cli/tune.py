@@ -8,17 +8,7 @@ from typing import Annotated
 import typer
 
 from autotune import api
-from autotune.cli.options import (
-    BudgetOption,
-    DtypeOption,
-    JsonOption,
-    MaxRowsOption,
-    MinibatchOption,
-    ModelArgument,
-    OptimizerOption,
-    RanksOption,
-    SearchSeedOption,
-)
+from autotune.cli import options
 from autotune.cli.output import show
 from autotune.cli.progress import reporting
 from autotune.config.model import Changes
@@ -31,17 +21,17 @@ Output = Annotated[Path | None, typer.Option("-o", "--output", metavar="FILE", h
 
 
 def command(
-    model: ModelArgument,
-    sockets: RanksOption = None,
+    model: options.ModelArgument,
+    sockets: options.RanksOption = None,
     wire: Wire = "fp32",
-    budget: BudgetOption = "120s",
+    budget: options.BudgetOption = "120s",
     output: Output = None,
-    max_rows: MaxRowsOption = None,
-    minibatch: MinibatchOption = None,
-    dtype: DtypeOption = None,
-    optimizer: OptimizerOption = None,
-    seed: SearchSeedOption = 0,
-    as_json: JsonOption = False,
+    max_rows: options.MaxRowsOption = None,
+    minibatch: options.MinibatchOption = None,
+    dtype: options.DtypeOption = None,
+    optimizer: options.OptimizerOption = None,
+    seed: options.SearchSeedOption = 0,
+    as_json: options.JsonOption = False,
 ) -> None:
     """Search the fastest configuration and write it to a file. Interrupted, the same command goes on where it was.
 

@@ -14,15 +14,11 @@ from autotune.explain.findings import Finding, Note, find, notes
 from autotune.explain.loads import Load, loads
 from autotune.explain.roofline import Roofline, roofline
 from autotune.explain.tables import tables_in_step
-from autotune.explain.terms import ITERATION, OTHER, above_ceiling_s, iteration_s
+from autotune.explain.terms import OTHER, above_ceiling_s, iteration_s
 from autotune.explain.timeline import Timeline, measured
 
 if TYPE_CHECKING:
     from autotune.explain.whatif import WhatIf
-
-__all__ = [
-    "ITERATION", "OTHER", "Choice", "Explanation", "Finding", "Remaining", "explain",
-]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -99,9 +95,7 @@ class Explanation:
     """What is missing without the record; empty where it is at hand."""
 
 
-def explain(
-    config: TunedConfig, what_ifs: Sequence[WhatIf] = (), predicted: Timeline | None = None, unpredicted: str = ""
-) -> Explanation:
+def explain(config: TunedConfig, what_ifs: Sequence[WhatIf] = (), predicted: Timeline | None = None, unpredicted: str = "") -> Explanation:
     """Read a tuned config; nothing is measured, so any machine can explain any config.
 
     Args:

@@ -37,12 +37,13 @@ def forecast(config: TunedConfig, changes: Sequence[str] = (), *, common: bool =
     from autotune.perf.predictor import Predictor
 
     predictor = Predictor(config.profile, ranks_on_host(config)) if config.profile is not None else None
-    asked = [what_if(config, one, predictor) for one in changes]
+    asked = [what_if(config, change, predictor) for change in changes]
     if config.workload is None or config.profile is None or predictor is None:
         lacking = "the model and the profile of the tuning run are not at hand; put its record beside the config, or tune again"
         return explain(config, asked, unpredicted=lacking)
+    usual = _COMMON + _COMMON_OF_MANY * (config.sockets > 1)
     try:
-        more = [what_if(config, one, predictor) for one in _COMMON + _COMMON_OF_MANY * (config.sockets > 1)] if common else []
+        more = [what_if(config, change, predictor) for change in usual] if common else []
         simulated = _simulated(config, config.workload, config.profile, predictor) if timeline else None
     except InputError as error:
         # Nobody asked for these: what can be told of the config is told.

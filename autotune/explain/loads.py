@@ -15,8 +15,6 @@ from autotune.ops.base import families
 # More parts than these are not told apart by eye: then the tables of one kind are one part.
 _SHOWN_TABLES = 64
 
-"""What the passes are grouped into, in the order of the bars."""
-
 
 @dataclass(frozen=True)
 class Part:
@@ -83,11 +81,10 @@ def _by_family(times_s: Mapping[str, float]) -> tuple[Part, ...]:
 def _memory(model: Model, placements: tuple[Placement, ...] | None, rank: int) -> Iterator[Part]:
     parts = [part for t in range(model.num_tables) if (part := _table(model, placements, t, rank)) is not None]
     if len(parts) > _SHOWN_TABLES:
-        kinds = dict.fromkeys(part.family for part in parts)
-        counts = {kind: sum(1 for part in parts if part.family == kind) for kind in kinds}
-        parts = [
-            Part(f"{counts[kind]} tables {kind}", kind, sum(part.value for part in parts if part.family == kind)) for kind in kinds
-        ]
+        sizes: dict[str, list[float]] = {}
+        for part in parts:
+            sizes.setdefault(part.family, []).append(part.value)
+        parts = [Part(f"{len(values)} tables {kind}", kind, sum(values)) for kind, values in sizes.items()]
     yield from sorted(parts, key=lambda part: (part.family, -part.value))
     yield Part("dense layers", "dense layers", model.dense_bytes)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Literal
@@ -85,8 +85,4 @@ def _of_rank(rank: int, spans: list[TimedSpan]) -> Iterator[Bar]:
         yield Bar(rank, "compute", span.operator, span.begin_s, span.end_s, is_transfer_key(span.operator))
     for operator in dict.fromkeys(span.operator for span in spans if is_transfer_key(span.operator)):
         pieces = [span for span in spans if span.operator == operator]
-        yield Bar(rank, "network", operator, _first(pieces), max(span.end_s for span in pieces))
-
-
-def _first(spans: Iterable[TimedSpan]) -> float:
-    return min(span.begin_s for span in spans)
+        yield Bar(rank, "network", operator, min(span.begin_s for span in pieces), max(span.end_s for span in pieces))

@@ -9,7 +9,7 @@ from autotune.config.tuned import TunedConfig
 from autotune.explain.remedies import Remedy, longer_budget, plan_tables, probe_again, prove, tune_again
 from autotune.explain.terms import reads_tables
 from autotune.ops import all_reduce, all_to_all
-from autotune.units import format_bytes, format_time
+from autotune.units import format_bytes, format_time, plural
 
 FindingKind = Literal[
     "memory_bound",
@@ -63,10 +63,6 @@ _BELOW: dict[str, str] = {
     "latency": "its threads wait for data inside their work: huge pages, a longer prefetch distance, wider rows or larger blocks",
 }
 _EMBEDDING_MEMORY = "only fewer row bytes help: more re-use of hot rows, narrower rows, or a machine with more memory bandwidth"
-
-
-def plural(count: int, what: str) -> str:
-    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def note_remedy(config: TunedConfig, note: str) -> Remedy | None:

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from autotune.config.tuned import TunedConfig
 from autotune.errors import InputError
 from autotune.export.env import to_env
-from autotune.export.json_config import to_json_config
-from autotune.export.mpirun import to_mpirun
-from autotune.export.slurm import to_slurm
-from autotune.export.torchrun import to_torchrun
+from autotune.export.hosts import script
 
 TARGETS: dict[str, Callable[[TunedConfig, Path], str]] = {
     "env": lambda config, _: to_env(config),
-    "torchrun": to_torchrun,
-    "json": lambda config, _: to_json_config(config),
-    "slurm": to_slurm,
-    "mpirun": to_mpirun,
+    "torchrun": partial(script, "torchrun"),
+    "json": lambda config, _: _to_json(config),
+    "slurm": partial(script, "slurm"),
+    "mpirun": partial(script, "mpirun"),
 }
 
 
@@ -44,6 +43,11 @@ def export(config: TunedConfig, to: str, config_file: str | Path | None = None) 
     """
     check_target(to)
     return TARGETS[to](config, Path(config_file or default_output(config.model)))
+
+
+def _to_json(config: TunedConfig) -> str:
+    """The whole config, keys in the order of the YAML file."""
+    return json.dumps(config.model_dump(mode="json", by_alias=True), indent=2, ensure_ascii=False) + "\n"
 
 
 def default_output(model: str) -> Path:

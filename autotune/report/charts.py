@@ -144,15 +144,17 @@ def _kind(bar: Bar) -> str:
 def _bar(bar: Bar, x: Scale, top: float, tall: float) -> str:
     left, right = x(bar.begin_s * 1e3), x(bar.end_s * 1e3)
     what = "in flight" if bar.lane == "network" else "waits" if bar.waiting else "computes"
-    tip = (
-        f"{bar.operator}\nrank {bar.rank} {what} {format_time(bar.end_s - bar.begin_s)}\n"
-        f"from {ms(bar.begin_s)} to {ms(bar.end_s)} ms"
-    )
-    shape = element("rect", x=left, y=top, width=max(right - left, 0.6), height=tall, **_look(_kind(bar)))
+    tip = f"{bar.operator}\nrank {bar.rank} {what} {format_time(bar.end_s - bar.begin_s)}\nfrom {ms(bar.begin_s)} to {ms(bar.end_s)} ms"
     (short,) = operator_names([bar.operator], 0)
-    if tall > 14 and right - left > CHAR * len(short) + 6:
-        shape += text(short, (left + right) / 2, top + tall / 2 + 4, class_="in-bar", text_anchor="middle")
-    return mark(shape, tip)
+    return mark(_box(left, right, top, tall, _kind(bar), short if tall > 14 else "", least=0.6), tip)
+
+
+def _box(left: float, right: float, top: float, tall: float, family: str, name: str, least: float) -> str:
+    """A bar in the colour of its family, at least so wide that it is seen, with its name inside where that fits."""
+    shape = element("rect", x=left, y=top, width=max(right - left, least), height=tall, **_look(family))
+    if name and right - left > CHAR * len(name) + 6:
+        shape += text(name, (left + right) / 2, top + tall / 2 + 4, class_="in-bar", text_anchor="middle")
+    return shape
 
 
 @dataclass(frozen=True)
@@ -208,9 +210,7 @@ def stacked(
         for part in parts_of(load):
             left, right = x(at / scale), x((at + part.value) / scale)
             at += part.value
-            shape = element("rect", x=left, y=top, width=max(right - left, 0.3), height=tall, **_look(part.family))
-            if right - left > CHAR * len(part.name) + 6:
-                shape += text(part.name, (left + right) / 2, top + tall / 2 + 4, class_="in-bar", text_anchor="middle")
+            shape = _box(left, right, top, tall, part.family, part.name, least=0.3)
             drawn.append(mark(shape, f"rank {load.rank}: {part.name}\n{tell(part.value)}"))
     kinds = dict.fromkeys(part.family for load in loads for part in parts_of(load))
     return figure(label, bottom + _BOTTOM, *drawn, keys=_colours(kinds))

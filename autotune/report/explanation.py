@@ -10,10 +10,10 @@ from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
-from autotune.explain.findings import Finding, Note, grouped
+from autotune.explain.findings import Finding, grouped
 from autotune.explain.remedies import Remedy
-from autotune.report.layout import Column, operator_names, table
-from autotune.report.numbers import ms, percent, prediction_range, speedup, speedup_range, time_interval
+from autotune.report.layout import Column, notes, operator_names, page, table
+from autotune.report.numbers import bound, ms, one_knob_a_line, percent, prediction_range, speedup, speedup_range, time_interval
 from autotune.units import format_time
 
 if TYPE_CHECKING:
@@ -31,17 +31,10 @@ def explanation(result: Explanation, width: int = 80) -> RenderableType:
         *([_choice_table(kept[:_CHOICES], width)] if kept else []),
         *([Text(_standing(result.choices, len(kept)))] if result.choices else []),
         *_findings(result.findings, width),
-        *_notes(result.notes),
+        *notes((note.text + (f"; {_remedy(note.remedy)}" if note.remedy else "") for note in result.notes), style="dim"),
     ]
-    spaced: list[RenderableType] = [Text(_head(result), style="bold")]
-    for part in parts:
-        spaced += [Text(""), part]
-    return Group(*spaced)
-
-
-def _head(result: Explanation) -> str:
     ratio = f"speedup {speedup(result.speedup)} (95 %: {speedup_range(result.speedup)}, {result.speedup.samples} rounds)"
-    return f"{result.model}: {time_interval(result.tuned_iteration_s)}, {ratio}"
+    return page(f"{result.model}: {time_interval(result.tuned_iteration_s)}, {ratio}", *parts)
 
 
 def _passes(result: Explanation, width: int) -> RenderableType:
@@ -50,17 +43,13 @@ def _passes(result: Explanation, width: int) -> RenderableType:
         Column("operator", operator_names([row.operator for row in rows], width), justify="left"),
         Column("ms", [ms(row.time_s.median) for row in rows]),
         Column("share", [percent(row.share) for row in rows], need=6),
-        Column("bound by", [_bound(row.binder, row.fractions) for row in rows], justify="left"),
+        Column("bound by", [bound(row.binder, row.fractions) for row in rows], justify="left"),
         Column("above it", ["" if row.above_ceiling_s is None else ms(row.above_ceiling_s) for row in rows], need=8),
         Column("predicted", ["" if row.predicted is None else prediction_range(row.predicted) for row in rows], need=5),
     ]
     rest = len(result.operators) - len(rows)
     shown = table(columns, width)
     return Group(shown, Text(f"and {rest} more passes (--json and --html FILE show all)", style="dim")) if rest > 0 else shown
-
-
-def _bound(binder: str, fractions: dict[str, float]) -> str:
-    return f"{binder} {percent(max(fractions.values()))}" if fractions else binder
 
 
 def _choice_table(choices: Sequence[Choice], width: int) -> RenderableType:
@@ -70,13 +59,9 @@ def _choice_table(choices: Sequence[Choice], width: int) -> RenderableType:
         Column("gain", ["" if choice.speedup is None else speedup(choice.speedup) for choice in choices]),
         Column("95 %", ["" if choice.speedup is None else speedup_range(choice.speedup) for choice in choices], need=6),
         Column("raced", [str(choice.candidates) for choice in choices], need=3),
-        Column("default -> chosen", [_one_knob_a_line(choice.chosen) for choice in choices], justify="left"),
+        Column("default -> chosen", [one_knob_a_line(choice.chosen) for choice in choices], justify="left"),
     ]
     return table(columns, width, "chosen instead of the default")
-
-
-def _one_knob_a_line(knob: str) -> str:
-    return "\n".join(part.replace(" -> ", "->") for part in knob.split(", "))
 
 
 def _standing(choices: Sequence[Choice], kept: int) -> str:
@@ -114,13 +99,6 @@ def _findings(findings: Sequence[Finding], width: int) -> Iterable[RenderableTyp
         lines.append(Text(f"and {hidden} more findings (--json and --html FILE show all)", style="dim"))
     if lines:
         yield Group(*lines)
-
-
-def _notes(notes: Sequence[Note]) -> Iterable[RenderableType]:
-    """Remarks of the tuning run, in small print."""
-    if notes:
-        lines = (f"note: {note.text}" + (f"; {_remedy(note.remedy)}" if note.remedy else "") for note in notes)
-        yield Text("\n".join(lines), style="dim")
 
 
 def _remedy(remedy: Remedy) -> str:

@@ -12,8 +12,8 @@ from markupsafe import Markup
 from autotune.explain.diagnosis import Explanation
 from autotune.explain.terms import OTHER
 from autotune.report import charts
-from autotune.report.numbers import ms, ms_range, plural, prediction_range, speedup, speedup_range
-from autotune.units import format_bytes, format_time
+from autotune.report.numbers import ms, ms_range, prediction_range, speedup, speedup_range
+from autotune.units import format_bytes, format_time, plural
 
 ASSETS = Path(__file__).parent / "assets"
 

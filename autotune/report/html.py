@@ -12,7 +12,7 @@ from autotune.explain.findings import grouped
 from autotune.report import numbers
 from autotune.report.figures import ASSETS, figures
 from autotune.report.machine import facts
-from autotune.units import format_bytes, format_time
+from autotune.units import format_bytes, format_time, plural
 
 if TYPE_CHECKING:
     from autotune.explain.whatif import WhatIf
@@ -25,7 +25,7 @@ def page(result: Explanation) -> str:
     templates = Environment(
         loader=FileSystemLoader(ASSETS), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    for function in (numbers.ms, numbers.ms_range, numbers.giga, numbers.percent, numbers.number, numbers.plural, numbers.speedup):
+    for function in (numbers.ms, numbers.ms_range, numbers.giga, numbers.percent, numbers.number, numbers.speedup, plural):
         templates.globals[function.__name__] = function
     return templates.get_template("page.html.j2").render(
         result=result,

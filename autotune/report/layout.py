@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from rich.cells import cell_len
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
+from rich.text import Text
 
 ROOMY = 100
 """From this width on operator passes are spelled out."""
@@ -79,6 +80,17 @@ def table(columns: Sequence[Column], width: int, title: str | None = None) -> Ta
     for row in zip(*(column.cells for column in kept), strict=True):
         out.add_row(*row)
     return out
+
+
+def page(head: str, *parts: RenderableType) -> RenderableType:
+    """Head and parts with an empty line between them."""
+    return Group(Text(head, style="bold"), *(line for part in parts for line in (Text(""), part)))
+
+
+def notes(remarks: Iterable[str], style: str = "") -> list[RenderableType]:
+    """Remarks below a result, one a line; nothing where there are none."""
+    text = "\n".join(f"note: {remark}" for remark in remarks)
+    return [Text(text, style=style)] if text else []
 
 
 def to_text(renderable: RenderableType, width: int = 80) -> str:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from autotune.config.profile import Fingerprint
 from autotune.config.tuned import Provenance
-from autotune.report.numbers import plural
-from autotune.units import format_bytes, format_time
+from autotune.units import format_bytes, format_time, plural
 
 
 def facts(fingerprint: Fingerprint, provenance: Provenance) -> list[tuple[str, str]]:

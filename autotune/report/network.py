@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from autotune.config.network import Network
 from autotune.report.layout import Column, table
 from autotune.report.numbers import ms, percent
-from autotune.units import format_bytes, format_rate, format_time
+from autotune.units import format_bytes, format_rate, format_time, plural
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 def network_tables(network: Network, width: int) -> list[RenderableType]:
     """`probe --sockets`: what each operation reaches, by size and fitted; which interface is used; talking beside computing."""
     fits = network.fits
-    where = f"{network.hosts} host{'s' if network.hosts > 1 else ''}"
-    head = f"network of {network.ranks} ranks on {where}: {network.backend} on {network.interface}"
+    head = f"network of {network.ranks} ranks on {plural(network.hosts, 'host')}: {network.backend} on {network.interface}"
     fitted = table(
         [
             Column("operation", [_name(fit.operation, fit.form) for fit in fits], justify="left"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from autotune.config.tuned import Interval, Prediction
 from autotune.units import format_time
@@ -61,6 +62,10 @@ def prediction_range(prediction: Prediction) -> str:
     return f"{ms(prediction.time_s)} ({ms(prediction.low_s)}-{ms(prediction.high_s)})"
 
 
-def plural(count: int, what: str) -> str:
-    """``1 thread``, ``2 threads``"""
-    return f"{count} {what}{'' if count == 1 else 's'}"
+def bound(binder: str, fractions: Mapping[str, float]) -> str:
+    """``memory 91%``: the binder and the highest fraction reached."""
+    return f"{binder} {percent(max(fractions.values()))}" if fractions else binder
+
+
+def one_knob_a_line(knobs: str) -> str:
+    return "\n".join(knob.replace(" -> ", "->") for knob in knobs.split(", "))

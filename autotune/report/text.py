@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from rich.console import Group, RenderableType
+from rich.console import RenderableType
 from rich.text import Text
 
 from autotune.config.knobs import RunConfig
 from autotune.config.profile import Ceilings, ComputePoint, Profile, RowPoint, StreamPoint
 from autotune.config.tuned import Gain, Interval, TunedConfig
-from autotune.report.layout import Column, operator_names, table
+from autotune.report.layout import Column, notes, operator_names, page, table
 from autotune.report.network import network_tables, rank_table
-from autotune.report.numbers import giga, ms, ms_range, number, percent, speedup, speedup_range, time_interval
-from autotune.units import format_bytes, format_rate, format_time
+from autotune.report.numbers import (
+    bound,
+    giga,
+    ms,
+    ms_range,
+    number,
+    one_knob_a_line,
+    percent,
+    speedup,
+    speedup_range,
+    time_interval,
+)
+from autotune.units import format_bytes, format_rate, format_time, plural
 
 if TYPE_CHECKING:
     from autotune.perf.table import OperatorTable, Perturbation
@@ -38,11 +50,12 @@ def operator_table(result: OperatorTable, width: int = 80) -> RenderableType:
         Column("GB", [giga(row.bytes) for row in rows], need=1),
         Column("MB sent", [f"{row.bytes_sent / 1e6:.1f}" if row.hidden_s is not None else "" for row in rows], need=6),
         Column("hidden ms", ["" if row.hidden_s is None else ms(row.hidden_s) for row in rows], need=6),
-        Column("slowest/mean", ["" if row.imbalance is None else _ratio(row.imbalance) for row in rows], need=4),
+        Column("slowest/mean", ["" if row.imbalance is None else f"{row.imbalance:.2f}x" for row in rows], need=4),
         *_fractions([row.fractions for row in rows]),
-        Column("bound by", [_bound(row.binder, row.fractions) for row in rows], justify="left"),
+        Column("bound by", [bound(row.binder, row.fractions) for row in rows], justify="left"),
     ]
-    head = f"{result.model}: {time_interval(result.iteration_s)} per iteration, minibatch {result.minibatch}, {_threads(result.threads)}"
+    speed = f"{time_interval(result.iteration_s)} per iteration"
+    head = f"{result.model}: {speed}, minibatch {result.minibatch}, {plural(result.threads, 'thread')}"
     if result.predicted is not None:
         predicted = result.predicted
         head += f"\npredicted: {format_time(predicted.time_s)} ({format_time(predicted.low_s)} .. {format_time(predicted.high_s)})"
@@ -50,7 +63,7 @@ def operator_table(result: OperatorTable, width: int = 80) -> RenderableType:
         head += f"; outside calibration: {predicted.extrapolated}" if predicted.extrapolated else ""
     proof = [_perturbations(result.perturbations, width), _agreement(result)] if result.perturbations else []
     ranks = [rank_table(result.ranks, width)] if result.ranks else []
-    return _page(head, table(columns, width), _legend(), *ranks, *proof, *_notes(result.notes))
+    return page(head, table(columns, width), _legend(), *ranks, *proof, *notes(result.notes))
 
 
 def _perturbations(perturbations: Sequence[Perturbation], width: int) -> RenderableType:
@@ -58,8 +71,8 @@ def _perturbations(perturbations: Sequence[Perturbation], width: int) -> Rendera
         Column("operator", operator_names([p.operator for p in perturbations], width), justify="left"),
         Column("verdict", [p.binder for p in perturbations], justify="left"),
         Column("resident", [_resident(p) for p in perturbations]),
-        Column("half threads", ["-" if p.fewer_threads_loss is None else _times(p.fewer_threads_loss) for p in perturbations], need=8),
-        Column("half bytes", ["-" if p.fewer_bytes_gain is None else _times(p.fewer_bytes_gain) for p in perturbations], need=8),
+        Column("half threads", ["-" if p.fewer_threads_loss is None else speedup(p.fewer_threads_loss) for p in perturbations], need=8),
+        Column("half bytes", ["-" if p.fewer_bytes_gain is None else speedup(p.fewer_bytes_gain) for p in perturbations], need=8),
         Column("agrees", [_ANSWERS[p.agrees] for p in perturbations], justify="left"),
     ]
     if any(p.counters for p in perturbations):
@@ -82,15 +95,7 @@ def _agreement(result: OperatorTable) -> RenderableType:
 def _resident(perturbation: Perturbation) -> str:
     if perturbation.warm_gain is None:
         return "-"
-    return _times(perturbation.warm_gain) if perturbation.resident else "too large"
-
-
-def _times(interval: Interval) -> str:
-    return _ratio(interval.median)
-
-
-def _ratio(value: float) -> str:
-    return f"{value:.2f}x"
+    return speedup(perturbation.warm_gain) if perturbation.resident else "too large"
 
 
 def run_result(result: RunResult, width: int = 80) -> RenderableType:
@@ -104,14 +109,14 @@ def run_result(result: RunResult, width: int = 80) -> RenderableType:
         ("used", run_config(result.config)),
     ]
     head = f"{result.model}: {result.steps} steps of {result.minibatch} samples"
-    return _page(head, _facts(facts, width), *_notes(result.notes))
+    return page(head, _facts(facts, width), *notes(result.notes))
 
 
 def run_config(config: RunConfig) -> str:
     """One line: ``2 threads, huge pages, knobs for 14 operator passes``."""
     pages = "huge pages" if config.huge_pages else "small pages"
     knobs = f"knobs for {len(config.operators)} operator passes" if config.operators else "default knobs"
-    return f"{_threads(config.threads)}, {pages}, {knobs}"
+    return f"{plural(config.threads, 'thread')}, {pages}, {knobs}"
 
 
 def profile(result: Profile, width: int = 80) -> RenderableType:
@@ -130,21 +135,28 @@ def profile(result: Profile, width: int = 80) -> RenderableType:
         ("source", f"{result.source}, {result.created}"),
     ]
     network = network_tables(result.network, width) if result.network else []
-    notes = result.notes + (result.network.notes if result.network else ())
-    return _page(result.name, _facts(facts, width), *_ceilings(result.ceilings, width), *network, *_notes(notes))
+    remarks = result.notes + (result.network.notes if result.network else ())
+    return page(result.name, _facts(facts, width), *_ceilings(result.ceilings, width), *network, *notes(remarks))
 
 
 def tuned_config(result: TunedConfig, width: int = 80, file: str | None = None) -> RenderableType:
     """`tune`: per operator what binds it, what each choice gained, and the whole."""
     spent = result.provenance
+    verdict = "significant" if result.significant else "no significant gain: the default stands"
     facts = [
-        *_confirmation(result.default_iteration_s, result.tuned_iteration_s, result.speedup, result.significant),
+        *_confirmation(result.default_iteration_s, result.tuned_iteration_s, result.speedup, f", {verdict}"),
         ("used", run_config(result.config)),
         ("spent", f"{format_time(spent.spent_s)} of {format_time(spent.budget_s)}, {spent.trials} trials of the whole iteration"),
         ("config", file or ""),
     ]
     gains = [gain_table(result.gains, width)] if result.gains else []
-    return _page(_head(result.model, result.sockets), verdict_table(result, width), *gains, _facts(facts, width), *_notes(spent.notes))
+    return page(
+        f"{result.model}, {plural(result.sockets, 'socket')}",
+        verdict_table(result, width),
+        *gains,
+        _facts(facts, width),
+        *notes(spent.notes),
+    )
 
 
 def verdict_table(result: TunedConfig, width: int = 80) -> RenderableType:
@@ -155,7 +167,7 @@ def verdict_table(result: TunedConfig, width: int = 80) -> RenderableType:
         Column("ms", [ms(row.time_s.median) for row in rows]),
         Column("95 %", [ms_range(row.time_s) for row in rows], need=6),
         *_fractions([row.fractions for row in rows]),
-        Column("bound by", [_bound(row.binder, row.fractions) for row in rows], justify="left"),
+        Column("bound by", [bound(row.binder, row.fractions) for row in rows], justify="left"),
     ]
     return table(columns, width, "operators, tuned")
 
@@ -170,7 +182,7 @@ def gain_table(gains: Sequence[Gain], width: int = 80) -> RenderableType:
         Column("95 %", [speedup_range(gain.speedup) for gain in gains], need=8),
         Column("raced", [str(gain.candidates) for gain in gains], need=3),
         Column("kept", ["yes" if gain.kept else "no" for gain in gains], justify="left"),
-        Column("knobs", [_one_knob_a_line(gain.knob) if gain.kept else "" for gain in gains], need=4, justify="left"),
+        Column("knobs", [one_knob_a_line(gain.knob) if gain.kept else "" for gain in gains], need=4, justify="left"),
     ]
     return table(columns, width, "choices, against the default side by side")
 
@@ -178,20 +190,17 @@ def gain_table(gains: Sequence[Gain], width: int = 80) -> RenderableType:
 def verification(result: Verification, width: int = 80) -> RenderableType:
     """`verify`: default against tuned, measured again."""
     facts = [
-        ("default", time_interval(result.default_s)),
-        ("tuned", time_interval(result.tuned_s)),
-        ("speedup", f"{speedup(result.speedup)} (95 %: {speedup_range(result.speedup)}, {result.speedup.samples} rounds)"),
+        *_confirmation(result.default_s, result.tuned_s, result.speedup),
         ("verdict", result.reason),
     ]
-    return _page("holds" if result.holds else "does not hold", _facts(facts, width), *_notes(result.notes))
+    return page("holds" if result.holds else "does not hold", _facts(facts, width), *notes(result.notes))
 
 
-def _confirmation(default: Interval, tuned: Interval, gain: Interval, significant: bool) -> list[tuple[str, str]]:
-    verdict = "significant" if significant else "no significant gain: the default stands"
+def _confirmation(default: Interval, tuned: Interval, gain: Interval, verdict: str = "") -> list[tuple[str, str]]:
     return [
         ("default", time_interval(default)),
         ("tuned", time_interval(tuned)),
-        ("speedup", f"{speedup(gain)} (95 %: {speedup_range(gain)}, {gain.samples} rounds), {verdict}"),
+        ("speedup", f"{speedup(gain)} (95 %: {speedup_range(gain)}, {gain.samples} rounds){verdict}"),
     ]
 
 
@@ -199,20 +208,20 @@ def _ceilings(ceilings: Ceilings, width: int) -> Iterable[RenderableType]:
     threads = sorted({point.threads for name in type(ceilings).model_fields for point in getattr(ceilings, name)})
     rows: list[tuple[str, list[str]]] = []
     for title, points in (("FMA", ceilings.fma), ("GEMM", ceilings.gemm)):
-        rows += _by_threads(threads, {(title, point.threads): _flops(point) for point in points})
-    rows += _by_threads(threads, {(f"stream {point.kind}", point.threads): _bandwidth(point) for point in ceilings.stream})
+        rows += _byplural(threads, {(title, point.threads): _flops(point) for point in points})
+    rows += _byplural(threads, {(f"stream {point.kind}", point.threads): _bandwidth(point) for point in ceilings.stream})
     for title, row_points in (("gather", ceilings.gather), ("scatter", ceilings.scatter)):
-        rows += _by_threads(threads, {(_row_title(title, point), point.threads): _bandwidth(point) for point in row_points})
-    rows += _by_threads(threads, {("fork-join", point.threads): format_time(point.time_s) for point in ceilings.fork_join})
+        rows += _byplural(threads, {(_row_title(title, point), point.threads): _bandwidth(point) for point in row_points})
+    rows += _byplural(threads, {("fork-join", point.threads): format_time(point.time_s) for point in ceilings.fork_join})
     columns = [Column("ceiling", [title for title, _ in rows], justify="left")]
-    columns += [Column(_threads(count), [cells[i] for _, cells in rows]) for i, count in enumerate(threads)]
+    columns += [Column(plural(count, "thread"), [cells[i] for _, cells in rows]) for i, count in enumerate(threads)]
     # With many thread counts the middle ones go first: the ends tell the most.
     last = len(columns) - 1
     columns[1:] = [Column(c.title, c.cells, need=9 if i in (1, last) else 1, justify=c.justify) for i, c in enumerate(columns[1:], 1)]
     yield table(columns, width)
 
 
-def _by_threads(threads: Sequence[int], cells: dict[tuple[str, int], str]) -> list[tuple[str, list[str]]]:
+def _byplural(threads: Sequence[int], cells: dict[tuple[str, int], str]) -> list[tuple[str, list[str]]]:
     return [(title, [cells.get((title, count), "") for count in threads]) for title in dict.fromkeys(title for title, _ in cells)]
 
 
@@ -228,23 +237,10 @@ def _row_title(title: str, point: RowPoint) -> str:
     return f"{title} {format_bytes(point.row_bytes)} rows of {format_bytes(point.working_set_bytes)}"
 
 
-def _threads(count: int) -> str:
-    return f"{count} thread{'s' if count > 1 else ''}"
-
-
-def _head(model: str, sockets: int) -> str:
-    return f"{model}, {sockets} socket{'s' if sockets > 1 else ''}"
-
-
 def _fractions(fractions: Sequence[dict[str, float]]) -> list[Column]:
     """A column for each ceiling that any row is held against; the first to go, since `bound by` repeats the highest."""
     names = dict.fromkeys(name for row in fractions for name in row)
     return [Column(f"% {name}", [percent(row.get(name)) for row in fractions], need=2) for name in names]
-
-
-def _bound(binder: str, fractions: dict[str, float]) -> str:
-    """``memory 91%``: the binder and the highest fraction reached."""
-    return f"{binder} {percent(max(fractions.values()))}" if fractions else binder
 
 
 def _legend() -> Text:
@@ -254,35 +250,8 @@ def _legend() -> Text:
     )
 
 
-def _one_knob_a_line(knob: str) -> str:
-    return "\n".join(part.replace(" -> ", "->") for part in knob.split(", "))
-
-
 def _facts(pairs: Iterable[tuple[str, str]], width: int) -> RenderableType:
     shown = [(label, text) for label, text in pairs if text]
     indent = max((len(label) for label, _ in shown), default=0) + 2
-    lines = []
-    for label, text in shown:
-        wrapped = _wrapped(text, max(20, width - indent))
-        lines += [f"{label:<{indent}}{wrapped[0]}", *(" " * indent + more for more in wrapped[1:])]
-    return Text("\n".join(lines))
-
-
-def _wrapped(text: str, width: int) -> list[str]:
-    lines = [""]
-    for word in text.split():
-        joined = f"{lines[-1]} {word}".lstrip()
-        lines = [*lines[:-1], joined] if len(joined) <= width or not lines[-1] else [*lines, word]
-    return lines
-
-
-def _notes(notes: Iterable[str]) -> list[RenderableType]:
-    return [Text("\n".join(f"note: {note}" for note in notes))] if notes else []
-
-
-def _page(head: str, *parts: RenderableType) -> RenderableType:
-    """Head and parts with an empty line between them."""
-    spaced: list[RenderableType] = [Text(head, style="bold")]
-    for part in parts:
-        spaced += [Text(""), part]
-    return Group(*spaced)
+    wrapper = textwrap.TextWrapper(max(20 + indent, width), subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False)
+    return Text("\n".join(wrapper.fill(f"{label:<{indent}}{' '.join(text.split())}") for label, text in shown))
