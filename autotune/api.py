@@ -32,18 +32,18 @@ from autotune.ranks.session import Config, ModelName, Session, check_tuned, open
 if TYPE_CHECKING:
     import pandas as pd
 
-    from autotune.compare.compare import Comparison
-    from autotune.compare.peers import Peer
-    from autotune.explain.diagnosis import Explanation
-    from autotune.explain.whatif import WhatIf
+    from autotune.comparing.compare import Comparison
+    from autotune.comparing.peers import Peer
+    from autotune.explaining.diagnosis import Explanation
+    from autotune.explaining.whatif import WhatIf
     from autotune.perf.table import OperatorTable
     from autotune.perf.validate import Validation
-    from autotune.plan.constraints import Constraints
-    from autotune.plan.planner import Plan
-    from autotune.plan.scaling import Placing, Scaling
+    from autotune.planning.constraints import Constraints
+    from autotune.planning.planner import Plan
+    from autotune.planning.scaling import Placing, Scaling
     from autotune.ranks.lockstep import Lockstep
     from autotune.report.record import RunResult
-    from autotune.tune.verify import Verification
+    from autotune.tuning.verify import Verification
 
 __all__ = [
     "compare", "explain", "export", "frame", "load_model", "load_tuned", "plan", "probe", "profile", "run", "scale", "tune", "validate",
@@ -74,7 +74,7 @@ def probe(
     """
     cores = own_cores()
     cores.start()
-    from autotune.probe.shared import shared_profile
+    from autotune.probing.shared import shared_profile
     from autotune.ranks.group import joined
 
     with joined(cores.ranks, backend):
@@ -115,7 +115,7 @@ def run(
     session = open_session(model, changes=changes, threads=threads, data=data, config=config, force=force)
     from autotune.dlrm.checkpoint import load_into, read_checkpoint_of, save_checkpoint
     from autotune.dlrm.train import train
-    from autotune.plan.planned import planned_config
+    from autotune.planning.planned import planned_config
     from autotune.ranks.group import broadcast
     from autotune.report.record import run_result
 
@@ -162,8 +162,8 @@ def profile(
     session = open_session(model, changes=changes, threads=threads, data=data, config=config, force=force, all_cores=True)
     from autotune.perf.measure import profile_passes
     from autotune.perf.perturb import prove_passes
-    from autotune.plan.planned import planned_config
-    from autotune.probe.shared import shared_profile
+    from autotune.planning.planned import planned_config
+    from autotune.probing.shared import shared_profile
 
     _say_config(session, config, progress)
     with session.joined() as network:
@@ -191,7 +191,7 @@ def tune(
     profile: Profile | None = None,
     progress: Progress = NO_PROGRESS,
 ) -> TunedConfig:
-    """Search, confirm, and write the tuned config to `output`; called again after an interruption it goes on. See `tune.study.tune`.
+    """Search, confirm, and write the tuned config to `output`; called again after an interruption it goes on. See `tuning.study.tune`.
 
     Args:
         budget_s: Seconds for everything but the probe.
@@ -205,7 +205,7 @@ def tune(
         MachineError: the model does not fit in memory.
         VerificationError: a default does not match its reference.
     """
-    from autotune.tune.budget import Deadline
+    from autotune.tuning.budget import Deadline
 
     if wire not in ("fp32", "any"):
         raise InputError(f"the wire dtype must be fp32 or any, got {wire!r} (--wire); any also tries bf16")
@@ -217,7 +217,7 @@ def tune(
     arguments: dict[str, Any] = {"budget_s": budget_s, "output": output, "changes": changes, "wire": wire, "seed": seed, "profile": profile}
     if wanted_ranks(sockets) == 1 or from_environment() is not None:
         return _tune(model, sockets=sockets, **arguments, progress=progress)
-    from autotune.tune.journal import trial_marker
+    from autotune.tuning.journal import trial_marker
 
     marker = trial_marker(output)
     marker.unlink(missing_ok=True)  # of a run that was itself interrupted: the trial was not to blame
@@ -247,11 +247,11 @@ def _tune(
     progress: Progress = NO_PROGRESS,
 ) -> TunedConfig:
     session = open_session(model, changes=changes)
-    from autotune.plan.planned import planned_partition
-    from autotune.probe.shared import shared_profile
-    from autotune.tune.budget import Deadline
-    from autotune.tune.study import candidate_partitions, check_profile, default_for_ranks, models_in_memory
-    from autotune.tune.study import tune as tune_in_lockstep
+    from autotune.planning.planned import planned_partition
+    from autotune.probing.shared import shared_profile
+    from autotune.tuning.budget import Deadline
+    from autotune.tuning.study import candidate_partitions, check_profile, default_for_ranks, models_in_memory
+    from autotune.tuning.study import tune as tune_in_lockstep
 
     cores = session.cores
     with session.joined() as network:
@@ -294,15 +294,15 @@ def verify(
     progress: Progress = NO_PROGRESS,
 ) -> Verification:
     """Measure the default against the config again, side by side; `holds` tells whether the gain is still there."""
-    from autotune.tune.budget import Deadline
+    from autotune.tuning.budget import Deadline
 
     deadline, tuned = Deadline(budget_s), _tuned(config)
     # The default may want more threads than the config: the process is started for both.
     session = open_session(tuned.model, config=tuned, force=force, all_cores=True)
     from autotune.bench.noise import NoiseMonitor
-    from autotune.plan.planned import planned_partition
-    from autotune.tune.study import default_for_ranks, models_in_memory
-    from autotune.tune.verify import verify as verify_in_lockstep
+    from autotune.planning.planned import planned_partition
+    from autotune.tuning.study import default_for_ranks, models_in_memory
+    from autotune.tuning.verify import verify as verify_in_lockstep
 
     _say_config(session, config, progress)
     with session.joined() as network:
@@ -331,8 +331,8 @@ def plan(
     data: DataSpec | None = None,
     changes: Changes = UNCHANGED,
 ) -> Plan:
-    """Embedding tables placed on sockets: per rank its tables, memory and predicted time. Runs nothing. See `plan.planner.plan`."""
-    from autotune.plan import planner
+    """Embedding tables placed on sockets: per rank its tables, memory and predicted time. Runs nothing. See `planning.planner.plan`."""
+    from autotune.planning import planner
 
     workload = _model(model).changed(changes)
     workload = workload if data is None else workload.model_copy(update={"data": data})
@@ -354,8 +354,8 @@ def scale(
     changes: Changes = UNCHANGED,
     progress: Progress = NO_PROGRESS,
 ) -> Scaling:
-    """A model on N sockets of a machine, simulated from its profile alone. Runs nothing. See `plan.scaling.scale`."""
-    from autotune.plan import scaling
+    """A model on N sockets of a machine, simulated from its profile alone. Runs nothing. See `planning.scaling.scale`."""
+    from autotune.planning import scaling
 
     return scaling.scale(
         _model(model).changed(changes),
@@ -385,7 +385,7 @@ def validate(
     cores = own_cores()
     cores.start()
     from autotune.perf import validate as validation
-    from autotune.probe.store import load_or_probe
+    from autotune.probing.store import load_or_probe
 
     topology = cores.topology
     machine = load_or_probe(refresh=refresh, progress=progress)
@@ -405,7 +405,7 @@ def compare(
     force: bool = False,
     progress: Progress = NO_PROGRESS,
 ) -> Comparison:
-    """One training iteration of ours and of every peer, side by side. See `compare.compare.compare`.
+    """One training iteration of ours and of every peer, side by side. See `comparing.compare.compare`.
 
     Args:
         peers: None takes all.
@@ -420,10 +420,10 @@ def compare(
     if tuned is not None:
         check_tuned(tuned, workload, cores, force)
     cores.start()
-    from autotune.compare import compare as comparison
-    from autotune.compare.peers import PEERS
+    from autotune.comparing import compare as comparison
+    from autotune.comparing.peers import PEERS
     from autotune.dlrm.defaults import in_full
-    from autotune.probe.store import load_or_probe
+    from autotune.probing.store import load_or_probe
 
     tuned = None if tuned is None else in_full(tuned, workload)[0]
     machine = load_or_probe(refresh=not cached_profile, progress=progress)
@@ -449,22 +449,22 @@ def explain(
         common: Predict the usual what-ifs too.
         timeline: Predict the timelines.
     """
-    from autotune.explain.forecast import forecast
+    from autotune.explaining.forecast import forecast
 
     return forecast(_recorded(config), changes, common=common, timeline=timeline)
 
 
 def what_if(config: TunedConfig | str | Path, changes: str) -> WhatIf:
-    """What ``bandwidth=2x,cores=56,dtype=bf16`` would change, predicted. See `explain.whatif.what_if`."""
-    from autotune.explain import whatif
+    """What ``bandwidth=2x,cores=56,dtype=bf16`` would change, predicted. See `explaining.whatif.what_if`."""
+    from autotune.explaining import whatif
 
     return whatif.what_if(_recorded(config), changes)
 
 
 def export(config: TunedConfig | str | Path, to: str) -> str:
     """The config as text for another launcher: env, torchrun, slurm, mpirun or json."""
-    from autotune.export.targets import check_target
-    from autotune.export.targets import export as export_text
+    from autotune.exporting.targets import check_target
+    from autotune.exporting.targets import export as export_text
 
     check_target(to)
     return export_text(_tuned(config), to, None if isinstance(config, TunedConfig) else config)

@@ -55,8 +55,8 @@ def test_tune_names_the_model_as_verify_will_find_it(tmp_path: Path, monkeypatch
     file = tmp_path / "mine.yaml"
     file.write_text((catalog.find_model("tiny")).read_text())
     named = []
-    monkeypatch.setattr("autotune.tune.study.tune", lambda lockstep, **options: named.append(options["name"]))
-    monkeypatch.setattr("autotune.tune.study.check_profile", lambda *_: None)
+    monkeypatch.setattr("autotune.tuning.study.tune", lambda lockstep, **options: named.append(options["name"]))
+    monkeypatch.setattr("autotune.tuning.study.check_profile", lambda *_: None)
     for model in ("tiny", file, autotune.load_model("tiny")):
         autotune.tune(model, output=tmp_path / "out.yaml", profile=hardware_profile)
     assert named == ["tiny", str(file), "tiny"]

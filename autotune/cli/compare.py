@@ -11,7 +11,7 @@ from autotune import api
 from autotune.cli.options import ForceOption, JsonOption, MaxRowsOption, MinibatchOption, ModelArgument, OutputOption, SearchSeedOption
 from autotune.cli.output import check_outputs, show
 from autotune.cli.progress import reporting
-from autotune.compare.peers import PEERS, Peer
+from autotune.comparing.peers import PEERS, Peer
 from autotune.config.model import Changes
 from autotune.errors import InputError
 from autotune.report.compare import comparison

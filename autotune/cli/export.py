@@ -11,7 +11,7 @@ import typer
 from autotune import api
 from autotune.cli.options import ConfigArgument
 from autotune.config.files import write_text_atomic
-from autotune.export.targets import TARGETS
+from autotune.exporting.targets import TARGETS
 
 To = Annotated[str, typer.Option("--to", metavar="|".join(TARGETS), help="Shell lines, JSON, or a script for one or several hosts.")]
 Output = Annotated[Path | None, typer.Option("-o", "--output", metavar="FILE", help="Write to FILE instead of standard output.")]

@@ -28,7 +28,7 @@ from autotune.errors import InputError
 from autotune.units import parse_bytes
 
 if TYPE_CHECKING:
-    from autotune.plan.constraints import Constraints
+    from autotune.planning.constraints import Constraints
 
 Sockets = Annotated[int, typer.Option("--sockets", min=1, metavar="N", help="Sockets to place the tables on.")]
 Memory = Annotated[str | None, typer.Option("--memory-per-socket", metavar="SIZE", help="For tables: 96GB, 64GiB.")]
@@ -104,7 +104,7 @@ def _constraints(
     for text in together:
         if not _LIST.fullmatch(text):
             raise InputError(f"tables that lie together are TABLE,TABLE, got {text!r} (--together); write for example --together 3,4")
-    from autotune.plan.constraints import Constraints
+    from autotune.planning.constraints import Constraints
 
     return Constraints(
         pin=pins,

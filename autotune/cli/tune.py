@@ -12,7 +12,7 @@ from autotune.cli import options
 from autotune.cli.output import show
 from autotune.cli.progress import reporting
 from autotune.config.model import Changes
-from autotune.export.targets import default_output
+from autotune.exporting.targets import default_output
 from autotune.report import text
 from autotune.units import parse_duration
 

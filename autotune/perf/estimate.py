@@ -110,7 +110,7 @@ def estimate(
     Args:
         model: with the global minibatch.
         profile: of one machine; with several sockets it needs the network, or assumes one and says so.
-        config: threads, knobs, partition, communication; None takes every default. Several sockets need a partition (`plan.planner`).
+        config: threads, knobs, partition, communication; None takes every default. Several sockets need a partition (`planning.planner`).
         sockets: ranks, one a socket.
         ranks_on_host: among which the profile's machine is shared; None takes its sockets, as far as there are ranks.
         predictor: to use again for the same profile and ranks on a host.

@@ -27,8 +27,8 @@ from autotune.perf.estimate import estimate
 from autotune.perf.roofline import Hardware
 from autotune.perf.rows import apart_notes, collective_row, imbalance, operator_row, prediction_of, slowest_notes, state_notes
 from autotune.perf.table import OTHER, OperatorTable
-from autotune.probe.drift import Drift, ceilings_now
-from autotune.probe.network import slowest_turn
+from autotune.probing.drift import Drift, ceilings_now
+from autotune.probing.network import slowest_turn
 from autotune.ranks import group
 from autotune.ranks.lockstep import Lockstep
 

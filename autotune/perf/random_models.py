@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from autotune.config.model import Model
-from autotune.probe.calibrate import Shape
+from autotune.probing.calibrate import Shape
 
 _DIMS = (16, 32, 48, 64, 96, 128, 256)
 _MINIBATCHES = (128, 8192)

@@ -32,7 +32,7 @@ from autotune.ops.base import operator_of
 from autotune.perf.estimate import estimate
 from autotune.perf.predictor import Predictor, config_of
 from autotune.perf.random_models import random_model
-from autotune.probe.drift import Drift, as_probed
+from autotune.probing.drift import Drift, as_probed
 
 LEAST_SHARE = 0.01
 """Passes below this share of their iteration are left out: their time is that of a few calls, and matters to nobody."""

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from autotune.explain.loads import Load, Part
-from autotune.explain.roofline import Ceiling, Point, Roofline
-from autotune.explain.terms import family
-from autotune.explain.timeline import Bar, Timeline
+from autotune.explaining.loads import Load, Part
+from autotune.explaining.roofline import Ceiling, Point, Roofline
+from autotune.explaining.terms import family
+from autotune.explaining.timeline import Bar, Timeline
 from autotune.ops.base import families
 from autotune.report.layout import operator_names
 from autotune.report.numbers import ms, percent

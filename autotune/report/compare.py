@@ -12,7 +12,7 @@ from autotune.report.numbers import ms
 from autotune.units import format_time
 
 if TYPE_CHECKING:
-    from autotune.compare.compare import Comparison
+    from autotune.comparing.compare import Comparison
     from autotune.config.tuned import Interval
 
 

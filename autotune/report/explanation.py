@@ -10,14 +10,14 @@ from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
-from autotune.explain.findings import Finding, grouped
-from autotune.explain.remedies import Remedy
+from autotune.explaining.findings import Finding, grouped
+from autotune.explaining.remedies import Remedy
 from autotune.report.layout import Column, notes, operator_names, page, table
 from autotune.report.numbers import bound, ms, one_knob_a_line, percent, prediction_range, speedup, speedup_range, time_interval
 from autotune.units import format_time
 
 if TYPE_CHECKING:
-    from autotune.explain.diagnosis import Choice, Explanation
+    from autotune.explaining.diagnosis import Choice, Explanation
 
 _PASSES, _CHOICES, _FINDINGS, _NAMED = 8, 5, 4, 1
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from autotune.explain.diagnosis import Explanation
-from autotune.explain.terms import OTHER
+from autotune.explaining.diagnosis import Explanation
+from autotune.explaining.terms import OTHER
 from autotune.report import charts
 from autotune.report.numbers import ms, ms_range, prediction_range, speedup, speedup_range
 from autotune.units import format_bytes, format_time, plural

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from autotune.explain.diagnosis import Explanation
-from autotune.explain.findings import grouped
+from autotune.explaining.diagnosis import Explanation
+from autotune.explaining.findings import grouped
 from autotune.report import numbers
 from autotune.report.figures import ASSETS, figures
 from autotune.report.machine import facts
 from autotune.units import format_bytes, format_time, plural
 
 if TYPE_CHECKING:
-    from autotune.explain.whatif import WhatIf
+    from autotune.explaining.whatif import WhatIf
 
 _SHOWN_FINDINGS = 8
 

@@ -7,7 +7,7 @@ from itertools import groupby
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from autotune.plan.planner import Plan
+from autotune.planning.planner import Plan
 from autotune.report.layout import Column, table
 from autotune.units import format_bytes, format_time
 

@@ -13,9 +13,9 @@ from autotune.report.numbers import ms, number, percent
 from autotune.units import format_bytes, format_time
 
 if TYPE_CHECKING:
-    from autotune.explain.whatif import WhatIf
+    from autotune.explaining.whatif import WhatIf
     from autotune.perf.validate import Validation
-    from autotune.plan.scaling import Scaling
+    from autotune.planning.scaling import Scaling
 
 
 def validation(result: Validation, width: int = 80) -> RenderableType:

@@ -31,7 +31,7 @@ from autotune.units import format_bytes, format_rate, format_time, plural
 if TYPE_CHECKING:
     from autotune.perf.table import OperatorTable, Perturbation
     from autotune.report.record import RunResult
-    from autotune.tune.verify import Verification
+    from autotune.tuning.verify import Verification
 
 
 def operator_table(result: OperatorTable, width: int = 80) -> RenderableType:

@@ -6,8 +6,8 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from autotune.explain.terms import family
-from autotune.explain.timeline import Timeline
+from autotune.explaining.terms import family
+from autotune.explaining.timeline import Timeline
 
 _LANES = {"compute": 0, "network": 1}
 _PREDICTED = 100_000

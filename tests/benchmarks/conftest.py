@@ -28,9 +28,9 @@ from autotune.data.batches import make_source
 from autotune.dlrm.model import DLRM, default_config
 from autotune.machine.topology import available_memory_bytes, detect
 from autotune.ops.base import Case, Operator
-from autotune.probe.ceilings import ceilings_of
-from autotune.probe.loops import Arrays, Loop, choose_sizes, loops_at
-from autotune.tune.races import OperatorGroup, OperatorRace, race_choices
+from autotune.probing.ceilings import ceilings_of
+from autotune.probing.loops import Arrays, Loop, choose_sizes, loops_at
+from autotune.tuning.races import OperatorGroup, OperatorRace, race_choices
 from autotune.units import format_time
 
 MODELS = ("small", "rm2", "mlperf-1m")

@@ -21,7 +21,7 @@ from quick import QUICK_PROBE, model_yaml
 
 import autotune
 from autotune.config.files import load_tuned_and_record
-from autotune.explain.diagnosis import explain
+from autotune.explaining.diagnosis import explain
 from autotune.ops.native import kernels
 from autotune.report.json import to_json
 
@@ -29,9 +29,9 @@ _TIMEOUT_S = 120
 _CORES = sorted(os.sched_getaffinity(0))
 _PROBE = """
 from functools import partial
-from autotune.probe.store import load_or_probe
-from autotune.probe.ceilings import measure_ceilings
-from autotune.probe.probe import probe
+from autotune.probing.store import load_or_probe
+from autotune.probing.ceilings import measure_ceilings
+from autotune.probing.probe import probe
 from autotune.machine.topology import detect
 
 def ceilings_alone(**_):

@@ -19,7 +19,7 @@ from quick import QUICK_PROBE, model_yaml
 import autotune
 from autotune.config.files import load_tuned_and_record
 from autotune.config.tuned import TunedConfig
-from autotune.explain.findings import find
+from autotune.explaining.findings import find
 
 _TIMEOUT_S = 180
 _PORT = "29817"

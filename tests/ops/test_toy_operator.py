@@ -25,13 +25,13 @@ from autotune.data.batches import make_source
 from autotune.dlrm import schedule as schedules
 from autotune.dlrm.model import DLRM
 from autotune.errors import InputError
-from autotune.explain.diagnosis import explain
+from autotune.explaining.diagnosis import explain
 from autotune.ops.base import Case, Check, Family, Features, Measured, Observation, Operator, Rates, Residence, Work
 from autotune.ops.memory import Memory
 from autotune.ops.schedule import Pass, Schedule
 from autotune.perf.estimate import estimate
 from autotune.report.html import page
-from autotune.tune.races import OperatorRace, group_operators
+from autotune.tuning.races import OperatorRace, group_operators
 
 FACTOR = 0.5
 KEYS = {"scale.forward", "scale.backward"}
@@ -154,7 +154,7 @@ def test_it_is_predicted(toy: Model) -> None:
 
 
 def test_it_is_profiled(toy: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("autotune.probe.shared.load_or_probe", lambda **_: made_up_profile())
+    monkeypatch.setattr("autotune.probing.shared.load_or_probe", lambda **_: made_up_profile())
     rows = {row.operator: row for row in profile(toy, rounds=3).rows}
     assert all(rows[key].flops == toy.minibatch * toy.top_input for key in KEYS)
     assert all(rows[key].predicted is not None for key in KEYS)
@@ -169,7 +169,7 @@ def test_it_is_raced(toy: Model) -> None:
 
 
 def test_it_is_tuned_kept_explained_and_drawn(toy: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("autotune.explain.operators.WORTH_NAMING", 0.0)  # however short the pass is here
+    monkeypatch.setattr("autotune.explaining.operators.WORTH_NAMING", 0.0)  # however short the pass is here
     output = tmp_path / "toy.tuned.yaml"
     config = tune(toy, budget_s=4.0, output=output, profile=made_up_profile())
     assert all(isinstance(config.config.operators[key], ScaleKnobs) for key in KEYS)

@@ -23,7 +23,7 @@ from autotune.perf.estimate import Estimate, estimate
 from autotune.perf.predictor import Predictor
 from autotune.perf.random_models import random_model
 from autotune.perf.regression import Reference, fit
-from autotune.plan.planner import plan
+from autotune.planning.planner import plan
 
 
 @pytest.fixture(scope="module")

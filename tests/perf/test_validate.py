@@ -23,7 +23,7 @@ from autotune.perf.predictor import config_of
 from autotune.perf.random_models import random_model
 from autotune.perf.table import OperatorTable, Perturbation
 from autotune.perf.validate import IterationError, _summary, validate
-from autotune.probe.calibrate import calibrate, reference_models
+from autotune.probing.calibrate import calibrate, reference_models
 from autotune.report.layout import to_text
 from autotune.report.predict import validation
 

@@ -13,7 +13,7 @@ import matplotlib.image
 import pytest
 
 from autotune.config.tuned import TunedConfig
-from autotune.explain.diagnosis import explain
+from autotune.explaining.diagnosis import explain
 from autotune.report.html import page
 
 BROWSER = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)

@@ -3,7 +3,7 @@
 import pytest
 
 from autotune.config.tuned import TunedConfig
-from autotune.explain.diagnosis import explain
+from autotune.explaining.diagnosis import explain
 from autotune.report.explanation import explanation
 from autotune.report.layout import operator_names, to_text
 

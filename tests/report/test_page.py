@@ -10,9 +10,9 @@ from xml.etree import ElementTree
 import pytest
 
 from autotune.config.tuned import Prediction, TunedConfig
-from autotune.explain.diagnosis import Explanation, explain
-from autotune.explain.timeline import Bar, Timeline
-from autotune.explain.whatif import OperatorChange, WhatIf
+from autotune.explaining.diagnosis import Explanation, explain
+from autotune.explaining.timeline import Bar, Timeline
+from autotune.explaining.whatif import OperatorChange, WhatIf
 from autotune.report.charts import SHOWN_RANKS, place_labels
 from autotune.report.figures import as_file, figures
 from autotune.report.html import page

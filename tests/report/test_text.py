@@ -10,7 +10,7 @@ from autotune.perf.table import OperatorTable
 from autotune.report import text
 from autotune.report.layout import to_text
 from autotune.report.record import RunResult
-from autotune.tune.verify import Verification
+from autotune.tuning.verify import Verification
 
 
 def around(median: float) -> Interval:

@@ -23,7 +23,7 @@ from autotune.perf.cache_model import residences
 from autotune.perf.features import Machine, features_of
 from autotune.perf.predictor import Predictor
 from autotune.perf.regression import weighted
-from autotune.probe.calibrate import reference_models
+from autotune.probing.calibrate import reference_models
 
 THREADS = (1, 4)
 

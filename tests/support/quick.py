@@ -4,8 +4,8 @@ from __future__ import annotations
 
 QUICK_PROBE = """
 from functools import partial
-from autotune.probe.store import load_or_probe
-from autotune.probe.probe import probe
+from autotune.probing.store import load_or_probe
+from autotune.probing.probe import probe
 load_or_probe(measure=partial(probe, quick=True))
 """
 """The structure of a profile in two seconds, stored; its numbers are no measurement."""

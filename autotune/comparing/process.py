@@ -1,0 +1,109 @@
+"""The parent's end of a contestant's process."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from autotune.config.knobs import RunConfig
+from autotune.config.model import Model
+from autotune.config.profile import Profile
+
+_END_S = 5.0
+
+
+class ContestantError(Exception):
+    """A contestant's process ended; the message has its last words."""
+
+
+class Contestant:
+    """A process that trains one model on demand; it ends with the block it is used in.
+
+    Args:
+        kind: ``ours``, or one of `models.BUILDERS`.
+        model: what it trains.
+        configs: of ours, by name, beside the default.
+        environment: it starts in.
+        cpus: it may use. A process inherits those of the thread that starts it, and OpenMP has bound that one to a single core.
+
+    Raises:
+        ContestantError: it could not build the model.
+    """
+
+    def __init__(
+        self, kind: str, model: Model, configs: Mapping[str, RunConfig], environment: Mapping[str, str], cpus: Sequence[int]
+    ) -> None:
+        self.kind = kind
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        root = str(Path(__file__).parents[2])
+        path = os.pathsep.join(filter(None, (root, environment.get("PYTHONPATH"))))
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "autotune.comparing.worker", *map(str, cpus)],
+            env={**environment, "PYTHONPATH": path},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+        )
+        dumped = {name: config.model_dump(mode="json") for name, config in configs.items()}
+        try:
+            self.threads = int(self._ask({"kind": kind, "model": model.model_dump(mode="json"), "configs": dumped})["threads"])
+        except BaseException:
+            self._end()
+            raise
+
+    def __enter__(self) -> Contestant:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._end()
+
+    def step(self, batch: int, config: str) -> tuple[float, float]:
+        """Train on a batch: seconds and loss. Raises: ContestantError: the process ended."""
+        answer = self._ask({"batch": batch, "config": config})
+        return answer["time_s"], answer["loss"]
+
+    def bounds(self, profile: Profile) -> dict[str, float]:
+        """Least seconds of every pass by the ceilings of a profile; of ours only."""
+        bounds: dict[str, float] = self._ask({"profile": profile.model_dump(mode="json", by_alias=True)})["bounds_s"]
+        return bounds
+
+    def _ask(self, order: Mapping[str, Any]) -> dict[str, Any]:
+        assert self._process.stdin
+        assert self._process.stdout
+        try:
+            print(json.dumps(order), file=self._process.stdin, flush=True)
+            line = self._process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            raise ContestantError(self._last_words())
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def _last_words(self) -> str:
+        code = self._process.wait()
+        self._errors.seek(0)
+        lines = [line.strip() for line in self._errors.read().splitlines() if line.strip()]
+        return f"it ended with code {code}" + (f": {lines[-1]}" if lines else "")
+
+    def _end(self) -> None:
+        if self._process.stdin and not self._process.stdin.closed:
+            with suppress(BrokenPipeError):
+                self._process.stdin.close()
+        try:
+            self._process.wait(_END_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        if self._process.stdout:
+            self._process.stdout.close()
+        self._errors.close()

@@ -1,0 +1,120 @@
+"""`autotune compare` as a user runs it, and contestants that fail."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import autotune
+from autotune.catalog import load_model_by_name
+from autotune.comparing import compare as comparing
+from autotune.comparing.compare import compare
+from autotune.comparing.peers import BASELINE, PEERS, Peer
+from autotune.comparing.process import Contestant, ContestantError
+from autotune.config.files import load_profile
+from autotune.config.profile import Profile
+from autotune.errors import MachineError
+from autotune.machine.topology import detect
+from autotune.report.compare import comparison
+from autotune.report.layout import to_text
+
+_TIMEOUT_S = 240
+_QUICK_PROBE = """
+import sys
+from pathlib import Path
+from autotune.config.files import write_yaml
+from autotune.probing.store import load_or_probe
+from autotune.probing.probe import probe
+from functools import partial
+write_yaml(Path(sys.argv[1]), load_or_probe(measure=partial(probe, quick=True)))
+"""
+
+
+@pytest.fixture(scope="module")
+def shell(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_", "MALLOC_", "AUTOTUNE_"))}
+    folder = tmp_path_factory.mktemp("cache")
+    root = str(Path(autotune.__file__).parents[1])
+    return kept | {"PYTHONPATH": root, "AUTOTUNE_CACHE": str(folder), "COLUMNS": "120", "PROFILE": str(folder / "profile.yaml")}
+
+
+@pytest.fixture(scope="module")
+def profile(shell: dict[str, str]) -> Profile:
+    subprocess.run([sys.executable, "-c", _QUICK_PROBE, shell["PROFILE"]], env=shell, check=True, timeout=_TIMEOUT_S)
+    return load_profile(Path(shell["PROFILE"]))
+
+
+def test_the_command_compares_ours_with_stock(shell: dict[str, str], profile: Profile, tmp_path: Path) -> None:
+    line = [sys.executable, "-m", "autotune", "compare", "tiny", "--peers", "stock,stock-best", "--budget", "1s", "--cached-profile"]
+    done = subprocess.run([*line, "--json", "-o", str(tmp_path / "c.json")], env=shell, capture_output=True, text=True, timeout=_TIMEOUT_S)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result == json.loads((tmp_path / "c.json").read_text(encoding="utf-8"))
+    lines = {line["name"]: line for line in result["lines"]}
+    assert lines.keys() == {"default", "stock", BASELINE}
+    assert result["bound_s"] == pytest.approx(sum(result["bounds_s"].values()))
+    for one in lines.values():
+        assert one["iteration_s"]["samples"] >= 6
+        assert one["over_bound"] == pytest.approx(one["iteration_s"]["median"] / result["bound_s"])
+    assert lines["default"]["default_gain"]["median"] == 1.0
+    assert [line["iteration_s"]["median"] for line in result["lines"]] == sorted(one["iteration_s"]["median"] for one in lines.values())
+
+
+def test_an_unknown_peer_is_refused(shell: dict[str, str]) -> None:
+    line = [sys.executable, "-m", "autotune", "compare", "tiny", "--peers", "stock,nobody"]
+    done = subprocess.run(line, env=shell, capture_output=True, text=True, timeout=_TIMEOUT_S)
+    assert done.returncode == 2
+    assert "got nobody (--peers)" in done.stderr
+
+
+def test_a_contestant_that_cannot_start_is_absent_with_its_last_words(profile: Profile) -> None:
+    broken = Peer("broken", "no such kind", best_environment=False)
+    result = compare(load_model_by_name("tiny"), profile=profile, topology=detect(), peers=(PEERS[0], broken), budget_s=0.1)
+    assert {line.name for line in result.lines} == {"default", BASELINE}
+    assert "KeyError: 'no such kind'" in result.absent["broken"]
+    text = to_text(comparison(result, 100), 100)
+    assert "not compared: broken" in text
+    assert "over default" in text
+
+
+def test_a_contestant_with_other_losses_is_not_timed(profile: Profile, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = Contestant.step
+    monkeypatch.setattr(
+        Contestant, "step", lambda self, batch, config: (step(self, batch, config)[0], 0.5 if self.kind == "ours" else 0.7)
+    )
+    result = compare(load_model_by_name("tiny"), profile=profile, topology=detect(), peers=PEERS[:1], budget_s=0.1)
+    assert [line.name for line in result.lines] == ["default"]
+    assert "losses differ" in result.absent[BASELINE]
+    assert any("without the baseline" in note for note in result.notes)
+
+
+def test_too_little_memory_is_said_before_anything_is_built(profile: Profile, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(comparing, "available_memory_bytes", lambda topology: 1 << 30)
+    with pytest.raises(MachineError, match=r"needs 3 models .* --max-rows"):
+        compare(load_model_by_name("tiny"), profile=profile, topology=detect(), peers=PEERS[:1])
+
+
+def test_a_process_that_ends_says_so() -> None:
+    with pytest.raises(ContestantError, match="it ended with code"):
+        Contestant("stock", load_model_by_name("tiny"), {}, {"PATH": os.environ["PATH"], "AUTOTUNE_TARGET": "no-such-target"}, (0,))
+
+
+def test_a_contestant_has_every_core_though_openmp_has_bound_its_parent() -> None:
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(allowed)})
+    try:
+        with Contestant("stock", load_model_by_name("tiny"), {}, dict(os.environ), sorted(allowed)) as contestant:
+            assert contestant.threads == detect_with(allowed)
+    finally:
+        os.sched_setaffinity(0, allowed)
+
+
+def detect_with(cpus: set[int]) -> int:
+    """Physical cores among these CPUs."""
+    os.sched_setaffinity(0, cpus)
+    return detect().physical_cores

@@ -1,0 +1,63 @@
+"""Who is compared, in which environment, and that every peer trains the model that ours trains."""
+
+from __future__ import annotations
+
+import pytest
+
+from autotune.catalog import load_model_by_name
+from autotune.comparing.compare import LOSS_TOLERANCE, groups
+from autotune.comparing.models import BUILDERS
+from autotune.comparing.peers import BASELINE, PEERS, Peer, environment_of
+from autotune.config.model import Model
+from autotune.config.tuned import Launch
+from autotune.data.batches import make_source
+from autotune.dlrm.model import DLRM
+
+LAUNCH = Launch(threads=2, cpus=(0, 1), environment={"OMP_NUM_THREADS": "2", "OMP_PROC_BIND": "true"})
+
+
+def test_environments_do_not_leak_into_each_other() -> None:
+    mine = {"PATH": "/bin", "OMP_NUM_THREADS": "7", "MALLOC_ARENA_MAX": "1", "GLIBC_TUNABLES": "x"}
+    plain, best = Peer("a", "stock", best_environment=False), Peer("b", "stock", best_environment=True)
+    assert environment_of(plain, LAUNCH, 2, mine) == {"PATH": "/bin"}
+    assert environment_of(None, LAUNCH, 2, mine) == {"PATH": "/bin", **LAUNCH.environment}
+    told = environment_of(best, LAUNCH, 2, mine)
+    assert told["OMP_NUM_THREADS"] == "2"
+    assert told["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=1"
+    assert "MALLOC_ARENA_MAX" not in told
+
+
+def test_the_baseline_is_first_and_needs_nothing_more_than_torch() -> None:
+    assert PEERS[0].name == BASELINE
+    assert PEERS[0].missing is None
+
+
+def test_a_peer_that_is_not_installed_says_how_to_get_it() -> None:
+    missing = Peer("x", "stock", best_environment=True, modules=("os", "no_such_module"), remedy="pip install it").missing
+    assert missing == "not installed: no_such_module; pip install it"
+
+
+@pytest.mark.parametrize(("at_once", "sizes"), [(2, [2, 2, 2, 2]), (3, [2, 2, 2, 2]), (4, [3, 3]), (5, [4, 2]), (9, [5])])
+def test_every_group_has_the_baseline_and_no_peer_is_left_out(at_once: int, sizes: list[int]) -> None:
+    found = groups(PEERS, at_once)
+    assert [len(group) for group in found] == sizes
+    assert all(group[0] is PEERS[0] for group in found)
+    assert {peer.name for group in found for peer in group} == {peer.name for peer in PEERS}
+    assert groups(PEERS[:1], at_once) == [[PEERS[0]]]
+
+
+@pytest.fixture(params=[1, 3])
+def model(request: pytest.FixtureRequest) -> Model:
+    tiny = load_model_by_name("tiny")
+    return tiny.model_copy(update={"tables": tuple(table.model_copy(update={"pooling": float(request.param)}) for table in tiny.tables)})
+
+
+@pytest.mark.parametrize("peer", [peer for peer in PEERS if peer.kind != "compiled"], ids=lambda peer: peer.name)
+def test_a_peer_trains_the_model_that_ours_trains(peer: Peer, model: Model) -> None:
+    if peer.missing:
+        pytest.skip(peer.missing)
+    dlrm, source = DLRM(model), make_source(model)
+    other = BUILDERS[peer.kind](model, {name: weight.clone() for name, weight in dlrm.state_dict().items()})
+    for number in range(6):
+        batch = source.batch(number)
+        assert other.step(other.prepare(batch)) == pytest.approx(dlrm.step(batch), rel=LOSS_TOLERANCE)
