@@ -33,7 +33,8 @@ class _Contestant:
         import torch
 
         from autotune.data.batches import make_source
-        from autotune.dlrm.model import DLRM, default_config
+        from autotune.dlrm.defaults import default_config
+        from autotune.dlrm.model import DLRM
         from autotune.machine.topology import detect
 
         self._model = Model.model_validate(order["model"])

@@ -46,10 +46,15 @@ def schedule(model: Model, partition: Partition | None = None, rank: int = 0, co
     Raises:
         InputError: fewer samples than ranks, or an interaction that no schedule is registered for.
     """
-    if partition is not None and model.minibatch < partition.ranks:
-        rule = "every rank needs a sample"
-        raise InputError(f"{rule}, got a minibatch of {model.minibatch} for {partition.ranks} ranks; raise --minibatch")
+    check_samples(model, 1 if partition is None else partition.ranks)
     return _BUILDERS[model.interaction](model, partition, rank, communication or CommunicationKnobs())
+
+
+def check_samples(model: Model, ranks: int) -> None:
+    """Raises: InputError: fewer samples than ranks."""
+    if model.minibatch < ranks:
+        rule = "every rank needs a sample"
+        raise InputError(f"{rule}, got a minibatch of {model.minibatch} for {ranks} ranks; raise --minibatch, or take fewer sockets")
 
 
 def register(name: str, builder: Builder) -> None:

@@ -14,7 +14,7 @@ def tables_in_step(config: TunedConfig) -> tuple[TableUse, ...]:
     """
     single = {verdict.operator: verdict.time_s.median for verdict in config.verdicts} if config.sockets == 1 else {}
     passes = {row.rank: row.passes_s for row in config.ranks} | ({0: single} if single else {})
-    found = []
+    scaled = []
     for use in config.tables:
         of_rank = [other for other in config.tables if other.rank == use.rank]
         known = passes.get(use.rank, {})
@@ -22,8 +22,8 @@ def tables_in_step(config: TunedConfig) -> tuple[TableUse, ...]:
             "forward_s": _scale(known.get("embedding_bag.forward"), sum(other.forward_s for other in of_rank)),
             "update_s": _scale(known.get("embedding_bag.update"), sum(other.update_s for other in of_rank)),
         }
-        found.append(use.model_copy(update={name: getattr(use, name) * scale for name, scale in scales.items()}))
-    return tuple(sorted(found, key=lambda use: (use.table, use.rank)))
+        scaled.append(use.model_copy(update={name: getattr(use, name) * scale for name, scale in scales.items()}))
+    return tuple(sorted(scaled, key=lambda use: (use.table, use.rank)))
 
 
 def _scale(pass_s: float | None, alone_s: float) -> float:

@@ -12,7 +12,7 @@ from autotune.config.model import DTYPES, OPTIMIZERS, Model
 from autotune.config.network import Network
 from autotune.config.profile import Ceilings, ComputePoint, Profile, TimePoint
 from autotune.config.tuned import Prediction, TunedConfig
-from autotune.dlrm.model import default_config
+from autotune.dlrm.defaults import default_config
 from autotune.dlrm.sharding import check_partition
 from autotune.errors import InputError
 from autotune.explaining.terms import ranks_on_host
@@ -106,13 +106,13 @@ def what_if(config: TunedConfig, changes: str, predictor: Predictor | None = Non
             raise InputError(f"{rule}, got {text.strip()!r} (--what-if); write for example {_EXAMPLE}")
         changed = _CHANGES[name](changed, value.strip())
     predictor = predictor or Predictor(case.profile, on_host)
-    before, after = (_predicted(one, predictor.on(one.profile), config.sockets, on_host) for one in (case, changed))
-    rows = {one.key: one for one in after.operators}
+    before, after = (_predicted(which, predictor.on(which.profile), config.sockets, on_host) for which in (case, changed))
+    rows = {row.key: row for row in after.operators}
     return WhatIf(
         model=case.model.name,
         profile=case.profile.name,
         changes=changed.words,
-        operators=tuple(_row(one, rows[one.key]) for one in before.operators if one.key in rows),
+        operators=tuple(_row(row, rows[row.key]) for row in before.operators if row.key in rows),
         before=before.iteration,
         after=after.iteration,
         notes=tuple(dict.fromkeys((*before.notes, *after.notes))),
@@ -130,20 +130,20 @@ def _row(before: OperatorEstimate, after: OperatorEstimate) -> OperatorChange:
     return OperatorChange(before.key, _exposed(before), _exposed(after), before.binder, after.binder)
 
 
-def _exposed(one: OperatorEstimate) -> Prediction:
-    if one.lane == "compute" or not one.prediction.time_s:
-        return one.prediction
-    share = one.exposed_s / one.prediction.time_s
-    return one.prediction.model_copy(
-        update={"low_s": one.prediction.low_s * share, "time_s": one.exposed_s, "high_s": one.prediction.high_s * share}
+def _exposed(row: OperatorEstimate) -> Prediction:
+    if row.lane == "compute" or not row.prediction.time_s:
+        return row.prediction
+    share = row.exposed_s / row.prediction.time_s
+    return row.prediction.model_copy(
+        update={"low_s": row.prediction.low_s * share, "time_s": row.exposed_s, "high_s": row.prediction.high_s * share}
     )
 
 
 def _factor(name: str, value: str) -> float:
-    found = _FACTOR.fullmatch(value)
-    if found is None or not 0 < float(found[1]) <= _MOST:
+    match = _FACTOR.fullmatch(value)
+    if match is None or not 0 < float(match[1]) <= _MOST:
         raise InputError(f"{name} must be a factor above 0 and up to {_MOST:g}, such as 2x, got {value!r} (--what-if); correct it")
-    return float(found[1])
+    return float(match[1])
 
 
 def _count(name: str, value: str, now: int, most: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -53,10 +53,7 @@ class AllReduce(Collective):
     ranks: int
 
     kind: ClassVar[str] = KEY
-
-    @property
-    def short_name(self) -> str:
-        return "all-reduce"
+    shortest_words: ClassVar[Mapping[str, str]] = {"all_reduce": "reduce"}
 
     @property
     def size_bytes(self) -> int:

@@ -10,7 +10,7 @@ Forms, after arXiv 2005.04680, section IV: one scatter for every table part, one
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any, ClassVar, Literal
@@ -162,14 +162,11 @@ class AllToAll(Collective):
     knobs: CommunicationKnobs
 
     kind: ClassVar[str] = "all_to_all"
+    shortest_words: ClassVar[Mapping[str, str]] = {"all_to_all": "a2a", "forward": "fwd", "backward": "bwd"}
 
     @classmethod
     def is_key(cls, key: str) -> bool:
         return key in (FORWARD, BACKWARD)
-
-    @property
-    def short_name(self) -> str:
-        return "all-to-all fwd" if self.direction == "forward" else "all-to-all bwd"
 
     def work(self) -> Work:
         """Bytes that this rank sends to others, and messages of the native form or of the scatters.

@@ -244,6 +244,10 @@ class Operator(ABC):
     """Whether it only chooses look-ups for the passes behind it."""
     interleaved: ClassVar[bool] = False
     """Whether it touches its arrays in turns, element by element, rather than one array after another."""
+    short_words: ClassVar[Mapping[str, str]] = {}
+    """Words of its keys as a table with little room spells them."""
+    shortest_words: ClassVar[Mapping[str, str]] = {}
+    """The same with the least room."""
     registry: ClassVar[dict[str, type[Operator]]] = {}
 
     live: Live | None = field(default=None, init=False, repr=False)
@@ -268,11 +272,6 @@ class Operator(ABC):
     def families(cls) -> tuple[Family, ...]:
         """Every family that its passes may have."""
         return (cls.family,)
-
-    @property
-    def short_name(self) -> str:
-        """The key as charts with little room print it."""
-        return self.key
 
     @property
     def shape(self) -> Hashable:
@@ -371,6 +370,13 @@ def families() -> list[Family]:
     """Every family there is, in the order in which operators are registered; what no operator claims comes last."""
     named = {family.name: family for operator in Operator.registry.values() for family in operator.families()}
     return [*(family for name, family in named.items() if name != OUTSIDE.name), OUTSIDE]
+
+
+def abbreviations(shortest: bool) -> list[tuple[str, str]]:
+    """What operators say of the words of their keys, the longest word first."""
+    operators = Operator.registry.values()
+    words = {word: short for each in operators for word, short in (each.shortest_words if shortest else each.short_words).items()}
+    return sorted(words.items(), key=lambda pair: -len(pair[0]))
 
 
 def heaviest(operators: Sequence[Operator]) -> Operator:

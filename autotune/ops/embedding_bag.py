@@ -283,6 +283,7 @@ class EmbeddingForward(_Embedding):
 
     kind: ClassVar[str] = FORWARD
     family: ClassVar[Family] = EMBEDDING_FORWARD
+    shortest_words: ClassVar[Mapping[str, str]] = {"embedding_bag": "emb", "forward": "fwd"}
     gather: ClassVar[bool] = True
     knobs_type: ClassVar[type[Knobs]] = EmbeddingForwardKnobs
     prior: ClassVar[Mapping[str, float]] = {

@@ -79,16 +79,13 @@ class Interaction(Operator):
     result: str = "top.0"
 
     family: ClassVar[Family] = INTERACTION
+    shortest_words: ClassVar[Mapping[str, str]] = {"interaction": "inter", "forward": "fwd", "backward": "bwd"}
     knobs_type: ClassVar[type[Knobs]] = InteractionKnobs
     direction: ClassVar[Literal["forward", "backward"]]
 
     @property
     def shape(self) -> Hashable:
         return (self.direction, self.samples, self.features_count, self.dim)
-
-    @property
-    def short_name(self) -> str:
-        return "interact fwd" if self.direction == "forward" else "interact bwd"
 
     def work(self) -> Work:
         """Forward: a multiply-add per pair and column, 2*N*P*E flops; backward twice that. Vectors are read, results written, once."""

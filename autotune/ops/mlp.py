@@ -81,12 +81,6 @@ class LayerPass(Operator):
     def shape(self) -> Hashable:
         return (self.direction, self.samples, self.inputs, self.outputs, self.activation, self.masked)
 
-    @property
-    def short_name(self) -> str:
-        side, _, number = self.layer.partition("_mlp.")
-        words = {"forward": "fwd", "backward_data": "bwd", "backward_weights": "upd"}
-        return f"{side} {number} {words[self.direction]}"
-
     def work(self) -> Work:
         """2*N*C*K flops. Every matrix of the pass is read or written once: x [N, C], y or dy [N, K], weight [K, C], the mask [N, C], and
         in the update Adagrad's state [K, C]. Two bytes of a weight are read in bf16, but for the update, which takes both halves."""
@@ -202,6 +196,7 @@ class LayerForward(LayerPass):
     """y = act(x weight^T + bias)."""
 
     kind: ClassVar[str] = "mlp.forward"
+    shortest_words: ClassVar[Mapping[str, str]] = {"bottom_mlp": "bot", "top_mlp": "top", "forward": "fwd"}
     direction: ClassVar[Direction] = "forward"
     prior: ClassVar[Mapping[str, float]] = {**GEMM_PRIOR, "call": 15.0, "memory": 1.9, "shared": 0.8}
 
@@ -214,6 +209,8 @@ class LayerBackwardData(LayerPass):
     """dx = (dy weight) * (x > 0)."""
 
     kind: ClassVar[str] = "mlp.backward_data"
+    short_words: ClassVar[Mapping[str, str]] = {"backward_data": "bwd_data"}
+    shortest_words: ClassVar[Mapping[str, str]] = {"backward_data": "bwd_d"}
     direction: ClassVar[Direction] = "backward_data"
     prior: ClassVar[Mapping[str, float]] = {**GEMM_PRIOR, "call": 20.0, "memory": 3.6, "shared": 1.0}
 
@@ -228,6 +225,8 @@ class LayerBackwardWeights(LayerPass):
     """A step along dy^T x; or, with several ranks, that gradient alone."""
 
     kind: ClassVar[str] = "mlp.backward_weights"
+    short_words: ClassVar[Mapping[str, str]] = {"backward_weights": "bwd_weights"}
+    shortest_words: ClassVar[Mapping[str, str]] = {"backward_weights": "bwd_w"}
     direction: ClassVar[Direction] = "backward_weights"
     prior: ClassVar[Mapping[str, float]] = {
         **GEMM_PRIOR, "bias": 0.5, "pack": 2.0, "repack": 1.1, "reload": 2.0, "call": 49.0, "memory": 1.3, "shared": 0.1,

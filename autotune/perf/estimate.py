@@ -11,7 +11,7 @@ from autotune.config.knobs import RunConfig
 from autotune.config.model import Model
 from autotune.config.profile import Profile
 from autotune.config.tuned import Prediction
-from autotune.dlrm.model import complete
+from autotune.dlrm.defaults import complete
 from autotune.dlrm.schedule import schedule
 from autotune.dlrm.sharding import load_signatures, parts_of_ranks, rank_memory_bytes, replicated, samples_of, whole_tables
 from autotune.errors import InputError
@@ -228,12 +228,12 @@ def _computed(times: Sequence[PassTime]) -> list[OperatorEstimate]:
     return rows
 
 
-def _added(one: Prediction, other: Prediction) -> Prediction:
+def _added(first: Prediction, second: Prediction) -> Prediction:
     return Prediction(
-        low_s=one.low_s + other.low_s,
-        time_s=one.time_s + other.time_s,
-        high_s=one.high_s + other.high_s,
-        extrapolated=one.extrapolated or other.extrapolated,
+        low_s=first.low_s + second.low_s,
+        time_s=first.time_s + second.time_s,
+        high_s=first.high_s + second.high_s,
+        extrapolated=first.extrapolated or second.extrapolated,
     )
 
 
@@ -271,7 +271,7 @@ def _spread(prediction: Prediction) -> float:
 
 def _notes(model: Model, profile: Profile, times: Sequence[PassTime], config: RunConfig) -> tuple[str, ...]:
     """What the prediction rests on."""
-    told = {
+    notes = {
         "the profile holds no reference passes (autotune probe measures them): weights of another machine are assumed, with wide intervals":
             not profile.calibration,
         "arithmetic in bf16 is taken to be as fast as in fp32: the profile tells nothing of it":
@@ -282,4 +282,4 @@ def _notes(model: Model, profile: Profile, times: Sequence[PassTime], config: Ru
             getattr(knobs, "implementation", "") == "torch" for knobs in config.operators.values()
         ),
     }  # fmt: skip
-    return profile.warnings + tuple(note for note, holds in told.items() if holds)
+    return profile.warnings + tuple(note for note, holds in notes.items() if holds)

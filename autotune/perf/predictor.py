@@ -11,7 +11,7 @@ from autotune.config.knobs import Knobs, RunConfig
 from autotune.config.model import Dtype
 from autotune.config.profile import Profile, Topology
 from autotune.config.tuned import Prediction
-from autotune.dlrm.model import default_config
+from autotune.dlrm.defaults import default_config
 from autotune.dlrm.schedule import schedule
 from autotune.ops.base import Operator, Residence
 from autotune.ops.embedding_bag import UPDATE
@@ -73,7 +73,7 @@ class Predictor:
         """Every compute pass of one rank's step, predicted; last what lies between the passes.
 
         Args:
-            config: threads, pages and knobs, with those of every pass (`dlrm.model.complete`).
+            config: threads, pages and knobs, with those of every pass (`dlrm.defaults.complete`).
 
         Raises:
             InputError: the profile lacks a ceiling that they need.

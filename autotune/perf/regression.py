@@ -75,13 +75,13 @@ class FittedModel:
         """What exceeds the reference passes, in words."""
         if not self.references:
             return "no reference passes of this kind"
-        found = [f"{threads} threads beside {self.threads}"] if threads != self.threads else []
+        reasons = [f"{threads} threads beside {self.threads}"] if threads != self.threads else []
         for name in size:
-            known = [one.size[name] for one in self.references]
+            known = [reference.size[name] for reference in self.references]
             low, high = min(known), max(known)
             if size[name] > _OUTSIDE * high or size[name] * _OUTSIDE < low:
-                found.append(f"{name.replace('_', ' ')} {size[name]:g} beside {low:g} to {high:g}")
-        return "; ".join(found)
+                reasons.append(f"{name.replace('_', ' ')} {size[name]:g} beside {low:g} to {high:g}")
+        return "; ".join(reasons)
 
     def _unseen(self, features: Features) -> str:
         """Features that take a share of this pass's time that they took of no calibration pass's, in words."""
@@ -106,7 +106,7 @@ class FittedModel:
     def _correction(self, size: Mapping[str, float]) -> float:
         if not self.references:
             return 0.0
-        near = _nearness([size], [one.size for one in self.references])[0]
+        near = _nearness([size], [reference.size for reference in self.references])[0]
         return float(near @ self.residuals / (near.sum() + _OWN_WEIGHT))
 
 
@@ -115,16 +115,16 @@ def weighted(features: Features, weights: Mapping[str, float]) -> float:
 
 
 def fit(kind: str, threads: int, references: Sequence[Reference]) -> FittedModel:
-    """The law of the passes given; the usual one where there are none."""
+    """The fit to the passes given; the prior weights where there are none."""
     prior_weights = Operator.registry[kind].prior
     if not references:
         return FittedModel(kind, threads, prior_weights, (), np.zeros(0), _USUAL_SPREAD)
     names = list(references[0].features)
-    matrix = np.array([[one.features[name] / one.time_s for name in names] for one in references])
+    matrix = np.array([[reference.features[name] / reference.time_s for name in names] for reference in references])
     prior = np.array([prior_weights.get(name, 1.0) for name in names])
     weights = _solve(matrix, prior)
     residuals = -np.log(np.maximum(matrix @ weights, 1e-9))
-    spread = _left_out(matrix, prior, [one.size for one in references])
+    spread = _left_out(matrix, prior, [reference.size for reference in references])
     return FittedModel(kind, threads, dict(zip(names, weights.tolist(), strict=True)), tuple(references), residuals, spread)
 
 
@@ -193,7 +193,7 @@ def _left_out(matrix: FloatArray, prior: FloatArray, sizes: Sequence[Mapping[str
 def _nearness(shapes: Sequence[Mapping[str, float]], references: Sequence[Mapping[str, float]]) -> FloatArray:
     """1 for the same shape, near 0 for one that differs by much more than a factor of two in some size."""
     names = list(references[0])
-    left, right = (np.log([[one[name] + 1.0 for name in names] for one in side]) for side in (shapes, references))
+    left, right = (np.log([[shape[name] + 1.0 for name in names] for shape in side]) for side in (shapes, references))
     distance = ((left[:, None, :] - right[None, :, :]) ** 2).sum(axis=2)
-    found: FloatArray = np.exp(-distance / (2 * _REACH**2))
-    return found
+    nearness: FloatArray = np.exp(-distance / (2 * _REACH**2))
+    return nearness

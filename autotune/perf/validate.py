@@ -26,7 +26,7 @@ from autotune.config.calibration import CalibrationRun
 from autotune.config.model import Model, required_memory_bytes
 from autotune.config.profile import Profile, Topology
 from autotune.config.tuned import Prediction
-from autotune.dlrm.model import default_config, random_config
+from autotune.dlrm.defaults import default_config, random_config
 from autotune.errors import InputError
 from autotune.ops.base import operator_of
 from autotune.perf.estimate import estimate

@@ -50,14 +50,14 @@ class Constraints:
     @property
     def words(self) -> tuple[str, ...]:
         """What is demanded, briefly; empty where nothing is."""
-        told = {
+        words = {
             f"{len(self.pin)} pinned": self.pin,
             f"{len(self.forbid)} with forbidden ranks": self.forbid,
             f"{len(self.together)} {'group' if len(self.together) == 1 else 'groups'} together": self.together,
             f"{', '.join(self.kinds)} only": set(self.kinds) != set(KINDS),
             f"tables up to {format_bytes(self.split_above_bytes)} not split": self.split_above_bytes,
         }
-        return tuple(text for text, demanded in told.items() if demanded)
+        return tuple(text for text, demanded in words.items() if demanded)
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def _allowed(constraints: Constraints, model: Model, ranks: int, group: tuple[in
     if not kinds:
         shape = f"{table.rows} rows and {table.dim} columns on {len(free)} of {ranks} ranks"
         got = f"{', '.join(constraints.kinds)} for table {group[0]} of {shape}"
-        demanded = ", ".join(["--kinds", *(one for one in (*by, place) if one and not one.startswith("--kinds"))])
+        demanded = ", ".join(["--kinds", *(option for option in (*by, place) if option and not option.startswith("--kinds"))])
         raise InputError(f"every table must be able to take an allowed kind, got {got} ({demanded}); add table_wise to --kinds")
     stuck = not splits & set(kinds)
     return AllowedSharding(group, kinds, None if len(free) == ranks else free, most, place, ", ".join(by) if stuck else "")
@@ -150,17 +150,17 @@ def _merged(groups: tuple[tuple[int, ...], ...]) -> list[tuple[int, ...]]:
     """Groups that share a table become one; sorted."""
     merged: list[set[int]] = []
     for group in groups:
-        touched = [one for one in merged if one & set(group)]
-        merged = [one for one in merged if one not in touched] + [set(group).union(*touched)]
-    return [tuple(sorted(one)) for one in merged]
+        touched = [other for other in merged if other & set(group)]
+        merged = [other for other in merged if other not in touched] + [set(group).union(*touched)]
+    return [tuple(sorted(other)) for other in merged]
 
 
 def _options(constraints: Constraints, group: tuple[int, ...]) -> str:
     """The options that speak of these tables, as they are written."""
-    told = [f"--pin {t}={constraints.pin[t]}" for t in group if t in constraints.pin]
-    told += [f"--forbid {t}={_numbers(constraints.forbid[t])}" for t in group if t in constraints.forbid]
-    told += [f"--together {_numbers(one)}" for one in constraints.together if set(one) & set(group)]
-    return ", ".join(told)
+    options = [f"--pin {t}={constraints.pin[t]}" for t in group if t in constraints.pin]
+    options += [f"--forbid {t}={_numbers(constraints.forbid[t])}" for t in group if t in constraints.forbid]
+    options += [f"--together {_numbers(other)}" for other in constraints.together if set(other) & set(group)]
+    return ", ".join(options)
 
 
 def _named(group: tuple[int, ...]) -> str:

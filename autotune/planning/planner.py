@@ -14,6 +14,7 @@ from autotune.config.partition import Kind, Partition, Placement
 from autotune.config.profile import Profile
 from autotune.config.tuned import Prediction
 from autotune.data.popularity import popularity
+from autotune.dlrm.schedule import check_samples
 from autotune.dlrm.sharding import part_memory_bytes, parts_of_ranks, replicated, whole_tables
 from autotune.errors import InputError, MachineError
 from autotune.perf.estimate import estimate
@@ -109,7 +110,7 @@ def plan(
         constraints: what the plan must keep; None demands nothing.
 
     Raises:
-        InputError: ranks below 1; constraints that contradict each other, that the memory cannot keep, or that the optimizer rules out.
+        InputError: ranks below 1 or above the samples of a minibatch; constraints that contradict each other, that the memory cannot keep, or that the optimizer rules out.
         MachineError: the tables do not fit; says by how much.
     """
     constraints = constraints or Constraints()
@@ -163,9 +164,10 @@ class _Study:
 
     @classmethod
     def of(cls, model: Model, ranks: int, profile: Profile | None, ranks_on_host: int | None, threads: int | None) -> _Study:
-        """Raises: InputError: ranks below 1."""
+        """Raises: InputError: ranks below 1, or fewer samples than ranks."""
         if ranks < 1:
             raise InputError(f"sockets must be 1 or more, got {ranks}; write --sockets 1")
+        check_samples(model, ranks)
         unread = ""
         try:
             popularity(model, 0).distinct(1.0)

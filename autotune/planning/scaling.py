@@ -25,7 +25,7 @@ from autotune.units import format_bytes, format_time
 Placing = Literal["planned", "columns"]
 REPLICATE_BELOW = 2048
 """Rows below which `columns` replicates a table: as in the MLPerf v1.0 runs."""
-_TALKS = (all_to_all.FORWARD, all_to_all.BACKWARD, all_reduce.KEY)
+_COLLECTIVES = (all_to_all.FORWARD, all_to_all.BACKWARD, all_reduce.KEY)
 _USEFUL = 1.05
 """A larger count is useful where it is this much faster than the last useful one: less is within the error of a prediction."""
 _LARGEST_MINIBATCH = 1 << 26
@@ -123,7 +123,7 @@ def scale(
     study = _Study(model, profile, placing, communication or CommunicationKnobs(), overhead_s, input_s, memory_per_socket_bytes)
     counts = sorted(set(sockets))
     progress.phase("simulating sockets", float(len(counts)))
-    found: list[tuple[int, Model, RunConfig, Estimate]] = []
+    estimates: list[tuple[int, Model, RunConfig, Estimate]] = []
     for count in counts:
         each = minibatch_per_socket * count if minibatch_per_socket is not None else global_minibatch or model.minibatch
         sized = model.model_copy(update={"minibatch": each})
@@ -133,25 +133,25 @@ def scale(
             continue
         try:
             config = study.config(sized, count)
-            one = study.predict(sized, config, count)
-            study.check_memory(one)
+            estimated = study.predict(sized, config, count)
+            study.check_memory(estimated)
         except MachineError as error:
             study.note(f"{count} sockets: {error}")
             continue
-        found.append((count, sized, config, one))
-    if not found:
+        estimates.append((count, sized, config, estimated))
+    if not estimates:
         raise MachineError(f"the model must fit at least one of the counts of sockets; {study.notes[-1]}")
-    points = tuple(_points(study, found))
+    points = tuple(_points(study, estimates))
     useful = _largest_useful(points)
     return Scaling(
         model=model.name,
         profile=profile.name,
         mode="strong" if minibatch_per_socket is None else "weak",
-        baseline=found[0][0],
+        baseline=estimates[0][0],
         points=points,
         largest_useful=useful,
         pays=_pays(points),
-        notes=tuple(dict.fromkeys((*study.notes, *(note for _, _, _, one in found for note in one.notes)))),
+        notes=tuple(dict.fromkeys((*study.notes, *(note for _, _, _, estimated in estimates for note in estimated.notes)))),
     )
 
 
@@ -216,20 +216,20 @@ class _Study:
         return grouped if size == 1 else spread(model, grouped, count)
 
     def predict(self, model: Model, config: RunConfig, count: int) -> Estimate:
-        found = estimate(model, self.profile, config, sockets=count, ranks_on_host=self.node, predictor=self._predictor)
+        estimated = estimate(model, self.profile, config, sockets=count, ranks_on_host=self.node, predictor=self._predictor)
         beside_s = self.beside_s(model)
         if not beside_s:
-            return found
+            return estimated
         self.note(f"{format_time(self.overhead_s)} a step and {self.input_s * 1e9:.3g} ns a sample are added, outside all operators")
-        whole = found.iteration
+        whole = estimated.iteration
         iteration = whole.model_copy(
             update={"low_s": whole.low_s + beside_s, "time_s": whole.time_s + beside_s, "high_s": whole.high_s + beside_s}
         )
-        return replace(found, iteration=iteration)
+        return replace(estimated, iteration=iteration)
 
-    def check_memory(self, found: Estimate) -> None:
+    def check_memory(self, estimated: Estimate) -> None:
         """Raises: MachineError: a rank holds more than a socket has; not every way of placing looks at that itself."""
-        fullest = max(rank.memory_bytes for rank in found.ranks)
+        fullest = max(rank.memory_bytes for rank in estimated.ranks)
         if fullest > self.memory_bytes:
             got = f"{format_bytes(fullest)} on the fullest for {format_bytes(self.memory_bytes)}"
             raise MachineError(f"the tables and layers must fit a socket, got {got}; take more sockets")
@@ -250,36 +250,36 @@ class _Study:
         return None
 
 
-def _points(study: _Study, found: Sequence[tuple[int, Model, RunConfig, Estimate]]) -> list[ScalePoint]:
-    first_count, first_model, _, first = found[0]
+def _points(study: _Study, estimates: Sequence[tuple[int, Model, RunConfig, Estimate]]) -> list[ScalePoint]:
+    first_count, first_model, _, first = estimates[0]
     base = first_model.minibatch / first.iteration.time_s
     # Overhead: all that computing on more sockets does not shorten; from the second count, where there is one.
     compute_s = _compute_s(first) * first_count
-    overheads = [_overhead_s(one) for _, _, _, one in found]
+    overheads = [_overhead_s(estimated) for _, _, _, estimated in estimates]
     ratio = overheads[min(1, len(overheads) - 1)] / compute_s if compute_s else 0.0
     points = []
-    for i, (count, model, config, one) in enumerate(found):
+    for i, (count, model, config, estimated) in enumerate(estimates):
         scaled = ratio * first_model.minibatch / model.minibatch
         lemma = _lemma(count, scaled) / _lemma(first_count, ratio)
-        speedup = model.minibatch / one.iteration.time_s / base
-        talks = {row.key: row.exposed_s for row in one.operators if row.lane == "network"}
-        computing = [rank.compute_s for rank in one.ranks]
-        before = found[i - 1] if i else None
-        per_sample = _compute_s(one) * count / model.minibatch
+        speedup = model.minibatch / estimated.iteration.time_s / base
+        exposed_s = {row.key: row.exposed_s for row in estimated.operators if row.lane == "network"}
+        computing = [rank.compute_s for rank in estimated.ranks]
+        before = estimates[i - 1] if i else None
+        per_sample = _compute_s(estimated) * count / model.minibatch
         points.append(
             ScalePoint(
                 sockets=count,
                 minibatch=model.minibatch,
-                iteration=one.iteration,
+                iteration=estimated.iteration,
                 speedup=speedup,
                 efficiency=speedup * first_count / count,
                 lemma_speedup=lemma,
-                exposed_share=max(0.0, _overhead_s(one) - study.beside_s(model)) / one.iteration.time_s,
-                exposed_s={key: talks.get(key, 0.0) for key in _TALKS},
+                exposed_share=max(0.0, _overhead_s(estimated) - study.beside_s(model)) / estimated.iteration.time_s,
+                exposed_s={key: exposed_s.get(key, 0.0) for key in _COLLECTIVES},
                 imbalance=max(computing) / (sum(computing) / len(computing)),
-                memory_bytes=max(rank.memory_bytes for rank in one.ranks),
+                memory_bytes=max(rank.memory_bytes for rank in estimated.ranks),
                 partition=config.partition.summary if config.partition else "all on one socket",
-                operators=one.operators,
+                operators=estimated.operators,
                 pays_from=study.pays_from((before[0], before[2]), (count, config)) if before and count <= MOST_RANKS else None,
                 pays_from_lemma=(overheads[i] - overheads[i - 1]) / (per_sample * (1 / before[0] - 1 / count)) if before else None,
             )
@@ -287,12 +287,12 @@ def _points(study: _Study, found: Sequence[tuple[int, Model, RunConfig, Estimate
     return points
 
 
-def _compute_s(one: Estimate) -> float:
-    return sum(rank.compute_s for rank in one.ranks) / len(one.ranks)
+def _compute_s(estimated: Estimate) -> float:
+    return sum(rank.compute_s for rank in estimated.ranks) / len(estimated.ranks)
 
 
-def _overhead_s(one: Estimate) -> float:
-    return max(0.0, one.iteration.time_s - _compute_s(one))
+def _overhead_s(estimated: Estimate) -> float:
+    return max(0.0, estimated.iteration.time_s - _compute_s(estimated))
 
 
 def _lemma(workers: int, ratio: float) -> float:
@@ -312,8 +312,8 @@ def _pays(points: Sequence[ScalePoint]) -> str:
     if len(points) < 2:
         return "one count of sockets: nothing to compare"
     few, many = points[-2:]
-    told = f"{many.sockets} sockets are faster than {few.sockets} from a global minibatch of {many.pays_from or 'more than 67108864'} on"
+    text = f"{many.sockets} sockets are faster than {few.sockets} from a global minibatch of {many.pays_from or 'more than 67108864'} on"
     if many.pays_from is None and many.sockets > MOST_RANKS:
-        told = f"from which minibatch {many.sockets} sockets pay is not searched above {MOST_RANKS} sockets"
+        text = f"from which minibatch {many.sockets} sockets pay is not searched above {MOST_RANKS} sockets"
     lemma = many.pays_from_lemma
-    return f"{told}; with overheads that do not depend on it, from {max(0.0, lemma):.0f}" if lemma is not None else told
+    return f"{text}; with overheads that do not depend on it, from {max(0.0, lemma):.0f}" if lemma is not None else text

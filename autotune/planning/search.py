@@ -32,11 +32,11 @@ def assign(shards: Sequence[Shard], free_bytes: Sequence[float], *, most_nodes: 
         None where no order found room.
     """
     few = len(shards) <= _EXACT_SHARDS
-    found = _any_order(shards, free_bytes)
-    if found is None:
+    ranks = _any_order(shards, free_bytes)
+    if ranks is None:
         return _exact(shards, free_bytes, None, _ROOM_NODES) if few else None
-    found = _improve(shards, free_bytes, found)
-    return _exact(shards, free_bytes, found, most_nodes) if few and most_nodes else found
+    ranks = _improve(shards, free_bytes, ranks)
+    return _exact(shards, free_bytes, ranks, most_nodes) if few and most_nodes else ranks
 
 
 def _any_order(shards: Sequence[Shard], free_bytes: Sequence[float]) -> list[int] | None:
@@ -50,9 +50,9 @@ def _any_order(shards: Sequence[Shard], free_bytes: Sequence[float]) -> list[int
     )
     for key, roomiest in orders:
         order = sorted(range(len(shards)), key=lambda i, key=key: key(shards[i]))  # type: ignore[misc]
-        found = _greedy(shards, free_bytes, order, roomiest=roomiest)
-        if found is not None:
-            return found
+        ranks = _greedy(shards, free_bytes, order, roomiest=roomiest)
+        if ranks is not None:
+            return ranks
     return None
 
 

@@ -25,7 +25,8 @@ from autotune.config.knobs import RunConfig
 from autotune.config.model import DTYPES, DataSpec, Model, Table, required_memory_bytes
 from autotune.config.profile import Topology
 from autotune.data.batches import make_source
-from autotune.dlrm.model import DLRM, default_config, random_config
+from autotune.dlrm.defaults import default_config, random_config
+from autotune.dlrm.model import DLRM
 from autotune.ops import embedding_bag
 
 _AGAIN_S = 5.0

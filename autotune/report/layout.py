@@ -12,15 +12,11 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from autotune.ops.base import abbreviations
+
 ROOMY = 100
 """From this width on operator passes are spelled out."""
 _NARROW = 50
-_SHORT = (("backward_weights", "bwd_weights"), ("backward_data", "bwd_data"))
-_SHORTEST = (
-    ("backward_weights", "bwd_w"), ("backward_data", "bwd_d"), ("backward", "bwd"), ("forward", "fwd"), ("embedding_bag", "emb"),
-    ("bottom_mlp", "bot"), ("top_mlp", "top"), ("interaction", "inter"), ("all_to_all", "a2a"), ("all_reduce", "reduce"),
-)  # fmt: skip
-
 _GAPS = (2, 1)
 """Spaces between columns: the narrower before a column is dropped."""
 
@@ -45,7 +41,7 @@ def operator_names(keys: Sequence[str], width: int) -> list[str]:
     """Operator passes as a table of `width` characters spells them: in full, or so that even a narrow one tells them apart."""
     if width >= ROOMY:
         return list(keys)
-    for long, short in _SHORT if width >= _NARROW else _SHORTEST:
+    for long, short in abbreviations(shortest=width < _NARROW):
         keys = [key.replace(long, short) for key in keys]
     return list(keys)
 

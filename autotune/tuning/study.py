@@ -24,7 +24,7 @@ from autotune.config.partition import ALL_TO_ALL_FORMS, CommunicationKnobs, Part
 from autotune.config.profile import Fingerprint, Profile, Topology
 from autotune.config.tuned import RaceResult, TunedConfig
 from autotune.data.batches import BatchSource
-from autotune.dlrm.model import default_config
+from autotune.dlrm.defaults import default_config
 from autotune.errors import FingerprintError, MachineError
 from autotune.machine.topology import available_memory_bytes, fingerprint, fingerprint_differences, hardware_id
 from autotune.ops.all_to_all import sample_bounds

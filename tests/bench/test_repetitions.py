@@ -11,7 +11,7 @@ from autotune.bench.noise import NoiseMonitor
 from autotune.bench.repetitions import LEAST_STEPS, OTHER, TimedModel, fastest_passes, repetitions, timed_steps
 from autotune.catalog import load_model_by_name
 from autotune.config.calibration import CalibrationRun
-from autotune.dlrm.model import default_config
+from autotune.dlrm.defaults import default_config
 from autotune.machine.topology import detect
 
 TINY = load_model_by_name("tiny")

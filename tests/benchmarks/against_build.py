@@ -55,7 +55,7 @@ def work(name: str, threads: int) -> None:
     """Train a model in this process, as many iterations at a time as each line of standard input says."""
     machine = imported("detect", "autotune.machine.topology", "autotune.probe.topology")()  # before OpenMP binds this thread
     model = imported("load_model_by_name", "autotune.catalog")(name)
-    config = imported("default_config", "autotune.dlrm.model")(model, machine, threads)
+    config = imported("default_config", "autotune.dlrm.defaults", "autotune.dlrm.model")(model, machine, threads)
     dlrm = imported("DLRM", "autotune.dlrm.model")(model, config, machine=machine)
     source = imported("make_source", "autotune.data.batches", "autotune.dlrm.data")(model)
     batches = [source.batch(i) for i in range(_BATCHES)]
@@ -114,7 +114,7 @@ def in_turns(measures: Mapping[str, Callable[[], float]], rounds: int) -> dict[s
 def compare_iterations(pythons: Mapping[str, Path], name: str, threads: int | None, rounds: int) -> str:
     """A line of the table for one model."""
     from autotune.catalog import load_model_by_name
-    from autotune.dlrm.model import default_config
+    from autotune.dlrm.defaults import default_config
     from autotune.machine.topology import detect
     from autotune.ranks.launch import environment, launch_of
 

@@ -25,7 +25,8 @@ from autotune.config.model import DataSpec
 from autotune.config.profile import Ceilings
 from autotune.config.tuned import Interval
 from autotune.data.batches import make_source
-from autotune.dlrm.model import DLRM, default_config
+from autotune.dlrm.defaults import default_config
+from autotune.dlrm.model import DLRM
 from autotune.machine.topology import available_memory_bytes, detect
 from autotune.ops.base import Case, Operator
 from autotune.probing.ceilings import ceilings_of

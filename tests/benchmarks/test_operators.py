@@ -16,7 +16,7 @@ from autotune.catalog import load_model_by_name
 from autotune.config.model import DataSpec
 from autotune.config.tuned import Interval
 from autotune.data.batches import make_source
-from autotune.dlrm.model import default_config
+from autotune.dlrm.defaults import default_config
 from autotune.dlrm.schedule import layer_shapes
 from autotune.ops import embedding_bag, interaction
 from autotune.ops.base import Operator

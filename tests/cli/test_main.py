@@ -77,6 +77,15 @@ def test_help_waits_for_no_heavy_import() -> None:
     assert done.stderr.strip() == ""
 
 
+@pytest.mark.parametrize(
+    "words", [["plan", "tiny", "--sockets", "2"], ["scale", "tiny", "--profile", "xeon-8280", "--sockets", "1,2"], ["models"]], ids=" ".join
+)
+def test_what_runs_nothing_loads_no_torch(words: list[str]) -> None:
+    script = "import sys; from autotune.cli.main import app; app(sys.argv[1:], standalone_mode=False); assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_version() -> None:
     assert invoke("--version").stdout == f"autotune {__version__}\n"
 

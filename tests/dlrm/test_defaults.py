@@ -8,8 +8,7 @@ from autotune import catalog
 from autotune.config.model import Model
 from autotune.config.partition import CommunicationKnobs, Partition, Placement
 from autotune.config.tuned import TunedConfig, knobs_hash
-from autotune.dlrm.defaults import common_defaults, in_full
-from autotune.dlrm.model import default_config, default_knobs
+from autotune.dlrm.defaults import common_defaults, default_config, default_knobs, in_full
 from autotune.dlrm.schedule import schedule
 from autotune.ops.interaction import InteractionKnobs
 

@@ -7,7 +7,8 @@ from autotune.catalog import load_model_by_name
 from autotune.config.knobs import RunConfig
 from autotune.config.model import Changes, Model, required_memory_bytes
 from autotune.data.batches import Batch, make_source
-from autotune.dlrm.model import DLRM, default_config
+from autotune.dlrm.defaults import default_config
+from autotune.dlrm.model import DLRM
 from autotune.machine.topology import available_memory_bytes, detect
 from autotune.ops.embedding_tables import EmbeddingUpdateKnobs
 from autotune.ops.interaction import InteractionKnobs

@@ -9,7 +9,8 @@ import torch
 from autotune.catalog import load_model_by_name
 from autotune.config.knobs import RunConfig
 from autotune.data.batches import Batch, make_source
-from autotune.dlrm.model import DLRM, complete, default_config
+from autotune.dlrm.defaults import complete, default_config
+from autotune.dlrm.model import DLRM
 from autotune.dlrm.schedule import schedule
 from autotune.errors import InputError
 from autotune.ops.embedding_tables import EmbeddingUpdateKnobs

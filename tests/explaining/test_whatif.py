@@ -10,7 +10,7 @@ from autotune.catalog import load_model_by_name
 from autotune.config.knobs import RunConfig
 from autotune.config.partition import Placement
 from autotune.config.tuned import TunedConfig
-from autotune.dlrm.model import default_config
+from autotune.dlrm.defaults import default_config
 from autotune.errors import InputError
 from autotune.explaining.whatif import what_if
 from autotune.report.json import to_json

@@ -15,7 +15,8 @@ from autotune.config.model import Model, Table
 from autotune.config.partition import CommunicationKnobs
 from autotune.config.profile import Profile
 from autotune.data.batches import make_source
-from autotune.dlrm.model import DLRM, default_config, random_config
+from autotune.dlrm.defaults import default_config, random_config
+from autotune.dlrm.model import DLRM
 from autotune.dlrm.schedule import schedule
 from autotune.errors import InputError
 from autotune.perf.cache_model import residences

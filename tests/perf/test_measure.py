@@ -11,7 +11,8 @@ from autotune.config.knobs import RunConfig
 from autotune.config.profile import Ceilings, ComputePoint, Fingerprint, Profile, RowPoint, StreamPoint, TimePoint
 from autotune.config.tuned import Interval
 from autotune.data.batches import make_source
-from autotune.dlrm.model import DLRM, default_config
+from autotune.dlrm.defaults import default_config
+from autotune.dlrm.model import DLRM
 from autotune.errors import InputError
 from autotune.machine.topology import detect
 from autotune.ops.layer import LayerKnobs

@@ -12,7 +12,7 @@ from machines import bare, topology
 from autotune.catalog import load_model_by_name
 from autotune.config.calibration import CalibrationRun
 from autotune.config.tuned import Interval
-from autotune.dlrm.model import default_config, random_config
+from autotune.dlrm.defaults import default_config, random_config
 from autotune.errors import InputError
 from autotune.machine.topology import detect
 from autotune.ops.embedding_bag import UPDATE

@@ -15,7 +15,7 @@ from autotune.config.partition import Partition, Placement
 from autotune.config.profile import Profile, RowPoint
 from autotune.data.distributions import Scatter, Zipf
 from autotune.data.popularity import zipf
-from autotune.dlrm.model import complete
+from autotune.dlrm.defaults import complete
 from autotune.dlrm.schedule import schedule, table_loads
 from autotune.ops.base import Operator
 from autotune.ops.shards import Part

@@ -80,6 +80,8 @@ def test_what_does_not_fit_is_refused_with_the_shortfall() -> None:
     model = model_of([(1000, 1), (1000, 1)])
     with pytest.raises(MachineError, match=r"must fit the sockets' memory, got 125 KiB for 2 x 58\.6 KiB: 7\.81 KiB short"):
         plan(model, 2, memory_per_rank_bytes=60_000)
+    with pytest.raises(InputError, match="every rank needs a sample, got a minibatch of 100 for 100000 ranks"):
+        plan(model, 100_000)
     with pytest.raises(InputError, match="1 or more"):
         plan(model, 0)
 

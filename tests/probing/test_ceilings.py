@@ -15,7 +15,7 @@ from autotune.bench.rounds import Measurement, Round
 from autotune.bench.samples import Samples
 from autotune.catalog import load_model_by_name
 from autotune.config.profile import Ceilings, Topology
-from autotune.dlrm.model import default_config
+from autotune.dlrm.defaults import default_config
 from autotune.errors import InputError, MachineError
 from autotune.machine.topology import detect
 from autotune.ops.native import kernels

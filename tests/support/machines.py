@@ -11,7 +11,7 @@ from autotune.config.knobs import Knobs
 from autotune.config.model import Model
 from autotune.config.network import InterfaceRate, Network, NetworkFit, Together
 from autotune.config.profile import PROFILE_SCHEMA, Ceilings, ComputePoint, Fingerprint, Profile, RowPoint, StreamPoint, TimePoint, Topology
-from autotune.dlrm.model import random_config
+from autotune.dlrm.defaults import random_config
 from autotune.dlrm.schedule import schedule
 from autotune.machine.topology import detect, fingerprint
 from autotune.ops.base import Residence
