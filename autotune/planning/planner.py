@@ -110,7 +110,8 @@ def plan(
         constraints: what the plan must keep; None demands nothing.
 
     Raises:
-        InputError: ranks below 1 or above the samples of a minibatch; constraints that contradict each other, that the memory cannot keep, or that the optimizer rules out.
+        InputError: ranks below 1 or above the samples of a minibatch; constraints that contradict each other, that the memory cannot keep,
+            or that the optimizer rules out.
         MachineError: the tables do not fit; says by how much.
     """
     constraints = constraints or Constraints()
