@@ -59,14 +59,19 @@ def reduced_densely(model: Model, table: int) -> bool:
     return 2 * model.tables[table].rows <= model.minibatch
 
 
+def equal_tables(model: Model) -> list[int]:
+    """Of every table the number of the first one that equals it but for the name."""
+    same: dict[Table, int] = {}
+    return [same.setdefault(table.model_copy(update={"name": None}), t) for t, table in enumerate(model.tables)]
+
+
 def load_signatures(model: Model, partition: Partition) -> list[tuple[tuple[int, int, int, bool], ...]]:
     """What every rank owns, sorted, with equal tables named by the first of them: ranks of equal load have equal signatures.
 
     Returns:
         of every rank, of every part: the first table equal to its own, rows, columns, and whether its pooled rows are partial sums.
     """
-    same: dict[Table, int] = {}
-    first = [same.setdefault(table.model_copy(update={"name": None}), t) for t, table in enumerate(model.tables)]
+    first = equal_tables(model)
     return [
         tuple(sorted((first[part.table], part.rows[1] - part.rows[0], part.width, part.sums) for part in parts))
         for parts in parts_of_ranks(model, partition)

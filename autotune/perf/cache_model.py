@@ -51,25 +51,21 @@ class _Cache:
 
     def __init__(self, capacity_bytes: float) -> None:
         self._capacity_bytes = max(capacity_bytes, 1.0)
-        self._touched: list[tuple[dict[str, float], float]] = []
-        """Arrays touched together, in the order of their last touch, and what had to be fetched of them."""
+        self._fetched_bytes = 0.0
+        self._touched: dict[str, tuple[float, float]] = {}
+        """By array: bytes fetched into the cache up to the end of its last touch, and during it."""
 
     def held(self, name: str) -> float:
         """Share of an array."""
-        since = 0.0
-        for together, fetched_bytes in reversed(self._touched):
-            passed = fetched_bytes / self._capacity_bytes
-            if name in together:  # its first elements saw all of what was fetched beside them, its last ones nothing
-                return math.exp(-since) * (-math.expm1(-passed) / passed if passed > 1e-9 else 1.0)
-            since += passed
-        return 0.0
+        if name not in self._touched:
+            return 0.0
+        end_bytes, during_bytes = self._touched[name]
+        since, passed = (self._fetched_bytes - end_bytes) / self._capacity_bytes, during_bytes / self._capacity_bytes
+        # Its first elements saw all of what was fetched beside them, its last ones nothing.
+        return math.exp(-since) * (-math.expm1(-passed) / passed if passed > 1e-9 else 1.0)
 
     def touch(self, together: dict[str, float]) -> None:
         """Touch arrays, by name their bytes, element by element in turns."""
-        fetched_bytes = sum(size * (1 - self.held(name)) for name, size in together.items())
-        for earlier, _ in self._touched:
-            for name in together:
-                earlier.pop(name, None)
-        while self._touched and not self._touched[0][0]:  # nobody asks what came before
-            self._touched.pop(0)
-        self._touched.append((dict(together), fetched_bytes))
+        during_bytes = sum(size * (1 - self.held(name)) for name, size in together.items())
+        self._fetched_bytes += during_bytes
+        self._touched |= dict.fromkeys(together, (self._fetched_bytes, during_bytes))

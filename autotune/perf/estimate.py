@@ -129,7 +129,7 @@ def estimate(
         raise InputError(f"{sockets} sockets need a partition for as many, got {got}; plan for this number of sockets")
     ranks = _ranks(model, config, sockets, predictor)
     collectives = Collectives(profile.network, sockets)
-    works = list(zip(*([each.operator.work() for each in rank.steps.passes if each.lane == "network"] for rank in ranks), strict=True))
+    works = zip(*(rank.transfers for rank in ranks), strict=True)
     transfers_s = [collectives.time_s(of_ranks) for of_ranks in works]
     simulation = Simulation(
         [rank.steps for rank in ranks], [rank.times_s for rank in ranks], transfers_s, collectives.compute_slowdown,
@@ -172,6 +172,10 @@ class _Rank:
         """Seconds by the number of the pass in the schedule."""
         numbers = [number for number, each in enumerate(self.steps.passes) if each.lane == "compute"]
         return {number: time.prediction.time_s for number, time in zip(numbers, self.times, strict=False)}
+
+    @functools.cached_property
+    def transfers(self) -> list[Work]:
+        return [each.operator.work() for each in self.steps.passes if each.lane == "network"]
 
     @functools.cached_property
     def compute_s(self) -> float:

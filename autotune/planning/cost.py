@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from autotune.config.model import FLOAT_BYTES, Model, Table
+from autotune.config.model import FLOAT_BYTES, Model
 from autotune.dlrm.schedule import table_loads, table_options
-from autotune.dlrm.sharding import part_memory_bytes, reduced_densely
+from autotune.dlrm.sharding import equal_tables, part_memory_bytes, reduced_densely
 from autotune.ops.all_reduce import AllReduce
 from autotune.ops.embedding_bag import FORWARD, UPDATE, EmbeddingForward, EmbeddingUpdate
 from autotune.ops.optimizer import DenseOptimizer
@@ -57,11 +57,11 @@ class ShardCosts:
     ranks: int
     predictor: Predictor
     threads: int
-    _known_s: dict[tuple[Table, int, int], float] = field(default_factory=dict, repr=False)
+    _known_s: dict[tuple[int, int, int], float] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         self._collectives = Collectives(self.predictor.profile.network, self.ranks)
-        self._options = table_options(self.model)
+        self._options, self._equal = table_options(self.model), equal_tables(self.model)
 
     def shard(self, t: int, rows: tuple[int, int], columns: tuple[int, int] | None = None) -> Shard:
         """A part of table `t`.
@@ -72,7 +72,7 @@ class ShardCosts:
         """
         table = self.model.tables[t]
         part = Part(t, rows, columns or (0, table.dim))
-        key = (table.model_copy(update={"name": None}), rows[1] - rows[0], part.width)
+        key = (self._equal[t], rows[1] - rows[0], part.width)
         if key not in self._known_s:
             loads = table_loads(self.model, (part,), self.model.minibatch)
             passes = (EmbeddingForward(FORWARD, loads, **self._options), EmbeddingUpdate(UPDATE, loads, **self._options))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Callable, Sequence
 
@@ -57,19 +58,30 @@ def _any_order(shards: Sequence[Shard], free_bytes: Sequence[float]) -> list[int
 
 
 def _greedy(shards: Sequence[Shard], free_bytes: Sequence[float], order: Sequence[int], *, roomiest: bool) -> list[int] | None:
+    """Each shard in turn to the rank with the least load, or with the most room, among those that it may use and that have room."""
+
+    def state(rank: int) -> tuple[float, float, int]:
+        return (-free[rank], loads[rank], rank) if roomiest else (loads[rank], -free[rank], rank)
+
     loads, free, taken = [0.0] * len(free_bytes), list(free_bytes), [set[int]() for _ in free_bytes]
-    ranks = [-1] * len(shards)
+    ranks, heap = [-1] * len(shards), [state(rank) for rank in range(len(free_bytes))]
+    heapq.heapify(heap)
     for i in order:
-        shard = shards[i]
-        among = range(len(free)) if shard.ranks is None else sorted(shard.ranks)
-        fits = [r for r in among if free[r] >= shard.memory_bytes and shard.table not in taken[r]]
-        if not fits:
+        shard, passed, rank = shards[i], [], -1
+        while heap:
+            best = heapq.heappop(heap)
+            rank = best[2]
+            if free[rank] >= shard.memory_bytes and shard.table not in taken[rank] and shard.may_use(rank):
+                break
+            passed.append(best)
+        else:
             return None
-        rank = min(fits, key=lambda r: (-free[r], loads[r]) if roomiest else (loads[r], -free[r]))
         ranks[i] = rank
         loads[rank] += shard.time_s
         free[rank] -= shard.memory_bytes
         taken[rank].add(shard.table)
+        for entry in (*passed, state(rank)):
+            heapq.heappush(heap, entry)
     return ranks
 
 
