@@ -33,6 +33,8 @@ ASSUMED_PROFILE = "xeon-8280"
 _SPLIT_COST = 1.5
 # Copies of replicated tables may take this share of a rank's memory.
 _COPIES_SHARE = 0.1
+# Shards that share a cache do not quite add up: up to so many ranks, whole tables are compared with split ones by the estimate of the step.
+_COMPARED_RANKS = 64
 # Options named in one message.
 _NAMED_OPTIONS = 3
 
@@ -100,6 +102,9 @@ def plan(
 ) -> Plan:
     """Place every table, and predict what each rank then takes.
 
+    Tables are replicated where that costs all ranks together less than one owner; split by rows or by columns, whichever leaves the slowest
+    rank faster, where a table exceeds a rank's memory or its fair share of the time; whole otherwise.
+
     Args:
         model: with the global minibatch.
         ranks: one a socket.
@@ -116,18 +121,7 @@ def plan(
     """
     constraints = constraints or Constraints()
     study = _Study.of(model, ranks, profile, ranks_on_host, threads)
-    partition = study.partition(memory_per_rank_bytes, constraints)
-    config = RunConfig(threads=study.costs.threads, partition=partition if ranks > 1 else None)
-    predictor, model = study.costs.predictor, study.costs.model
-    estimated = estimate(model, predictor.profile, config, sockets=ranks, ranks_on_host=predictor.ranks_on_host, predictor=predictor)
-    whole, copies = whole_tables(model), replicated(partition)
-    loads = []
-    for parts, rank in zip(parts_of_ranks(model, partition), estimated.ranks, strict=True):
-        memory = sum(part_memory_bytes(model, part) for part in (*parts, *(whole[t] for t in copies)))
-        tables, exchange_s = tuple(sorted(part.table for part in parts)), study.costs.exchange_s(sum(part.width for part in parts))
-        loads.append(RankLoad(rank.rank, tables, memory, rank.compute_s, rank.tables_s, exchange_s))
-    notes = (*study.notes(partition), *estimated.notes) if profile else study.notes(partition)
-    return Plan(model.name, model.minibatch, partition, estimated.iteration, tuple(loads), memory_per_rank_bytes, notes, constraints)
+    return study.plan(study.partition(memory_per_rank_bytes, constraints), memory_per_rank_bytes, constraints)
 
 
 def place_tables(
@@ -140,13 +134,12 @@ def place_tables(
     memory_per_rank_bytes: float | None = None,
     constraints: Constraints | None = None,
 ) -> Partition:
-    """The partition of `plan` alone, without a prediction of every rank. Arguments and errors are those of `plan`.
+    """The partition of `plan`, without a prediction of it. Arguments and errors are those of `plan`."""
+    return _Study.of(model, ranks, profile, ranks_on_host, threads).partition(memory_per_rank_bytes, constraints or Constraints())
 
-    Tables are replicated where that costs all ranks together less than one owner; split by rows or by columns, whichever leaves the slowest
-    rank faster, where a table exceeds a rank's memory or its fair share of the time; whole otherwise.
-    """
-    study = _Study.of(model, ranks, profile, ranks_on_host, threads)
-    return study.partition(memory_per_rank_bytes, constraints or Constraints())
+
+Placed = list[tuple[ShardingOption, Shard, int]]
+"""Every shard, with the option that made it and its rank."""
 
 
 class _Study:
@@ -181,8 +174,31 @@ class _Study:
         threads = threads or max(1, topology.physical_cores // topology.sockets)
         return cls(model, ShardCosts(model, ranks, Predictor(machine, on_host), threads), profile is not None, unread)
 
+    def plan(self, partition: Partition, memory_per_rank_bytes: float | None, constraints: Constraints) -> Plan:
+        """A partition with what it is predicted to give."""
+        model, predictor, threads = self.model, self.costs.predictor, self.costs.threads
+        config = RunConfig(threads=threads, partition=partition if partition.ranks > 1 else None)
+        step = estimate(
+            model, predictor.profile, config, sockets=partition.ranks, ranks_on_host=predictor.ranks_on_host, predictor=predictor
+        )
+        whole, copies = whole_tables(model), replicated(partition)
+        loads = []
+        for parts, rank in zip(parts_of_ranks(model, partition), step.ranks, strict=True):
+            memory = sum(part_memory_bytes(model, part) for part in (*parts, *(whole[t] for t in copies)))
+            tables, exchange_s = tuple(sorted(part.table for part in parts)), self.costs.exchange_s(sum(part.width for part in parts))
+            loads.append(RankLoad(rank.rank, tables, memory, rank.compute_s, rank.tables_s, exchange_s))
+        notes = (*self._notes(partition), *(step.notes if self._profiled else ()))
+        return Plan(model.name, model.minibatch, partition, step.iteration, tuple(loads), memory_per_rank_bytes, notes, constraints)
+
     def partition(self, memory_per_rank_bytes: float | None, constraints: Constraints) -> Partition:
         """Every table placed. Raises: as `plan`."""
+        ways = self._ways(memory_per_rank_bytes, constraints)
+        if len(ways) == 1 or self.costs.ranks > _COMPARED_RANKS:
+            return ways[0]
+        return min(ways, key=lambda way: self.plan(way, memory_per_rank_bytes, constraints).slowest_s)
+
+    def _ways(self, memory_per_rank_bytes: float | None, constraints: Constraints) -> list[Partition]:
+        """Every table placed: evened out by the prices of shards, and with as many tables whole as may be. Raises: as `plan`."""
         model, ranks, shards = self.model, self.costs.ranks, self._shards
         if model.optimizer == "adagrad":  # row-wise: a number for every row, from the whole of it
             kinds = tuple(kind for kind in constraints.kinds if kind != "column_wise")
@@ -199,12 +215,12 @@ class _Study:
         for copies in (self._copies(tables, forced, limit), forced):
             room = limit - sum(shards.whole(allowed).memory_bytes for allowed in tables if allowed.tables[0] in copies)
             placed = self._place([allowed for allowed in tables if allowed.tables[0] not in copies], room)
-            if placed is not None:
-                return _partition(model, ranks, placed)
+            if placed:
+                return [_partition(model, ranks, placement) for placement in placed]
         copied = sum(model.tables[t].size_bytes for t in forced)
         raise self._no_room(limit, needed + (ranks - 1) * copied, constraints)
 
-    def notes(self, partition: Partition) -> tuple[str, ...]:
+    def _notes(self, partition: Partition) -> tuple[str, ...]:
         """What the prediction assumes."""
         data = self.model.data.distribution
         row_wise = any(placement.kind == "row_wise" for placement in partition.tables)
@@ -270,8 +286,8 @@ class _Study:
         total = sum(shard.memory_bytes for _, shard in whole if shard.table not in copies)
         return copies if total <= costs.ranks * (limit - used) else forced
 
-    def _place(self, tables: Sequence[AllowedSharding], room: float) -> list[tuple[ShardingOption, Shard, int]] | None:
-        """Shards with the option that made them and their rank; None where they do not fit."""
+    def _place(self, tables: Sequence[AllowedSharding], room: float) -> list[Placed]:
+        """All shards placed: evened out, and with as many tables whole as may be; none where they do not fit."""
         shards = self._shards
         total_s = sum(shards.whole(allowed).time_s for allowed in tables)
         allowed_of = {allowed.tables[0]: allowed for allowed in tables}
@@ -285,16 +301,15 @@ class _Study:
                     options[t] = finer
                     break
             else:
-                return None
+                return []
         # Few light tables may be best left whole: both ends are tried.
         whole = {
             t: WHOLE if "table_wise" in allowed.kinds and shards.whole(allowed).memory_bytes <= room else options[t]
             for t, allowed in allowed_of.items()
         }
-        options = balancer.even_out([options] if whole == options else [whole, options])
-        placed = balancer.assigned(options)
-        assert placed is not None
-        return [(options[shard.table], shard, rank) for shard, rank in placed]
+        even = balancer.even_out([options] if whole == options else [whole, options])
+        ways = [(way, balancer.assigned(way)) for way in ([even] if even == whole else [even, whole])]
+        return [[(way[shard.table], shard, rank) for shard, rank in placed] for way, placed in ways if placed is not None]
 
     def _option(self, allowed: AllowedSharding, total_s: float, room: float) -> ShardingOption:
         """What leaves the slowest rank fastest: ruled by the largest part, or by the mean with all that a split adds.
@@ -356,10 +371,10 @@ def _sum_s(shards: Iterable[Shard]) -> float:
     return sum(shard.time_s for shard in shards)
 
 
-def _partition(model: Model, ranks: int, placed: Sequence[tuple[ShardingOption, Shard, int]]) -> Partition:
+def _partition(model: Model, ranks: int, placed: Placed) -> Partition:
     """Tables without a shard are replicated."""
     placements = [Placement(kind="replicated")] * model.num_tables
-    by_table: dict[int, list[tuple[ShardingOption, Shard, int]]] = {}
+    by_table: dict[int, Placed] = {}
     for each in placed:
         by_table.setdefault(each[1].table, []).append(each)
     for t, held in by_table.items():
