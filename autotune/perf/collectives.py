@@ -32,7 +32,11 @@ def nearest_fit(network: Network, operation: Operation, form: str = "", ranks: i
     fits = [fit for fit in fits if fit.form == form] or fits
     if not fits:
         raise InputError(f"a network profile must hold {operation}, got none; run autotune probe --sockets {wanted} --refresh")
-    return min(fits, key=lambda fit: (abs(math.log(fit.ranks / wanted)), -fit.ranks))
+    return _nearest(fits, wanted)
+
+
+def _nearest(fits: Sequence[NetworkFit], ranks: int) -> NetworkFit:
+    return min(fits, key=lambda fit: (abs(math.log(fit.ranks / ranks)), -fit.ranks))
 
 
 def transfer_s(network: Network | None, work: Work, ranks: int) -> float:
@@ -73,7 +77,7 @@ class Collectives:
         if self.network is None:
             return ("the network is assumed: 5 GB/s and 20 us a message; probe --sockets measures it",)
         if self.ranks not in {fit.ranks for fit in self.network.fits}:
-            nearest = min(self.network.fits, key=lambda fit: (abs(math.log(fit.ranks / self.ranks)), -fit.ranks)).ranks
+            nearest = _nearest(self.network.fits, self.ranks).ranks
             return (f"the network of {self.ranks} ranks is taken from that of {nearest}, with more messages",)
         return ()
 

@@ -121,18 +121,21 @@ def test_the_probe_finds_the_rate_that_was_set(two_hosts: Hosts) -> None:
 
 
 def test_the_probe_finds_10_gbit_where_the_cores_can_send_it(two_hosts: Hosts) -> None:
-    """Copying at that rate takes most of two cores. Where they fall short of the limit, what they send without one tells the reason."""
-    two_hosts.limit(10)
-    rates = probed_rates(two_hosts)
-    assert max(rates.values()) < 11.5, rates
-    if rates["point_to_point", ""] > 8.5:
-        return
-    two_hosts.unlimit()
-    able = probed_rates(two_hosts)["point_to_point", ""]
-    if able < 15:
-        pytest.skip(f"two cores send {able:.1f} Gbit/s here without a limit: too near 10 to tell the limit from the cores")
-    two_hosts.limit(10)
-    assert probed_rates(two_hosts)["point_to_point", ""] > 8.5, (rates, able)
+    """Copying at that rate takes most of two cores. Where they fall short of the limit, what they send without one tells the reason; a host
+    that slows the cores down between the two is tried again."""
+    tried = []
+    for _ in range(3):
+        two_hosts.limit(10)
+        rates = probed_rates(two_hosts)
+        assert max(rates.values()) < 11.5, rates
+        if rates["point_to_point", ""] > 8.5:
+            return
+        two_hosts.unlimit()
+        able = probed_rates(two_hosts)["point_to_point", ""]
+        if able < 15:
+            pytest.skip(f"two cores send {able:.1f} Gbit/s here without a limit: too near 10 to tell the limit from the cores")
+        tried.append((rates, able))
+    pytest.fail(f"no probe found 10 Gbit/s: {tried}")
 
 
 def test_a_model_trains_across_hosts(two_hosts: Hosts) -> None:
