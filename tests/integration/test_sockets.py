@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -103,13 +104,14 @@ def wait_for_training(parent: subprocess.Popen[str], ranks: int) -> list[psutil.
 def test_ranks_are_bound_to_different_cores(shell: dict[str, str]) -> None:
     del shell["AUTOTUNE_OVERSUBSCRIBE"]
     line = autotune_command("run", "tiny", "--steps", "1000000", "--sockets", "2")
-    with subprocess.Popen(line, env=shell, stderr=subprocess.PIPE, text=True) as parent:
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # the tests may run in the background of a shell that ignores it
+    with subprocess.Popen(line, env=shell, stderr=subprocess.PIPE, text=True, preexec_fn=heed) as parent:
         try:
             first, second = (set(child.cpu_affinity()) for child in wait_for_training(parent, 2))
             assert len(first) == len(second) == 1
             assert first != second
         finally:
-            parent.terminate()  # not SIGINT: tests in the background of a shell ignore it
+            parent.send_signal(signal.SIGINT)
             parent.wait(timeout=30)
     assert parent.returncode == 130
 
