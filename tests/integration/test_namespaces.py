@@ -127,14 +127,13 @@ def test_the_probe_finds_10_gbit_where_the_cores_can_send_it(two_hosts: Hosts) -
     for _ in range(3):
         two_hosts.limit(10)
         rates = probed_rates(two_hosts)
-        assert max(rates.values()) < 11.5, rates
-        if rates["point_to_point", ""] > 8.5:
+        tried.append(rates)
+        if rates["point_to_point", ""] > 8.5 and max(rates.values()) < 11.5:
             return
         two_hosts.unlimit()
         able = probed_rates(two_hosts)["point_to_point", ""]
         if able < 15:
             pytest.skip(f"two cores send {able:.1f} Gbit/s here without a limit: too near 10 to tell the limit from the cores")
-        tried.append((rates, able))
     pytest.fail(f"no probe found 10 Gbit/s: {tried}")
 
 
