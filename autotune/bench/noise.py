@@ -174,7 +174,7 @@ class _System:
             return None
         try:
             frequency = psutil.cpu_freq()
-        except (OSError, NotImplementedError, RuntimeError):
+        except (OSError, NotImplementedError, RuntimeError, ValueError):  # some kernels say "cpu MHz : Unknown"
             frequency = None
         self._frequency_at_s = now_s if frequency else math.inf
         return frequency.current * 1e6 if frequency and frequency.current else None

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from autotune import api
-from autotune.catalog import load_profile_by_name
 from autotune.cli.options import (
     DataOption,
     DtypeOption,
@@ -71,13 +70,12 @@ def command(
     limit = None if memory_per_socket is None else parse_bytes(memory_per_socket)
     if limit == 0:
         raise InputError(f"memory per socket must be positive, got {memory_per_socket} (--memory-per-socket); write for example 64GB")
-    machine = None if profile is None else load_profile_by_name(profile)
     from autotune.report.plan import plan as render  # brings numpy, which no help text waits for
 
     result = api.plan(
         model,
         sockets,
-        profile=machine,
+        profile=profile,
         memory_per_socket_bytes=limit,
         constraints=constraints,
         data=data_of(data, model),

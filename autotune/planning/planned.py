@@ -5,7 +5,7 @@ from __future__ import annotations
 from autotune.config.knobs import RunConfig
 from autotune.config.partition import Partition
 from autotune.config.profile import Profile
-from autotune.planning.planner import place_tables
+from autotune.planning.planner import Planner
 from autotune.ranks import group
 from autotune.ranks.session import Session
 
@@ -26,5 +26,6 @@ def planned_partition(session: Session, profile: Profile | None = None) -> Parti
     ranks, partition = session.ranks, None
     if ranks.first and ranks.world > 1:
         known = profile or cached_profile(session.cores.whole, ranks.world, session.communication.backend)
-        partition = place_tables(session.model, ranks.world, known, ranks_on_host=ranks.local_world, threads=session.config.threads)
+        planner = Planner(session.model, ranks.world, known, ranks_on_host=ranks.local_world, threads=session.config.threads)
+        partition = planner.partition()
     return group.broadcast(partition)

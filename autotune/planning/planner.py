@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 
 from autotune.catalog import load_profile_by_name
 from autotune.config.knobs import RunConfig
@@ -90,17 +90,13 @@ class Plan:
         return self.slowest_s / mean if mean else 1.0
 
 
-def plan(
-    model: Model,
-    ranks: int,
-    profile: Profile | None = None,
-    *,
-    ranks_on_host: int | None = None,
-    threads: int | None = None,
-    memory_per_rank_bytes: float | None = None,
-    constraints: Constraints | None = None,
-) -> Plan:
-    """Place every table, and predict what each rank then takes.
+Placed = list[tuple[ShardingOption, Shard, int]]
+"""Every shard, with the option that made it and its rank."""
+
+
+@dataclass
+class Planner:
+    """Places every table of a model, and predicts what each rank then takes.
 
     Tables are replicated where that costs all ranks together less than one owner; split by rows or by columns, whichever leaves the slowest
     rank faster, where a table exceeds a rank's memory or its fair share of the time; whole otherwise.
@@ -112,101 +108,84 @@ def plan(
         ranks_on_host: that share the machine; None takes its sockets.
         threads: of a rank; None takes a socket's cores.
         memory_per_rank_bytes: for tables; None sets no limit.
-        constraints: what the plan must keep; None demands nothing.
+        constraints: what the plan must keep; the default demands nothing.
 
     Raises:
-        InputError: ranks below 1 or above the samples of a minibatch; constraints that contradict each other, that the memory cannot keep,
-            or that the optimizer rules out.
-        MachineError: the tables do not fit; says by how much.
-    """
-    constraints = constraints or Constraints()
-    study = _Study.of(model, ranks, profile, ranks_on_host, threads)
-    return study.plan(study.partition(memory_per_rank_bytes, constraints), memory_per_rank_bytes, constraints)
-
-
-def place_tables(
-    model: Model,
-    ranks: int,
-    profile: Profile | None = None,
-    *,
-    ranks_on_host: int | None = None,
-    threads: int | None = None,
-    memory_per_rank_bytes: float | None = None,
-    constraints: Constraints | None = None,
-) -> Partition:
-    """The partition of `plan`, without a prediction of it. Arguments and errors are those of `plan`."""
-    return _Study.of(model, ranks, profile, ranks_on_host, threads).partition(memory_per_rank_bytes, constraints or Constraints())
-
-
-Placed = list[tuple[ShardingOption, Shard, int]]
-"""Every shard, with the option that made it and its rank."""
-
-
-class _Study:
-    """One model on one kind of machine.
-
-    Args:
-        model: whose data can be read, or with uniform data in place of those that cannot.
-        costs: of its shards.
-        profiled: whether the machine was given.
-        unread: distribution whose file could not be read; empty where it was.
+        InputError: ranks below 1 or above the samples of a minibatch.
     """
 
-    def __init__(self, model: Model, costs: ShardCosts, profiled: bool, unread: str) -> None:
-        self.model, self.costs, self._profiled, self._unread = model, costs, profiled, unread
-        self._shards = Shards(costs)
+    model: Model
+    ranks: int
+    profile: Profile | None = None
+    _: KW_ONLY
+    ranks_on_host: int | None = None
+    threads: int | None = None
+    memory_per_rank_bytes: float | None = None
+    constraints: Constraints = field(default_factory=Constraints)
 
-    @classmethod
-    def of(cls, model: Model, ranks: int, profile: Profile | None, ranks_on_host: int | None, threads: int | None) -> _Study:
-        """Raises: InputError: ranks below 1, or fewer samples than ranks."""
-        if ranks < 1:
-            raise InputError(f"sockets must be 1 or more, got {ranks}; write --sockets 1")
-        check_samples(model, ranks)
-        unread = ""
+    def __post_init__(self) -> None:
+        if self.ranks < 1:
+            raise InputError(f"sockets must be 1 or more, got {self.ranks}; write --sockets 1")
+        check_samples(self.model, self.ranks)
+        self._unread = ""
         try:
-            popularity(model, 0).distinct(1.0)
+            popularity(self.model, 0).distinct(1.0)
         except InputError:  # running the model will say so
-            unread = model.data.distribution
-            model = model.model_copy(update={"data": DataSpec()})
-        machine = profile or _assumed_profile()
+            self._unread = self.model.data.distribution
+            self.model = self.model.model_copy(update={"data": DataSpec()})
+        machine = self.profile or _assumed_profile()
         topology = machine.fingerprint.topology
-        on_host = min(ranks, topology.sockets) if ranks_on_host is None or profile is None else ranks_on_host
-        threads = threads or max(1, topology.physical_cores // topology.sockets)
-        return cls(model, ShardCosts(model, ranks, Predictor(machine, on_host), threads), profile is not None, unread)
+        on_host = min(self.ranks, topology.sockets) if self.ranks_on_host is None or self.profile is None else self.ranks_on_host
+        threads = self.threads or max(1, topology.physical_cores // topology.sockets)
+        self._costs = ShardCosts(self.model, self.ranks, Predictor(machine, on_host), threads)
+        self._shards = Shards(self._costs)
+        self._plans: dict[Partition, Plan] = {}
 
-    def plan(self, partition: Partition, memory_per_rank_bytes: float | None, constraints: Constraints) -> Plan:
-        """A partition with what it is predicted to give."""
-        model, predictor, threads = self.model, self.costs.predictor, self.costs.threads
-        config = RunConfig(threads=threads, partition=partition if partition.ranks > 1 else None)
-        step = estimate(
-            model, predictor.profile, config, sockets=partition.ranks, ranks_on_host=predictor.ranks_on_host, predictor=predictor
-        )
+    def plan(self) -> Plan:
+        """The partition with what it is predicted to give.
+
+        Raises:
+            InputError: constraints that contradict each other, that the memory cannot keep, or that the optimizer rules out.
+            MachineError: the tables do not fit; says by how much.
+        """
+        return self._predicted(self.partition())
+
+    def partition(self) -> Partition:
+        """The partition of `plan`, without a prediction of it. Raises as `plan`."""
+        ways = self._ways()
+        return ways[0] if len(ways) == 1 or self.ranks > _COMPARED_RANKS else min(ways, key=lambda way: self._predicted(way).slowest_s)
+
+    def _predicted(self, partition: Partition) -> Plan:
+        """A partition with what it is predicted to give, worked out once."""
+        if partition not in self._plans:
+            self._plans[partition] = self._predict(partition)
+        return self._plans[partition]
+
+    def _predict(self, partition: Partition) -> Plan:
+        model, predictor, on_host = self.model, self._costs.predictor, self._costs.predictor.ranks_on_host
+        config = RunConfig(threads=self._costs.threads, partition=partition if self.ranks > 1 else None)
+        step = estimate(model, predictor.profile, config, sockets=self.ranks, ranks_on_host=on_host, predictor=predictor)
         whole, copies = whole_tables(model), replicated(partition)
         loads = []
         for parts, rank in zip(parts_of_ranks(model, partition), step.ranks, strict=True):
             memory = sum(part_memory_bytes(model, part) for part in (*parts, *(whole[t] for t in copies)))
-            tables, exchange_s = tuple(sorted(part.table for part in parts)), self.costs.exchange_s(sum(part.width for part in parts))
+            tables, exchange_s = tuple(sorted(part.table for part in parts)), self._costs.exchange_s(sum(part.width for part in parts))
             loads.append(RankLoad(rank.rank, tables, memory, rank.compute_s, rank.tables_s, exchange_s))
-        notes = (*self._notes(partition), *(step.notes if self._profiled else ()))
-        return Plan(model.name, model.minibatch, partition, step.iteration, tuple(loads), memory_per_rank_bytes, notes, constraints)
+        notes = (*self._notes(partition), *(step.notes if self.profile else ()))
+        return Plan(
+            model.name, model.minibatch, partition, step.iteration, tuple(loads), self.memory_per_rank_bytes, notes, self.constraints
+        )
 
-    def partition(self, memory_per_rank_bytes: float | None, constraints: Constraints) -> Partition:
-        """Every table placed. Raises: as `plan`."""
-        ways = self._ways(memory_per_rank_bytes, constraints)
-        if len(ways) == 1 or self.costs.ranks > _COMPARED_RANKS:
-            return ways[0]
-        return min(ways, key=lambda way: self.plan(way, memory_per_rank_bytes, constraints).slowest_s)
-
-    def _ways(self, memory_per_rank_bytes: float | None, constraints: Constraints) -> list[Partition]:
-        """Every table placed: evened out by the prices of shards, and with as many tables whole as may be. Raises: as `plan`."""
-        model, ranks, shards = self.model, self.costs.ranks, self._shards
+    def _ways(self) -> list[Partition]:
+        """Every table placed: evened out by the prices of shards, and with as many tables whole as may be."""
+        model, ranks, shards, constraints = self.model, self.ranks, self._shards, self.constraints
         if model.optimizer == "adagrad":  # row-wise: a number for every row, from the whole of it
             kinds = tuple(kind for kind in constraints.kinds if kind != "column_wise")
             if not kinds:
                 raise InputError("row-wise Adagrad needs whole rows, got column_wise as the only kind (--kinds); allow another")
             constraints = replace(constraints, kinds=kinds)
         tables = resolve(constraints, model, ranks)
-        limit = math.inf if memory_per_rank_bytes is None else memory_per_rank_bytes
+        limit = math.inf if self.memory_per_rank_bytes is None else self.memory_per_rank_bytes
         needed = sum(shards.whole(allowed).memory_bytes for allowed in tables)
         if needed > ranks * limit:
             raise self._no_room(limit, needed, constraints)
@@ -225,8 +204,8 @@ class _Study:
         data = self.model.data.distribution
         row_wise = any(placement.kind == "row_wise" for placement in partition.tables)
         notes = {
-            f"no profile given: that of {ASSUMED_PROFILE} is assumed, so times compare with each other only": not self._profiled,
-            "the network's bandwidth is assumed": self.costs.predictor.profile.network is None,
+            f"no profile given: that of {ASSUMED_PROFILE} is assumed, so times compare with each other only": self.profile is None,
+            "the network's bandwidth is assumed": self._costs.predictor.profile.network is None,
             f"look-ups of {self._unread} data are taken as uniform: their file was not read": bool(self._unread),
             f"how often rows of {data} data are met again was counted in their first minibatch": data in ("histogram", "criteo"),
             "which row-wise part holds a table's hottest rows is not known; each is predicted its share": data == "zipf" and row_wise,
@@ -234,7 +213,7 @@ class _Study:
         return tuple(note for note, holds in notes.items() if holds)
 
     def _no_room(self, limit: float, needed: int, constraints: Constraints) -> MachineError:
-        ranks = self.costs.ranks
+        ranks = self.ranks
         shortfall = max(needed - ranks * limit, 0)
         missing = f"{format_bytes(shortfall)} short" if shortfall else "no order of the parts fits"
         under = f" with {', '.join(constraints.words)}" if constraints.words and not shortfall else ""
@@ -273,7 +252,7 @@ class _Study:
 
     def _copies(self, tables: Sequence[AllowedSharding], forced: set[int], limit: float) -> set[int]:
         """Tables that are cheaper in copies, the smallest first, while they take little memory; with those that can be nothing else."""
-        costs, copies = self.costs, set(forced)
+        costs, copies = self._costs, set(forced)
         whole = [(allowed, self._shards.whole(allowed)) for allowed in tables]
         used = sum(shard.memory_bytes for _, shard in whole if shard.table in forced)
         able = [shard for allowed, shard in whole if "replicated" in allowed.kinds and shard.table not in forced]
@@ -316,7 +295,7 @@ class _Study:
 
         A split is into as many parts as the fair share of the time asks for, or half of them and so on, or as memory asks for.
         """
-        whole, ranks = self._shards.whole(allowed), self.costs.ranks
+        whole, ranks = self._shards.whole(allowed), self.ranks
         may_be_whole = "table_wise" in allowed.kinds
         options = [WHOLE] if may_be_whole else []
         for kind in SPLITS:

@@ -19,7 +19,7 @@ from autotune.ops import all_reduce, all_to_all
 from autotune.perf.estimate import Estimate, OperatorEstimate, estimate
 from autotune.perf.predictor import Predictor
 from autotune.planning.grouped import MOST_RANKS, columns_partition, group_size, spread
-from autotune.planning.planner import place_tables
+from autotune.planning.planner import Planner
 from autotune.units import format_bytes, format_time
 
 Placing = Literal["planned", "columns"]
@@ -210,9 +210,8 @@ class _Study:
         groups = math.ceil(count / size)
         if size > 1:
             self.note(f"above {MOST_RANKS} sockets the tables are planned coarsely: for groups of sockets, whose members share them evenly")
-        grouped = place_tables(
-            model, groups, self.profile, ranks_on_host=self.node, threads=self.threads, memory_per_rank_bytes=room * size
-        )
+        planner = Planner(model, groups, self.profile, ranks_on_host=self.node, threads=self.threads, memory_per_rank_bytes=room * size)
+        grouped = planner.partition()
         return grouped if size == 1 else spread(model, grouped, count)
 
     def predict(self, model: Model, config: RunConfig, count: int) -> Estimate:

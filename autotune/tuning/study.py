@@ -33,7 +33,7 @@ from autotune.perf.ceilings import per_rank
 from autotune.perf.measure import profile_passes
 from autotune.perf.tables import tables_of_ranks
 from autotune.planning.constraints import Constraints
-from autotune.planning.planner import place_tables
+from autotune.planning.planner import Planner
 from autotune.ranks import group
 from autotune.ranks.environment import Ranks
 from autotune.ranks.launch import launch_of, missing
@@ -78,7 +78,7 @@ def candidate_partitions(model: Model, first: Partition, profile: Profile, ranks
     """The planned one, and table-wise alone where that is another and fits."""
     try:
         alone = Constraints(kinds=("table_wise",))
-        other = place_tables(model, first.ranks, profile, ranks_on_host=ranks_on_host, threads=threads, constraints=alone)
+        other = Planner(model, first.ranks, profile, ranks_on_host=ranks_on_host, threads=threads, constraints=alone).partition()
     except MachineError:
         return (first,)
     return (first,) if other == first else (first, other)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import psutil
 import pytest
 
 from autotune.bench.noise import SPAN_S, NoiseMonitor, Reading
@@ -61,6 +62,16 @@ def test_a_stale_window_says_nothing_about_this_one() -> None:
 
 def test_stolen_time_disturbs() -> None:
     assert judge(at(0.0), at(1.0, steal_s=0.2)) == ["the hypervisor withheld 10.0% of the time"]
+
+
+def test_a_kernel_that_does_not_tell_the_frequency_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown() -> None:
+        float("Unknown")  # as psutil reads "cpu MHz : Unknown"
+
+    monkeypatch.setattr(psutil, "cpu_freq", unknown)
+    monitor = NoiseMonitor()
+    monitor.before()
+    monitor.after()
 
 
 def test_a_frequency_that_falls_disturbs_and_a_steady_one_does_not() -> None:

@@ -24,7 +24,7 @@ from autotune.perf.estimate import Estimate, estimate
 from autotune.perf.predictor import Predictor
 from autotune.perf.random_models import random_model
 from autotune.perf.regression import Reference, fit
-from autotune.planning.planner import plan
+from tests.support.plans import plan
 
 
 @pytest.fixture(scope="module")

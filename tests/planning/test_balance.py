@@ -10,7 +10,7 @@ from autotune import catalog
 from autotune.config.model import Model, Table
 from autotune.dlrm.sharding import check_partition
 from autotune.planning.constraints import Constraints
-from autotune.planning.planner import plan
+from tests.support.plans import plan
 
 WHOLE = Constraints(kinds=("table_wise", "replicated"))
 

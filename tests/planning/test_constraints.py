@@ -16,7 +16,7 @@ from autotune.config.partition import KINDS, Partition
 from autotune.dlrm.sharding import check_partition
 from autotune.errors import InputError, MachineError
 from autotune.planning.constraints import Constraints
-from autotune.planning.planner import plan
+from tests.support.plans import plan
 
 RUNNER = CliRunner()
 

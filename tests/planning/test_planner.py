@@ -22,10 +22,11 @@ from autotune.errors import InputError, MachineError
 from autotune.perf.estimate import estimate
 from autotune.planning.constraints import Constraints
 from autotune.planning.cost import Shard
-from autotune.planning.planner import Plan, place_tables, plan
+from autotune.planning.planner import Plan, Planner
 from autotune.planning.search import assign
 from tests.support.histograms import HISTOGRAM, of_histogram
 from tests.support.machines import bare, network
+from tests.support.plans import plan
 
 
 def model_of(tables: list[tuple[int, int]], minibatch: int = 100) -> Model:
@@ -247,7 +248,7 @@ def test_the_time_of_a_rank_is_its_predicted_computing(sockets: int) -> None:
     step = estimate(model, profile, config, sockets=sockets, ranks_on_host=1)
     assert [rank.time_s for rank in planned.ranks] == pytest.approx([rank.compute_s for rank in step.ranks])
     assert planned.iteration == step.iteration
-    assert planned.partition == place_tables(model, sockets, profile)
+    assert planned.partition == Planner(model, sockets, profile).partition()
 
 
 def test_a_plan_takes_what_the_data_have_and_says_so(tmp_path: Path) -> None:

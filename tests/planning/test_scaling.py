@@ -14,11 +14,11 @@ from autotune.config.partition import CommunicationKnobs, Partition
 from autotune.dlrm.sharding import check_partition
 from autotune.errors import InputError, MachineError
 from autotune.planning.grouped import columns_partition, group_size, spread
-from autotune.planning.planner import plan
 from autotune.planning.scaling import Scaling, _lemma, scale
 from autotune.report.json import to_json
 from autotune.report.layout import to_text
 from autotune.report.predict import scaling
+from tests.support.plans import plan
 
 MLPERF = load_model_by_name("mlperf")
 NODE = load_profile_by_name("xeon-8380h-4s")

@@ -1,10 +1,4 @@
-"""The library front: every command as a function with a typed result.
-
-A model is given as a `Model`, a shipped name or a file; a config as a `TunedConfig` or a file. With several sockets each function runs in
-every rank: in processes that are started, bound and ended with the call, or, where a launcher made this process a rank, in those of the
-launcher; it then returns the same on each. One rank runs in this process, whose threads are not bound here: that is decided before a
-process starts (see `Launch`). Nothing heavy is imported before it is needed, so that a process can still choose its environment.
-"""
+"""Commands that measure: each is one function, called in one rank or in all."""
 
 from __future__ import annotations
 
@@ -14,12 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autotune import catalog
+from autotune.api.arguments import model_of, tuned_of
 from autotune.bench.progress import NO_PROGRESS, Progress
 from autotune.config.base import MAX_SEARCH_SEED
 from autotune.config.files import check_writable
-from autotune.config.files import load_tuned as _load_config
-from autotune.config.files import load_tuned_and_record as load_tuned
-from autotune.config.model import UNCHANGED, Changes, DataSpec, Model
+from autotune.config.model import UNCHANGED, Changes, DataSpec
 from autotune.config.partition import CommunicationKnobs, Partition
 from autotune.config.profile import Profile, Topology
 from autotune.config.tuned import TunedConfig
@@ -30,27 +23,14 @@ from autotune.ranks.environment import from_environment
 from autotune.ranks.session import Config, ModelName, Session, check_tuned, open_session, own_cores
 
 if TYPE_CHECKING:
-    import pandas as pd
 
     from autotune.comparing.compare import Comparison
     from autotune.comparing.peers import Peer
-    from autotune.explaining.diagnosis import Explanation
-    from autotune.explaining.whatif import WhatIf
     from autotune.perf.table import OperatorTable
     from autotune.perf.validate import Validation
-    from autotune.planning.constraints import Constraints
-    from autotune.planning.planner import Plan
-    from autotune.planning.scaling import Placing, Scaling
     from autotune.ranks.lockstep import Lockstep
     from autotune.report.record import RunResult
     from autotune.tuning.verify import Verification
-
-__all__ = [
-    "compare", "explain", "export", "frame", "load_model", "load_tuned", "plan", "probe", "profile", "run", "scale", "tune", "validate",
-    "verify", "what_if",
-]  # fmt: skip
-
-load_model = catalog.load_model_by_name
 
 _MAX_RESTARTS = 5
 
@@ -296,7 +276,7 @@ def verify(
     """Measure the default against the config again, side by side; `holds` tells whether the gain is still there."""
     from autotune.tuning.budget import Deadline
 
-    deadline, tuned = Deadline(budget_s), _tuned(config)
+    deadline, tuned = Deadline(budget_s), tuned_of(config)
     # The default may want more threads than the config: the process is started for both.
     session = open_session(tuned.model, config=tuned, force=force, all_cores=True)
     from autotune.bench.noise import NoiseMonitor
@@ -321,57 +301,6 @@ def verify(
         return session.build(default, network, keep_models=keep).drive(hold)
 
 
-def plan(
-    model: ModelName,
-    sockets: int,
-    *,
-    profile: Profile | None = None,
-    memory_per_socket_bytes: float | None = None,
-    constraints: Constraints | None = None,
-    data: DataSpec | None = None,
-    changes: Changes = UNCHANGED,
-) -> Plan:
-    """Embedding tables placed on sockets: per rank its tables, memory and predicted time. Runs nothing. See `planning.planner.plan`."""
-    from autotune.planning import planner
-
-    workload = _model(model).changed(changes)
-    workload = workload if data is None else workload.model_copy(update={"data": data})
-    return planner.plan(workload, sockets, profile, memory_per_rank_bytes=memory_per_socket_bytes, constraints=constraints)
-
-
-def scale(
-    model: ModelName,
-    profile: Profile | str | Path,
-    sockets: Sequence[int] = (1, 2, 4, 8, 16, 32, 64),
-    *,
-    minibatch_per_socket: int | None = None,
-    global_minibatch: int | None = None,
-    placing: Placing = "planned",
-    communication: CommunicationKnobs | None = None,
-    overhead_s: float = 0.0,
-    input_s: float = 0.0,
-    memory_per_socket_bytes: int | None = None,
-    changes: Changes = UNCHANGED,
-    progress: Progress = NO_PROGRESS,
-) -> Scaling:
-    """A model on N sockets of a machine, simulated from its profile alone. Runs nothing. See `planning.scaling.scale`."""
-    from autotune.planning import scaling
-
-    return scaling.scale(
-        _model(model).changed(changes),
-        profile if isinstance(profile, Profile) else catalog.load_profile_by_name(str(profile)),
-        sockets,
-        minibatch_per_socket=minibatch_per_socket,
-        global_minibatch=global_minibatch,
-        placing=placing,
-        communication=communication or CommunicationKnobs(),
-        overhead_s=overhead_s,
-        input_s=input_s,
-        memory_per_socket_bytes=memory_per_socket_bytes,
-        progress=progress,
-    )
-
-
 def validate(
     models: Sequence[ModelName] = (),
     *,
@@ -381,7 +310,7 @@ def validate(
     progress: Progress = NO_PROGRESS,
 ) -> Validation:
     """Predictions held against measurements: on `models`, then on random ones until the budget ends. See `perf.validate.validate`."""
-    named = [_model(model) for model in models]
+    named = [model_of(model) for model in models]
     cores = own_cores()
     cores.start()
     from autotune.perf import validate as validation
@@ -411,12 +340,12 @@ def compare(
         peers: None takes all.
         cached_profile: Take the stored ceilings for the bound instead of probing anew.
     """
-    workload = _model(model).changed(changes)
+    workload = model_of(model).changed(changes)
     if (workload.dtype, workload.optimizer) != ("fp32", "sgd"):
         rule = "peers train in fp32 with SGD, and so must the model"
         raise InputError(f"{rule}, got {workload.dtype} with {workload.optimizer} ({model}); compare the model without that change")
     cores = own_cores()
-    tuned = None if config is None else _tuned(config)
+    tuned = None if config is None else tuned_of(config)
     if tuned is not None:
         check_tuned(tuned, workload, cores, force)
     cores.start()
@@ -437,69 +366,6 @@ def compare(
         seed=seed,
         progress=progress,
     )
-
-
-def explain(
-    config: TunedConfig | str | Path, *, changes: Sequence[str] = (), common: bool = False, timeline: bool = False
-) -> Explanation:
-    """What was chosen, what each choice gained, what bounds every operator pass, and what is left.
-
-    Args:
-        changes: What-ifs to predict beside it, as `what_if` takes them.
-        common: Predict the usual what-ifs too.
-        timeline: Predict the timelines.
-    """
-    from autotune.explaining.forecast import forecast
-
-    return forecast(_recorded(config), changes, common=common, timeline=timeline)
-
-
-def what_if(config: TunedConfig | str | Path, changes: str) -> WhatIf:
-    """What ``bandwidth=2x,cores=56,dtype=bf16`` would change, predicted. See `explaining.whatif.what_if`."""
-    from autotune.explaining import whatif
-
-    return whatif.what_if(_recorded(config), changes)
-
-
-def export(config: TunedConfig | str | Path, to: str) -> str:
-    """The config as text for another launcher: env, torchrun, slurm, mpirun or json."""
-    from autotune.exporting.targets import check_target
-    from autotune.exporting.targets import export as export_text
-
-    check_target(to)
-    return export_text(_tuned(config), to, None if isinstance(config, TunedConfig) else config)
-
-
-def frame(result: OperatorTable | Profile | TunedConfig | Explanation) -> pd.DataFrame:
-    """The main table of a result as a pandas frame: operator passes, ceilings, gains, or findings.
-
-    Intervals and mappings become columns of their own (see `bench.frames.frame_of`); a ceiling's line names it in `ceiling`.
-    """
-    import pandas as pd
-
-    from autotune.bench.frames import frame_of
-    from autotune.perf.table import OperatorTable
-
-    if isinstance(result, OperatorTable):
-        return result.frame()
-    if isinstance(result, TunedConfig):
-        return frame_of(result.gains)
-    if not isinstance(result, Profile):
-        return frame_of(result.findings)
-    parts = {name: frame_of(getattr(result.ceilings, name)) for name in type(result.ceilings).model_fields}
-    return pd.concat([part.assign(ceiling=name) for name, part in parts.items() if len(part)], ignore_index=True)
-
-
-def _model(model: ModelName) -> Model:
-    return model if isinstance(model, Model) else load_model(model)
-
-
-def _tuned(config: TunedConfig | str | Path) -> TunedConfig:
-    return config if isinstance(config, TunedConfig) else _load_config(config)
-
-
-def _recorded(config: TunedConfig | str | Path) -> TunedConfig:
-    return config if isinstance(config, TunedConfig) else load_tuned(config)
 
 
 def _cache_bytes(machine: Topology, threads: int) -> int:
