@@ -30,8 +30,6 @@ _UNSHORTENED, _SHORTENED = 0.3, 0.7
 """Of what ideal threads would save: a third and two thirds, nearly, so that noise of 10 % does not cross from one end to the other."""
 _FEWER_BYTES_GAIN = 1.5
 """Half-way between a transfer that is all latency and one that is all bytes, when half of them go."""
-
-
 _COLLECTIVE_ROUNDS = 15
 
 

@@ -3,8 +3,8 @@
 None of them is a reference model, and nothing is fitted to them. Each is visited twice, in turns with others, and of every pass the faster
 visit counts, as when the reference models were measured; how far the two lie apart is told beside the errors. Streams, random rows and
 arithmetic are looked at before and after: a host may move a guest's cores, and then it is another machine than the one that was probed.
-Some reference models are measured again beside them: what they
-take now over what they took when the machine was probed is the machine's own drift, and is told apart from the error of the model.
+Some reference models are measured again beside them: what they take now over what they took when the machine was probed is the machine's
+own drift, and is told apart from the error of the model.
 """
 
 from __future__ import annotations
