@@ -20,6 +20,7 @@ from autotune.dlrm.defaults import default_config
 from autotune.dlrm.schedule import layer_shapes
 from autotune.ops import embedding_bag, interaction
 from autotune.ops.base import Operator
+from autotune.ops.embedding_case import EmbeddingCase
 from autotune.ops.embedding_tables import EmbeddingBags, Lookups
 from autotune.ops.loss import KEY as LOSS
 from autotune.perf.ceilings import peak_ceiling
@@ -140,10 +141,10 @@ def test_embedding_beside_fp32_and_sgd(bench: Any, line: Any, benchmark: Any, mo
     bags = EmbeddingBags(rows, spec.embedding_dim, threads=bench.threads, **changes)
     source = make_source(spec)
     batches = [Lookups(batch.indices, batch.offsets) for batch in map(source.batch, range(4))]
-    other = (embedding_bag.EmbeddingForward if key == embedding_bag.FORWARD else embedding_bag.EmbeddingUpdate)(bags, batches, samples)
+    other = EmbeddingCase(bags, batches, samples, 0, warm=False, update=key == embedding_bag.UPDATE)
     knobs = bench.model(model).config.operators[key]
     name = f"{model} {key} / {'fp32' if 'dtype' in changes else 'sgd'}"
-    _beside(bench, line, benchmark, name, " ".join(changes.values()), plain, knobs, other)
+    _beside(bench, line, benchmark, name, " ".join(changes.values()), (plain.case(0), knobs), (other, knobs))
 
 
 @pytest.mark.parametrize("which", ["forward", "backward_data", "backward_weights"])
@@ -157,14 +158,13 @@ def test_layer_beside_fp32_and_sgd(bench: Any, line: Any, benchmark: Any, which:
     name = f"gemm {which} / {'fp32' if 'dtype' in changes else 'sgd'}"
     shape = f"N 2048 C 1024 K 1024 {' '.join(changes.values())}"
     cores = bench.topology.physical_cores
-    _beside(bench, line, benchmark, name, shape, plain, plain.default(cores), other, other.default(cores))
+    _beside(bench, line, benchmark, name, shape, *((operator.case(0), operator.default(cores)) for operator in (plain, other)))
 
 
-def _beside(
-    bench: Any, line: Any, benchmark: Any, name: str, shape: str, plain: Any, knobs: Any, other: Any, other_knobs: Any = None
-) -> None:
-    case, plain_s = plain.case(0), []
-    times_s = bench.measure(benchmark, other.case(0), other_knobs or knobs, lambda: plain_s.append(_seconds(case, knobs, bench.threads)))
+def _beside(bench: Any, line: Any, benchmark: Any, name: str, shape: str, plain: tuple[Any, Any], other: tuple[Any, Any]) -> None:
+    """A case with its knobs, and the other in the same rounds."""
+    plain_s: list[float] = []
+    times_s = bench.measure(benchmark, *other, lambda: plain_s.append(_seconds(*plain, bench.threads)))
     plain_s = plain_s[-len(times_s) :]
     middle_s = (sorted(times)[len(times) // 2] for times in (times_s, plain_s))
     bench.add(benchmark, line(name, shape, *middle_s, ratio(plain_s, times_s), None))
