@@ -5,11 +5,10 @@ import torch
 
 from autotune.catalog import load_model_by_name
 from autotune.config.knobs import RunConfig
-from autotune.config.model import Changes, Model, required_memory_bytes
+from autotune.config.model import Changes, Model
 from autotune.data.batches import Batch, make_source
 from autotune.dlrm.defaults import default_config
 from autotune.dlrm.model import DLRM
-from autotune.machine.topology import available_memory_bytes, detect
 from autotune.ops.embedding_tables import EmbeddingUpdateKnobs
 from autotune.ops.interaction import InteractionKnobs
 from autotune.ops.layer import LayerKnobs
@@ -136,12 +135,10 @@ def test_configure_changes_knobs_and_keeps_the_weights(training) -> None:
     assert losses == pytest.approx(wanted, rel=1e-5)
 
 
-def test_mlperf_1m_at_full_size_trains_like_plain_torch() -> None:
-    model = load_model_by_name("mlperf-1m")
-    if available_memory_bytes(detect()) < 4 * required_memory_bytes(model):
-        pytest.skip("two models of mlperf-1m and a copy of its weights need about 14 GiB of memory")
+def test_mlperf_1m_at_its_own_minibatch_trains_like_plain_torch() -> None:
+    model = load_model_by_name("mlperf-1m").changed(Changes(max_rows=100_000))
     source = make_source(model)
-    batches = [source.batch(i) for i in range(5)]
+    batches = [source.batch(i) for i in range(2)]
     dlrm = DLRM(model)
     state = {key: value.clone() for key, value in dlrm.state_dict().items()}
     wanted = plain_losses(model, state, batches)
@@ -151,6 +148,5 @@ def test_mlperf_1m_at_full_size_trains_like_plain_torch() -> None:
     for operators in ({}, bucketed | torch_layers):
         dlrm.configure(default.model_copy(update={"operators": default.operators | operators}))
         dlrm.load_state_dict(state)
-        # What comes later, and other strategies, the tests of small models show.
-        steps = 2 if operators else len(batches)
-        assert [dlrm.step(batch) for batch in batches[:steps]] == pytest.approx(wanted[:steps], rel=1e-5), operators
+        # The second step has what the first one updated; what comes later, and other strategies, the tests of small models show.
+        assert [dlrm.step(batch) for batch in batches] == pytest.approx(wanted, rel=1e-5), operators

@@ -43,13 +43,15 @@ def learnable(batch: Batch) -> Batch:
     return Batch(batch.dense, batch.indices, batch.offsets, labels)
 
 
-def losses(model: Model, steps: int) -> torch.Tensor:
-    dlrm, source = DLRM(model), make_source(model)
-    return torch.tensor([dlrm.step(learnable(source.batch(i))) for i in range(steps)])
+def losses(model: Model, batches: list[Batch]) -> torch.Tensor:
+    dlrm = DLRM(model, RunConfig(threads=1))
+    return torch.tensor([dlrm.step(batch) for batch in batches])
 
 
 def test_bf16_halves_follow_fp32_within_1_percent_over_500_steps() -> None:
-    wide, narrow = (losses(criteo_like().changed(Changes(dtype=dtype)), 500) for dtype in ("fp32", "bf16"))
+    source = make_source(criteo_like())
+    batches = [learnable(source.batch(i)) for i in range(500)]
+    wide, narrow = (losses(criteo_like().changed(Changes(dtype=dtype)), batches) for dtype in ("fp32", "bf16"))
     assert wide[-50:].mean() < 0.75 * wide[:50].mean(), "nothing was learned, so nothing is compared"
     assert not torch.equal(wide, narrow), "rounding to bf16 must show"
     # Single steps of 128 samples scatter; what training follows is their mean over a stretch.

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 from quick import QUICK_PROBE, model_yaml
+from quiet import measured
 
 import autotune
 from autotune.config.files import load_tuned_and_record
@@ -148,6 +149,7 @@ def of_bandwidth(call: Callable[[], object]) -> float:
         os.sched_setaffinity(0, before)
 
 
+@measured
 def test_a_memory_hog_on_the_other_core_is_found(one_core: Cores, alone: dict[str, Any]) -> None:
     """Random rows and streams get less, arithmetic stays; verdicts are held against what there is, and a finding tells what it costs."""
     arrays = [kernels.allocate(1 << 25, True) for _ in range(3)]
@@ -176,6 +178,7 @@ def test_a_memory_hog_on_the_other_core_is_found(one_core: Cores, alone: dict[st
     assert any("the machine gave of what the probe found" in note for note in hogged["provenance"]["notes"])
 
 
+@measured
 def test_a_program_on_the_same_core_is_found(one_core: Cores, alone: dict[str, Any]) -> None:
     with beside(_SPIN, _CORES[0]):
         shared = one_core.tuned("mixed.yaml", "shared.tuned.yaml", "1s")
@@ -184,6 +187,7 @@ def test_a_program_on_the_same_core_is_found(one_core: Cores, alone: dict[str, A
     assert f"threads on core {_CORES[0]} were at work without a core" in finding["evidence"]
 
 
+@measured
 def test_one_core_of_two(one_core: Cores, tmp_path: Path) -> None:
     """Half the threads: no forks to pay for and nobody to wait for; what was tuned for two cores is refused here, with the reason."""
     two_cores = Cores(tmp_path, _CORES[:2])

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from quick import QUICK_PROBE, model_yaml
+from quiet import measured
 
 import autotune
 from autotune.config.files import load_tuned_and_record
@@ -109,6 +110,7 @@ def probed_rates(hosts: Hosts) -> dict[tuple[str, str], float]:
     return {(fit["operation"], fit["form"]): 8e-9 * fit["bandwidth_bytes_per_s"] for fit in network["fits"]}
 
 
+@measured
 def test_the_probe_finds_the_rate_that_was_set(two_hosts: Hosts) -> None:
     """Other programs that take both cores for seconds make a link look slow: three probes, of which one must find it."""
     two_hosts.limit(1)
@@ -120,6 +122,7 @@ def test_the_probe_finds_the_rate_that_was_set(two_hosts: Hosts) -> None:
     pytest.fail(f"no probe found 1 Gbit/s: {tried}")
 
 
+@measured
 def test_the_probe_finds_10_gbit_where_the_cores_can_send_it(two_hosts: Hosts) -> None:
     """Copying at that rate takes most of two cores. Where they fall short of the limit, what they send without one tells the reason; a host
     that slows the cores down between the two is tried again."""
@@ -153,6 +156,7 @@ def wire_of(config: TunedConfig) -> str:
     return config.config.communication.wire_dtype
 
 
+@measured
 def test_what_is_tuned_and_what_is_found_follow_the_rate(two_hosts: Hosts) -> None:
     """At 0.2 Gbit/s a step is its transfers: the network binds them, a finding says what waiting costs, and half the bytes help."""
     model = two_hosts.folder / "talkative.yaml"

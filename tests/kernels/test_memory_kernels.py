@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -22,6 +23,15 @@ def test_allocate_gives_zeros_aligned_to_huge_pages(count: int, huge_pages: bool
     assert data.ctypes.data % 2**21 == 0
     assert not data.any()
     data[:] = 1.0  # every page is there
+
+
+def test_a_small_array_takes_no_huge_page() -> None:
+    """Sixteen floats take a small page, not 2 MiB."""
+    before = psutil.Process().memory_info().rss
+    arrays = [kernels.allocate(16, True) for _ in range(64)]
+    for array in arrays:
+        kernels.fill_zero(array, 1)
+    assert psutil.Process().memory_info().rss - before < 64 * 2**18
 
 
 def test_allocate_nothing() -> None:
