@@ -14,7 +14,7 @@ import itertools
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from autotune.bench.noise import NoiseMonitor
 from autotune.bench.progress import NO_PROGRESS, Progress
@@ -27,7 +27,8 @@ from autotune.config.model import Model
 from autotune.config.profile import Profile, Topology
 from autotune.config.tuned import Interval, TunedConfig
 from autotune.errors import MachineError, VerificationError
-from autotune.machine.topology import available_memory_bytes
+from autotune.machine.limits import thread_notes
+from autotune.machine.memory import available_memory_bytes
 from autotune.ranks.launch import launch_of
 from autotune.units import format_bytes
 
@@ -113,7 +114,7 @@ def compare(
         MachineError: memory does not hold two models.
         VerificationError: our own losses with the tuned configuration differ from those with the default.
     """
-    threads = topology.physical_cores
+    threads = topology.default_threads()
     launch = launch_of(RunConfig(threads=threads, huge_pages=topology.huge_pages != "never"), topology)
     absent = {peer.name: peer.missing for peer in peers if peer.missing}
     present = [peer for peer in peers if peer.name not in absent]
@@ -145,7 +146,8 @@ def compare(
             # Made here, so that it counts the contestants' processes as its own.
             monitor = NoiseMonitor(topology.allowed_cpus)
             fields.append((tracks, _measure(tracks, budget_s / len(parted), seed + number, monitor, progress)))
-    return _result(model, profile, threads, bounds, fields, absent)
+    result = _result(model, profile, threads, bounds, fields, absent)
+    return replace(result, notes=(*result.notes, *thread_notes(topology, threads)))
 
 
 @dataclass

@@ -9,7 +9,8 @@ from autotune.config.model import Changes, Model, required_memory_bytes
 from autotune.data.batches import Batch, make_source
 from autotune.dlrm.defaults import default_config
 from autotune.dlrm.model import DLRM
-from autotune.machine.topology import available_memory_bytes, detect
+from autotune.machine.memory import available_memory_bytes
+from autotune.machine.topology import detect
 from autotune.ops.embedding_tables import EmbeddingUpdateKnobs
 from autotune.ops.interaction import InteractionKnobs
 from autotune.ops.layer import LayerKnobs

@@ -11,9 +11,9 @@ from machine_folders import GIB, Machine, listed, write
 from autotune.config.profile import Fingerprint
 from autotune.errors import InputError, MachineError
 from autotune.machine import topology
+from autotune.machine.memory import available_memory_bytes
 from autotune.machine.sysfs import parse_cpu_list
 from autotune.machine.topology import (
-    available_memory_bytes,
     core_binding,
     detect,
     fingerprint,
