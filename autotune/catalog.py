@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import autotune.config
 from autotune.config.files import load_model, load_profile
-from autotune.config.model import Changes, Model, required_memory_bytes
+from autotune.config.model import Changes, Model, race_memory_bytes, required_memory_bytes
 from autotune.config.profile import Profile
 from autotune.errors import InputError, MachineError
 from autotune.units import format_bytes
@@ -127,18 +127,24 @@ def nearest_model_that_fits(available_bytes: int, like: Model | None = None, ran
     return max(fitting, key=nearness)[1]
 
 
-def check_fits(model: Model, available_bytes: int, *, written: bool = False, ranks: int = 1, on_host: int | None = None) -> None:
+def check_fits(
+    model: Model, available_bytes: int, *, written: bool = False, raced: bool = False, ranks: int = 1, on_host: int | None = None
+) -> None:
     """Refuse a model too large for the memory available, before anything is allocated.
 
     Args:
         written: A checkpoint is to be written, for which halves are joined in memory.
+        raced: Its passes are to be timed alone.
         ranks: That train it.
         on_host: How many of them share the memory available; None: all.
 
     Raises:
         MachineError: names the sizes of tables, dense layers and activations, what is available, and the nearest shipped model that fits.
     """
-    needed_bytes = needed_memory_bytes(model, ranks, on_host) + (model.table_bytes if written and model.dtype == "bf16" else 0)
+    here = ranks if on_host is None else on_host
+    races_bytes = here * race_memory_bytes(model, -(-model.minibatch // ranks)) if raced else 0
+    joined_bytes = model.table_bytes if written and model.dtype == "bf16" else 0
+    needed_bytes = needed_memory_bytes(model, ranks, on_host) + races_bytes + joined_bytes
     if needed_bytes <= available_bytes:
         return
     nearest = nearest_model_that_fits(available_bytes, model, ranks, on_host)
@@ -147,11 +153,10 @@ def check_fits(model: Model, available_bytes: int, *, written: bool = False, ran
         step += ", or fewer rows" + (", or fewer sockets" if ranks > 1 else "")
     else:
         step = f"no shipped model fits; free memory or raise the limit{', or take fewer sockets' if ranks > 1 else ''}"
-    here = ranks if on_host is None else on_host
     among = f" of {ranks} ranks, {here} of them here" if ranks > here else f" of {ranks} ranks" if ranks > 1 else ""
     raise MachineError(
         f"a model must fit the memory available, got {format_bytes(needed_bytes)} for {format_bytes(available_bytes)} "
         f"(model {model.name}{among}: tables {format_bytes(model.table_bytes)}, dense layers with packed copies and gradients "
         f"{format_bytes(model.dense_bytes)}{' in every rank' if ranks > 1 else ''}, activations {format_bytes(model.activation_bytes)}, "
-        f"{format_bytes(PROCESS_BYTES)} for every process); {step}"
+        f"{format_bytes(PROCESS_BYTES)} for every process{f', timing passes alone {format_bytes(races_bytes)}' if raced else ''}); {step}"
     )

@@ -140,7 +140,7 @@ def profile(
         rounds: Iterations measured.
         prove: Test every verdict: data resident in cache, and half the threads.
     """
-    session = open_session(model, changes=changes, threads=threads, data=data, config=config, force=force, all_cores=True)
+    session = open_session(model, changes=changes, threads=threads, data=data, config=config, force=force, all_cores=True, raced=prove)
     from autotune.perf.measure import profile_passes
     from autotune.perf.perturb import prove_passes
     from autotune.planning.planned import planned_config
@@ -227,7 +227,7 @@ def _tune(
     profile: Profile | None,
     progress: Progress = NO_PROGRESS,
 ) -> TunedConfig:
-    session = open_session(model, changes=changes)
+    session = open_session(model, changes=changes, raced=True)
     from autotune.planning.planned import planned_partition
     from autotune.probing.shared import shared_profile
     from autotune.tuning.budget import Deadline

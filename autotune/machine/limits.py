@@ -47,7 +47,8 @@ def thread_notes(topology: Topology, threads: int) -> tuple[str, ...]:
     granted = f"the CPU quota grants {quota:g} CPUs' worth of time"
     if threads <= topology.default_threads():
         return (f"{plural(threads, 'thread')} on {plural(cores, 'core')}: {granted}",)
-    return (f"{granted}, and {threads} threads are stopped whenever it is used up; {topology.default_threads()} are not",)
+    within = plural(topology.default_threads(), "thread")
+    return (f"{granted}, and {threads} threads are stopped whenever it is used up; {within} would not be",)
 
 
 def _cpus(topology: Topology, sysfs: Path, proc: Path) -> list[str]:

@@ -170,6 +170,7 @@ def open_session(
     config: Config = None,
     force: bool = False,
     all_cores: bool = False,
+    raced: bool = False,
 ) -> Session:
     """Everything that can be refused is refused here, before anything is allocated.
 
@@ -179,6 +180,7 @@ def open_session(
         config: None takes every default.
         force: use a config of other hardware all the same.
         all_cores: start the process for every core also with a config, since something else is measured beside it.
+        raced: passes are to be timed alone, which takes memory too.
 
     Raises:
         InputError: a name, file or value is wrong.
@@ -191,7 +193,7 @@ def open_session(
     if config is not None and threads is not None:
         raise InputError(f"a config decides the threads, got --threads {threads} beside --config; leave one of them out")
     tuned = load_tuned(config) if isinstance(config, str | Path) else config if isinstance(config, TunedConfig) else None
-    catalog.check_fits(workload, available_memory_bytes(cores.whole), ranks=ranks.world, on_host=ranks.local_world)
+    catalog.check_fits(workload, available_memory_bytes(cores.whole), raced=raced, ranks=ranks.world, on_host=ranks.local_world)
     notes = () if tuned is None else check_tuned(tuned, workload, cores, force)
     given = tuned.config if tuned is not None else config if isinstance(config, RunConfig) else None
     run_config = _default(cores, threads) if given is None else given
