@@ -148,9 +148,10 @@ def check_fits(
     if needed_bytes <= available_bytes:
         return
     nearest = nearest_model_that_fits(available_bytes, model, ranks, on_host)
+    smaller = "fewer rows" if model.table_bytes >= model.dense_bytes else "narrower layers"
     if nearest:
         step = f"use {nearest.name} ({format_bytes(needed_memory_bytes(nearest, ranks, on_host))}), the nearest shipped model that fits"
-        step += ", or fewer rows" + (", or fewer sockets" if ranks > 1 else "")
+        step += f", or {smaller}{', or fewer sockets' if ranks > 1 else ''}"
     else:
         step = f"no shipped model fits; free memory or raise the limit{', or take fewer sockets' if ranks > 1 else ''}"
     among = f" of {ranks} ranks, {here} of them here" if ranks > here else f" of {ranks} ranks" if ranks > 1 else ""

@@ -24,9 +24,9 @@ _BF16_EPSILON = 2.0**-8
 _CHECK_ROWS = 2 * max(ROW_BLOCKS) + 3
 _CHECK_REDUCTION = max(REDUCTIONS) + 3
 _CHECK_RATE = 0.1
-# Weights whose outputs a check compares. Of a larger layer it compares every second output, third, ...: 16 Mi of them, 4096 x 4096, take
-# 64 MiB in fp32 and some hundreds in double precision; up to 16 times as many, that is still one output of every panel.
-_CHECK_WEIGHTS = 1 << 24
+# Weights whose outputs a check compares: 2900 x 2900 take 32 MiB in fp32, and some hundreds where they are worked out in double precision.
+# Up to 16 times as many, that is still an output of nearly every panel.
+_CHECK_WEIGHTS = 1 << 23
 # Panels of all widths that a race keeps at once.
 _PANELS_BYTES = 256 << 20
 
@@ -66,9 +66,7 @@ class LayerCase(Case):
         self._out = None
         if operator.direction != "backward_weights":
             self._out = empty_rows(n, k if operator.direction == "forward" else c)
-        # As many outputs in step through all panels: of rows of the weight, or for backward-data of its columns.
-        outputs, others = (c, k) if operator.direction == "backward_data" else (k, c)
-        self._checked = slice(None, None, -(-outputs * others // _CHECK_WEIGHTS))
+        self._checked = _checked_outputs(*((c, k) if operator.direction == "backward_data" else (k, c)))
 
     def _alone(self) -> Layer:
         """A layer of its own, packed as the defaults of its passes want it."""
@@ -184,6 +182,15 @@ class LayerCase(Case):
     def _wanted(self, value: torch.Tensor, allowed: torch.Tensor, product: torch.Tensor) -> _Wanted:
         rounded = product * (_BF16_EPSILON if self._pass.dtype == "bf16" else 0.0)
         return _Wanted(value.float(), (allowed + 1e-6).float(), rounded.float())
+
+
+def _checked_outputs(outputs: int, others: int) -> Any:
+    """Which rows of a weight, or columns, a check compares: all, or of a large layer some of every panel and the last panel whole."""
+    step = -(-outputs * others // _CHECK_WEIGHTS)
+    if step == 1:
+        return slice(None)
+    # An odd step meets every place in a panel.
+    return torch.cat([torch.arange(0, outputs, step | 1), torch.arange(max(0, outputs - 64), outputs)]).unique()
 
 
 def _updated(layer: Layer) -> list[torch.Tensor]:

@@ -18,7 +18,7 @@ def facts(fingerprint: Fingerprint, provenance: Provenance) -> list[tuple[str, s
         ("NUMA nodes", str(len(machine.numa_nodes))),
         ("quota", "" if machine.cpu_quota is None else f"{machine.cpu_quota:g} CPUs (cgroup)"),
         ("caches", ", ".join(f"{name} {format_bytes(size)}" for name, size in caches if size)),
-        ("memory", format_bytes(machine.memory_bytes) + (f", cgroup limit {format_bytes(limit)}" if limit else "")),
+        ("memory", format_bytes(machine.memory_bytes) + (f", limit {format_bytes(limit)}" if limit else "")),
         ("huge pages", machine.huge_pages),
         ("kernels", f"{fingerprint.target} ({' '.join(machine.isa)})"),
         ("system", fingerprint.kernel),

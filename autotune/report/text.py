@@ -129,7 +129,7 @@ def profile(result: Profile, width: int = 80) -> RenderableType:
         ("cores", f"{machine.physical_cores} ({machine.logical_cpus} logical CPUs) on {machine.sockets} sockets"),
         ("quota", "" if machine.cpu_quota is None else f"{machine.cpu_quota:g} CPUs (cgroup)"),
         ("caches", ", ".join(f"{name} {format_bytes(size)}" for name, size in caches if size)),
-        ("memory", format_bytes(machine.memory_bytes) + (f", cgroup limit {format_bytes(limit_bytes)}" if limit_bytes else "")),
+        ("memory", format_bytes(machine.memory_bytes) + (f", limit {format_bytes(limit_bytes)}" if limit_bytes else "")),
         ("pages", f"transparent huge pages: {machine.huge_pages}"),
         ("kernels", f"{result.fingerprint.target} ({' '.join(machine.isa)})"),
         ("source", f"{result.source}, {result.created}"),
