@@ -23,7 +23,7 @@ from autotune.bench.samples import ratio
 from autotune.comparing.peers import BASELINE, OURS, PEERS, TUNED, Peer, environment_of
 from autotune.comparing.process import Contestant, ContestantError
 from autotune.config.knobs import RunConfig
-from autotune.config.model import Model
+from autotune.config.model import Model, required_memory_bytes
 from autotune.config.profile import Profile, Topology
 from autotune.config.tuned import Interval, TunedConfig
 from autotune.errors import MachineError, VerificationError
@@ -37,7 +37,7 @@ LOSS_TOLERANCE = 1e-4
 """Relative: the order of additions differs."""
 _WARM_UP_STEPS = 2
 _LEAST_ROUNDS = 6
-# What torch and a model's activations take beside the tables, and the share of memory that may be filled.
+# What torch and the libraries of a peer take beside a model, and the share of memory that may be filled.
 _PROCESS_BYTES = 1 << 30
 _MEMORY_SHARE = 0.85
 
@@ -168,7 +168,7 @@ def _at_once(model: Model, topology: Topology, peers: int) -> int:
     Raises:
         MachineError: not even ours and one peer.
     """
-    each = model.table_bytes + _PROCESS_BYTES
+    each = required_memory_bytes(model) + _PROCESS_BYTES
     available = available_memory_bytes(topology)
     count = int(_MEMORY_SHARE * available / each) - 1
     least = min(2, peers + 1)

@@ -68,8 +68,9 @@ def cpu_nodes(every: list[Node], cpus: tuple[int, ...]) -> dict[int, tuple[int, 
     """Node -> those of `cpus` that it holds. Nodes without any are left out, and one that claims CPUs of a node before it."""
     result: dict[int, tuple[int, ...]] = {}
     claimed: set[int] = set()
+    wanted = frozenset(cpus)
     for node in every:
-        here = tuple(cpu for cpu in node.cpus if cpu in cpus)
+        here = tuple(cpu for cpu in node.cpus if cpu in wanted)
         if here and claimed.isdisjoint(node.cpus):
             result[node.number] = here
             claimed.update(node.cpus)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from pathlib import Path
 
@@ -14,6 +15,7 @@ def read_text(path: Path) -> str:
         return ""
 
 
+@functools.lru_cache(maxsize=1024)
 def parse_cpu_list(text: str) -> tuple[int, ...]:
     """``0-3,8,10-11`` as numbers, ascending; what is no number is skipped.
 
@@ -26,12 +28,13 @@ def parse_cpu_list(text: str) -> tuple[int, ...]:
     return tuple(sorted(cpus))
 
 
+@functools.lru_cache(maxsize=1024)
 def parse_cpu_mask(text: str) -> tuple[int, ...]:
     """``00000001,0000000f`` as numbers, ascending: hexadecimal words of 32 bits, the highest first; empty for any other text."""
     if not re.fullmatch(r"[0-9a-fA-F]{1,8}(,[0-9a-fA-F]{8})*", text):
         return ()
-    bits = int(text.replace(",", ""), 16)
-    return tuple(number for number in range(bits.bit_length()) if bits >> number & 1)
+    bits = f"{int(text.replace(',', ''), 16):b}"
+    return tuple(number for number, bit in enumerate(reversed(bits)) if bit == "1")
 
 
 def read_cpus(folder: Path, *names: str) -> tuple[int, ...]:

@@ -10,7 +10,12 @@ from autotune.units import format_bytes, format_time, plural
 def facts(fingerprint: Fingerprint, provenance: Provenance) -> list[tuple[str, str]]:
     """Machine, then versions, then how it was tuned; what is not known is left out."""
     machine = fingerprint.topology
-    caches = [("L1D", machine.l1d_bytes), ("L2", machine.l2_bytes), ("L3", machine.l3_bytes)]
+    caches = [
+        ("L1D", machine.l1d_bytes),
+        ("L2", machine.l2_bytes),
+        ("L3", machine.l3_bytes),
+        ("memory-side", machine.memory_side_cache_bytes),
+    ]
     limit = machine.memory_limit_bytes
     pairs = [
         ("CPU", machine.cpu_model),

@@ -122,7 +122,12 @@ def run_config(config: RunConfig) -> str:
 def profile(result: Profile, width: int = 80) -> RenderableType:
     """`probe`: the machine and its ceilings."""
     machine = result.fingerprint.topology
-    caches = [("L1D", machine.l1d_bytes), ("L2", machine.l2_bytes), ("L3", machine.l3_bytes)]
+    caches = [
+        ("L1D", machine.l1d_bytes),
+        ("L2", machine.l2_bytes),
+        ("L3", machine.l3_bytes),
+        ("memory-side", machine.memory_side_cache_bytes),
+    ]
     limit_bytes = machine.memory_limit_bytes
     facts = [
         ("cpu", machine.cpu_model),
