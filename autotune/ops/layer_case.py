@@ -190,7 +190,7 @@ def _checked_outputs(outputs: int, others: int) -> Any:
     if step == 1:
         return slice(None)
     # An odd step meets every place in a panel.
-    return torch.cat([torch.arange(0, outputs, step | 1), torch.arange(max(0, outputs - 64), outputs)]).unique()
+    return torch.tensor(sorted({*range(0, outputs, step | 1), *range(max(0, outputs - 64), outputs)}))
 
 
 def _updated(layer: Layer) -> list[torch.Tensor]:
