@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import autotune.config
 from autotune.config.files import load_model, load_profile
-from autotune.config.model import Changes, Model, required_memory_bytes
+from autotune.config.model import Changes, Model, race_memory_bytes, required_memory_bytes
 from autotune.config.profile import Profile
 from autotune.errors import InputError, MachineError
 from autotune.units import format_bytes
@@ -101,10 +101,21 @@ def load_profile_by_name(name_or_path: str | Path) -> Profile:
     return load_profile(find_profile(name_or_path))
 
 
-def nearest_model_that_fits(available_bytes: int, like: Model | None = None) -> Model | None:
+PROCESS_BYTES = 320 << 20
+"""What a process takes beside a model: the interpreter, torch and its libraries, generated batches. Resident at the end of a run of `tiny`:
+358 MiB, of which 40 are the model."""
+
+
+def needed_memory_bytes(model: Model, ranks: int = 1, on_host: int | None = None) -> int:
+    """Memory that must be available before the processes that train `model` start. Arguments as for `required_memory_bytes`."""
+    return required_memory_bytes(model, ranks, on_host) + PROCESS_BYTES * (ranks if on_host is None else on_host)
+
+
+def nearest_model_that_fits(available_bytes: int, like: Model | None = None, ranks: int = 1, on_host: int | None = None) -> Model | None:
     """The largest shipped model that `available_bytes` holds; one with the tables' count and dim of `like` goes first. None: none fits."""
     models = [load_model(path) for path in _shipped("model").values()]
-    fitting = [(required_memory_bytes(model), model) for model in models if required_memory_bytes(model) <= available_bytes]
+    sizes = [(needed_memory_bytes(model, ranks, on_host), model) for model in models]
+    fitting = [(size_bytes, model) for size_bytes, model in sizes if size_bytes <= available_bytes]
     if not fitting:
         return None
 
@@ -116,26 +127,37 @@ def nearest_model_that_fits(available_bytes: int, like: Model | None = None) -> 
     return max(fitting, key=nearness)[1]
 
 
-def check_fits(model: Model, available_bytes: int, *, written: bool = False) -> None:
+def check_fits(
+    model: Model, available_bytes: int, *, written: bool = False, raced: bool = False, ranks: int = 1, on_host: int | None = None
+) -> None:
     """Refuse a model too large for the memory available, before anything is allocated.
 
     Args:
         written: A checkpoint is to be written, for which halves are joined in memory.
+        raced: Its passes are to be timed alone.
+        ranks: That train it.
+        on_host: How many of them share the memory available; None: all.
 
     Raises:
         MachineError: names the sizes of tables, dense layers and activations, what is available, and the nearest shipped model that fits.
     """
-    required_bytes = required_memory_bytes(model) + (model.table_bytes if written and model.dtype == "bf16" else 0)
-    if required_bytes <= available_bytes:
+    here = ranks if on_host is None else on_host
+    races_bytes = here * race_memory_bytes(model, -(-model.minibatch // ranks)) if raced else 0
+    joined_bytes = model.table_bytes if written and model.dtype == "bf16" else 0
+    needed_bytes = needed_memory_bytes(model, ranks, on_host) + races_bytes + joined_bytes
+    if needed_bytes <= available_bytes:
         return
-    nearest = nearest_model_that_fits(available_bytes, like=model)
-    step = (
-        f"use {nearest.name} ({format_bytes(required_memory_bytes(nearest))}), the nearest shipped model that fits, or fewer rows"
-        if nearest
-        else "no shipped model fits; free memory or raise the limit"
-    )
+    nearest = nearest_model_that_fits(available_bytes, model, ranks, on_host)
+    smaller = "fewer rows" if model.table_bytes >= model.dense_bytes else "narrower layers"
+    if nearest:
+        step = f"use {nearest.name} ({format_bytes(needed_memory_bytes(nearest, ranks, on_host))}), the nearest shipped model that fits"
+        step += f", or {smaller}{', or fewer sockets' if ranks > 1 else ''}"
+    else:
+        step = f"no shipped model fits; free memory or raise the limit{', or take fewer sockets' if ranks > 1 else ''}"
+    among = f" of {ranks} ranks, {here} of them here" if ranks > here else f" of {ranks} ranks" if ranks > 1 else ""
     raise MachineError(
-        f"a model must fit the memory available, got {format_bytes(required_bytes)} for {format_bytes(available_bytes)} "
-        f"(model {model.name}: tables {format_bytes(model.table_bytes)}, dense layers with packed copies and gradients "
-        f"{format_bytes(model.dense_bytes)}, activations {format_bytes(model.activation_bytes)}); {step}"
+        f"a model must fit the memory available, got {format_bytes(needed_bytes)} for {format_bytes(available_bytes)} "
+        f"(model {model.name}{among}: tables {format_bytes(model.table_bytes)}, dense layers with packed copies and gradients "
+        f"{format_bytes(model.dense_bytes)}{' in every rank' if ranks > 1 else ''}, activations {format_bytes(model.activation_bytes)}, "
+        f"{format_bytes(PROCESS_BYTES)} for every process{f', timing passes alone {format_bytes(races_bytes)}' if raced else ''}); {step}"
     )

@@ -14,12 +14,14 @@ from autotune.catalog import (
     load_model_by_name,
     load_profile_by_name,
     nearest_model_that_fits,
+    needed_memory_bytes,
 )
 from autotune.config.files import load_yaml, write_yaml
-from autotune.config.model import Changes, required_memory_bytes
+from autotune.config.model import Changes, Model, Table, required_memory_bytes
 from autotune.errors import InputError, MachineError
 
 GIB = 2**30
+MIB = 1 << 20
 
 
 @pytest.mark.parametrize("name", list_models())
@@ -134,9 +136,39 @@ def test_the_nearest_model_is_of_the_same_shape_or_else_the_largest() -> None:
 
 def test_a_model_too_large_is_refused_with_its_sizes_and_one_that_fits() -> None:
     check_fits(load_model_by_name("small"), 24 * GIB)
-    message = r"got 374 GiB for 24.0 GiB \(model large: tables 366 GiB, dense .* 4.09 GiB, activations 3.52 GiB\); use large-s \(10.3 GiB\)"
+    message = (
+        r"got 375 GiB for 24.0 GiB \(model large: tables 366 GiB, dense .* 4.09 GiB, activations 3.52 GiB, .*\); use large-s \(10.6 GiB\)"
+    )
     with pytest.raises(MachineError, match=message) as caught:
         check_fits(load_model_by_name("large"), 24 * GIB)
     assert caught.value.exit_code == 3
     with pytest.raises(MachineError, match="no shipped model fits"):
         check_fits(load_model_by_name("tiny"), 1000)
+
+
+DENSE = Model(
+    name="dense", source="", description="", minibatch=64, bottom_mlp=(13, 64), top_mlp=(8192, 16384, 1), tables=(Table(rows=1000, dim=64),)
+)
+
+
+def test_every_rank_takes_memory_for_the_dense_layers_and_for_its_process() -> None:
+    one, two = needed_memory_bytes(DENSE), needed_memory_bytes(DENSE, ranks=2)
+    assert two - one > DENSE.dense_bytes + 320 * MIB
+    assert two / 2 < needed_memory_bytes(DENSE, ranks=2, on_host=1) + MIB < one + MIB
+    check_fits(DENSE, 3600 * MIB)
+    with pytest.raises(MachineError, match=r"model dense of 2 ranks: .* in every rank, .*320 MiB for every process\); .* fewer sockets"):
+        check_fits(DENSE, 3600 * MIB, ranks=2)
+
+
+@pytest.mark.parametrize(("available_mib", "ranks"), [(600, 2), (300, 1)])
+def test_processes_alone_may_be_too_much(available_mib: int, ranks: int) -> None:
+    with pytest.raises(MachineError, match="no shipped model fits; free memory or raise the limit"):
+        check_fits(load_model_by_name("tiny"), available_mib * MIB, ranks=ranks)
+
+
+def test_timing_passes_alone_takes_memory_too() -> None:
+    needed = needed_memory_bytes(DENSE)
+    check_fits(DENSE, needed)
+    with pytest.raises(MachineError, match=r"timing passes alone 1\.\d+ GiB"):
+        check_fits(DENSE, needed, raced=True)
+    check_fits(load_model_by_name("tiny"), 600 * MIB, raced=True)

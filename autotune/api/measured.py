@@ -17,13 +17,13 @@ from autotune.config.partition import CommunicationKnobs, Partition
 from autotune.config.profile import Profile, Topology
 from autotune.config.tuned import TunedConfig
 from autotune.errors import InputError, MachineError
-from autotune.machine.topology import available_memory_bytes
+from autotune.machine.limits import limits, remarks
+from autotune.machine.memory import available_memory_bytes
 from autotune.ranks.driver import on_every_rank, wanted_ranks
 from autotune.ranks.environment import from_environment
 from autotune.ranks.session import Config, ModelName, Session, check_tuned, open_session, own_cores
 
 if TYPE_CHECKING:
-
     from autotune.comparing.compare import Comparison
     from autotune.comparing.peers import Peer
     from autotune.perf.table import OperatorTable
@@ -58,7 +58,8 @@ def probe(
     from autotune.ranks.group import joined
 
     with joined(cores.ranks, backend):
-        return shared_profile(cores.whole, backend=backend, refresh=refresh, refresh_network=refresh_network, progress=progress)
+        result = shared_profile(cores.whole, backend=backend, refresh=refresh, refresh_network=refresh_network, progress=progress)
+    return result.model_copy(update={"notes": (limits(cores.whole), *remarks(cores.whole), *result.notes)})
 
 
 @on_every_rank
@@ -93,17 +94,17 @@ def run(
         MachineError: the model does not fit in memory.
     """
     session = open_session(model, changes=changes, threads=threads, data=data, config=config, force=force)
+    if checkpoint_out is not None and session.ranks.world == 1:
+        catalog.check_fits(session.model, available_memory_bytes(session.topology), written=True)
     from autotune.dlrm.checkpoint import load_into, read_checkpoint_of, save_checkpoint
     from autotune.dlrm.train import train
     from autotune.planning.planned import planned_config
     from autotune.ranks.group import broadcast
     from autotune.report.record import run_result
 
-    if checkpoint_out is not None and session.ranks.world == 1:
-        catalog.check_fits(session.model, available_memory_bytes(session.topology), written=True)
     start = None if checkpoint_in is None else read_checkpoint_of(session.model, checkpoint_in)
     _say_config(session, config, progress)
-    with session.joined() as network:
+    with session.joined() as (session, network):
         progress.phase("building the model", None)
         planned = planned_config(session)
         lockstep = session.build(planned, network, seed)
@@ -139,14 +140,14 @@ def profile(
         rounds: Iterations measured.
         prove: Test every verdict: data resident in cache, and half the threads.
     """
-    session = open_session(model, changes=changes, threads=threads, data=data, config=config, force=force, all_cores=True)
+    session = open_session(model, changes=changes, threads=threads, data=data, config=config, force=force, all_cores=True, raced=prove)
     from autotune.perf.measure import profile_passes
     from autotune.perf.perturb import prove_passes
     from autotune.planning.planned import planned_config
     from autotune.probing.shared import shared_profile
 
     _say_config(session, config, progress)
-    with session.joined() as network:
+    with session.joined() as (session, network):
         machine = shared_profile(session.cores.whole, backend=session.communication.backend, progress=progress)
         planned = planned_config(session, machine)
         progress.phase("building the model", None)
@@ -156,7 +157,7 @@ def profile(
             return prove_passes(lockstep, table, _cache_bytes(session.topology, planned.threads), progress) if prove else table
 
         table = session.build(planned, network, seed).drive(passes)
-    return replace(table, notes=table.notes + session.describe(planned))
+    return replace(table, notes=(limits(session.cores.whole), *table.notes, *session.describe(planned)))
 
 
 def tune(
@@ -226,15 +227,15 @@ def _tune(
     profile: Profile | None,
     progress: Progress = NO_PROGRESS,
 ) -> TunedConfig:
-    session = open_session(model, changes=changes)
+    session = open_session(model, changes=changes, raced=True)
     from autotune.planning.planned import planned_partition
     from autotune.probing.shared import shared_profile
     from autotune.tuning.budget import Deadline
     from autotune.tuning.study import candidate_partitions, check_profile, default_for_ranks, models_in_memory
     from autotune.tuning.study import tune as tune_in_lockstep
 
-    cores = session.cores
-    with session.joined() as network:
+    with session.joined() as (session, network):
+        cores = session.cores
         machine = shared_profile(cores.whole, progress=progress) if profile is None else profile
         check_profile(machine, cores.whole)
         partition = planned_partition(session, machine)
@@ -258,6 +259,7 @@ def _tune(
                 output=output,
                 seed=seed,
                 name=session.name,
+                notes=session.notes,
                 progress=progress,
             )
 
@@ -285,7 +287,7 @@ def verify(
     from autotune.tuning.verify import verify as verify_in_lockstep
 
     _say_config(session, config, progress)
-    with session.joined() as network:
+    with session.joined() as (session, network):
         default = default_for_ranks(session.model, planned_partition(session), session.topology, CommunicationKnobs())
         progress.phase("building the model", None)
 

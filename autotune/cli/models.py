@@ -10,7 +10,8 @@ from autotune import catalog
 from autotune.cli.options import JsonOption
 from autotune.cli.output import show
 from autotune.config.model import Model, required_memory_bytes
-from autotune.machine.topology import available_memory_bytes, detect
+from autotune.machine.memory import available_memory_bytes
+from autotune.machine.topology import detect
 from autotune.report.layout import Column, table
 from autotune.units import format_bytes
 
@@ -29,7 +30,7 @@ class ModelEntry:
     required_bytes: int
     """Memory to train it in one process."""
     fits: bool
-    """Whether this machine has that much now."""
+    """Whether this machine has that much now, and what a process takes beside it."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def _entry(model: Model, available_bytes: int) -> ModelEntry:
         minibatch=model.minibatch,
         table_bytes=model.table_bytes,
         required_bytes=required_bytes,
-        fits=required_bytes <= available_bytes,
+        fits=catalog.needed_memory_bytes(model) <= available_bytes,
     )
 
 

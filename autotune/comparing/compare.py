@@ -14,7 +14,7 @@ import itertools
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from autotune.bench.noise import NoiseMonitor
 from autotune.bench.progress import NO_PROGRESS, Progress
@@ -23,11 +23,12 @@ from autotune.bench.samples import ratio
 from autotune.comparing.peers import BASELINE, OURS, PEERS, TUNED, Peer, environment_of
 from autotune.comparing.process import Contestant, ContestantError
 from autotune.config.knobs import RunConfig
-from autotune.config.model import Model
+from autotune.config.model import Model, required_memory_bytes
 from autotune.config.profile import Profile, Topology
 from autotune.config.tuned import Interval, TunedConfig
 from autotune.errors import MachineError, VerificationError
-from autotune.machine.topology import available_memory_bytes
+from autotune.machine.limits import thread_notes
+from autotune.machine.memory import available_memory_bytes
 from autotune.ranks.launch import launch_of
 from autotune.units import format_bytes
 
@@ -36,7 +37,7 @@ LOSS_TOLERANCE = 1e-4
 """Relative: the order of additions differs."""
 _WARM_UP_STEPS = 2
 _LEAST_ROUNDS = 6
-# What torch and a model's activations take beside the tables, and the share of memory that may be filled.
+# What torch and the libraries of a peer take beside a model, and the share of memory that may be filled.
 _PROCESS_BYTES = 1 << 30
 _MEMORY_SHARE = 0.85
 
@@ -113,7 +114,7 @@ def compare(
         MachineError: memory does not hold two models.
         VerificationError: our own losses with the tuned configuration differ from those with the default.
     """
-    threads = topology.physical_cores
+    threads = topology.default_threads()
     launch = launch_of(RunConfig(threads=threads, huge_pages=topology.huge_pages != "never"), topology)
     absent = {peer.name: peer.missing for peer in peers if peer.missing}
     present = [peer for peer in peers if peer.name not in absent]
@@ -145,7 +146,8 @@ def compare(
             # Made here, so that it counts the contestants' processes as its own.
             monitor = NoiseMonitor(topology.allowed_cpus)
             fields.append((tracks, _measure(tracks, budget_s / len(parted), seed + number, monitor, progress)))
-    return _result(model, profile, threads, bounds, fields, absent)
+    result = _result(model, profile, threads, bounds, fields, absent)
+    return replace(result, notes=(*result.notes, *thread_notes(topology, threads)))
 
 
 @dataclass
@@ -166,7 +168,7 @@ def _at_once(model: Model, topology: Topology, peers: int) -> int:
     Raises:
         MachineError: not even ours and one peer.
     """
-    each = model.table_bytes + _PROCESS_BYTES
+    each = required_memory_bytes(model) + _PROCESS_BYTES
     available = available_memory_bytes(topology)
     count = int(_MEMORY_SHARE * available / each) - 1
     least = min(2, peers + 1)

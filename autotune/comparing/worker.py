@@ -39,7 +39,7 @@ class _Contestant:
 
         self._model = Model.model_validate(order["model"])
         topology = detect()
-        self.threads = topology.physical_cores
+        self.threads = topology.default_threads()
         self._configs = {name: RunConfig.model_validate(config) for name, config in order["configs"].items()}
         default = default_config(self._model, topology)
         self._configs["default"] = default

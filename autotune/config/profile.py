@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from autotune.config.base import Frozen
 from autotune.config.calibration import CalibrationRun
@@ -35,9 +35,11 @@ class Topology(Frozen):
     allowed_cpus: tuple[int, ...]
     """The cpuset of this process."""
     core_cpus: tuple[tuple[int, ...], ...]
-    """Logical CPUs of every allowed physical core, grouped by socket order."""
+    """Logical CPUs of every allowed physical core, by socket, in it by NUMA node, in that fast cores before slow ones."""
     socket_of_core: tuple[int, ...]
     """Socket (0-based) of each entry of `core_cpus`."""
+    core_kinds: tuple[int, ...] = ()
+    """Kind of each entry of `core_cpus`, 0 the fastest; empty where all are of one kind. Left out of files then."""
     numa_nodes: dict[int, tuple[int, ...]]
     """NUMA node -> its allowed logical CPUs."""
     l1d_bytes: int
@@ -47,6 +49,8 @@ class Topology(Frozen):
     """Per shared instance; 0 where there is none."""
     l3_instances: int
     """How many L3 instances the allowed CPUs see."""
+    memory_side_cache_bytes: int = 0
+    """Cache between the cores and memory, over all nodes, such as fast memory in cache mode. Left out of files where there is none."""
     line_bytes: int = 64
     isa: tuple[str, ...]
     """Instruction sets that the CPU and the kernel offer: avx2, fma, avx512f, avx512bw, avx512vl, avx512_bf16, amx_bf16 ..."""
@@ -55,9 +59,19 @@ class Topology(Frozen):
     memory_bytes: int
     """Physical memory."""
     memory_limit_bytes: int | None
-    """The cgroup's limit; None when unlimited."""
+    """Least limit of the control groups, the job or the shell; None when unlimited."""
     huge_pages: Literal["always", "madvise", "never", "unknown"]
     """Transparent huge pages setting of the kernel."""
+
+    @model_serializer(mode="wrap")
+    def _brief(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = handler(self)
+        return {key: value for key, value in values.items() if value or key not in ("core_kinds", "memory_side_cache_bytes")}
+
+    def default_threads(self, ranks: int = 1) -> int:
+        """Threads of a team without tuning: one a core, no more than the CPU quota rounded down, shared by `ranks`; at least 1."""
+        granted = self.physical_cores if self.cpu_quota is None else min(self.physical_cores, int(self.cpu_quota))
+        return max(1, granted // max(1, ranks))
 
     @property
     def last_level_bytes(self) -> int:

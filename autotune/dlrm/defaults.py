@@ -17,7 +17,7 @@ from autotune.ops.schedule import Schedule
 
 
 def default_config(model: Model, machine: Topology | None = None, threads: int | None = None) -> RunConfig:
-    """The choice without tuning: a thread per allowed physical core, and the default of every pass.
+    """The choice without tuning: a thread per allowed physical core, no more than a CPU quota grants, and the default of every pass.
 
     Args:
         model: gives the shapes, and how look-ups are distributed.
@@ -28,7 +28,7 @@ def default_config(model: Model, machine: Topology | None = None, threads: int |
         InputError: threads below 1.
     """
     if threads is None:
-        threads = machine.physical_cores if machine else len(os.sched_getaffinity(0))
+        threads = machine.default_threads() if machine else len(os.sched_getaffinity(0))
     if threads < 1:
         raise InputError(f"threads must be at least 1, got {threads}; leave it out to use every allowed core")
     huge_pages = machine is None or machine.huge_pages != "never"

@@ -2,8 +2,6 @@
 
 Everything is read from `/sys` and `/proc`, both of which can be given, so any machine can be described by a folder. Whatever is missing
 there (containers, virtual machines, boards) falls back to something smaller, never to an exception.
-
-Source: Linux kernel documentation, ABI/stable/sysfs-devices-system-cpu; proc(5).
 """
 
 from __future__ import annotations
@@ -15,8 +13,7 @@ import math
 import os
 import platform
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Literal, cast
@@ -24,29 +21,14 @@ from typing import Literal, cast
 from autotune.config.profile import Fingerprint, Topology
 from autotune.errors import InputError, MachineError
 from autotune.machine.cgroups import Cgroups
-from autotune.machine.sysfs import parse_cpu_list, read_text
-
-SYSFS = Path("/sys")
-PROC = Path("/proc")
+from autotune.machine.memory import PROC, SYSFS, MemoryNodes, cpu_nodes, meminfo, memory_limits
+from autotune.machine.processors import Processors
+from autotune.machine.sysfs import read_text
 
 # The smallest L1D and L2 among the AVX2 machines (Haswell, 2013), for machines that do not tell: blockings that fit them fit any other.
 _FALLBACK_L1D_BYTES = 32 * 1024
 _FALLBACK_L2_BYTES = 256 * 1024
 _LINE_BYTES = 64
-_ISA = (
-    *("avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni", "avx512_bf16", "avx512_fp16"),
-    *("avx_vnni", "amx_tile", "amx_bf16", "amx_int8"),
-    *("asimd", "asimddp", "asimdhp", "bf16", "i8mm", "sve", "sve2", "svebf16"),
-)
-# Main ID register values: implementer, then part. Source: Arm architecture reference manual, MIDR_EL1; parts from the cores' manuals.
-_ARM_VENDORS = {"0x41": "ARM", "0x42": "Broadcom", "0x46": "Fujitsu", "0x48": "HiSilicon", "0x61": "Apple", "0xc0": "Ampere"}
-_ARM_PARTS = {
-    ("0x41", "0xd0c"): "Neoverse-N1",
-    ("0x41", "0xd40"): "Neoverse-V1",
-    ("0x41", "0xd49"): "Neoverse-N2",
-    ("0x41", "0xd4f"): "Neoverse-V2",
-    ("0x46", "0x001"): "A64FX",
-}
 _MEMORY_TOLERANCE = 0.10
 _HARDWARE_FIELDS = (
     "cpu_model",
@@ -63,29 +45,37 @@ _HARDWARE_FIELDS = (
 )
 
 
-def detect(sysfs: Path = SYSFS, proc: Path = PROC, allowed: Iterable[int] | None = None) -> Topology:
+def detect(
+    sysfs: Path = SYSFS, proc: Path = PROC, allowed: Iterable[int] | None = None, environ: Mapping[str, str] = os.environ
+) -> Topology:
     """Describe the machine as far as this process may use it.
 
     Args:
         sysfs: Root of sysfs.
         proc: Root of procfs.
         allowed: CPUs this process may use, before the cgroup's cpuset; default its affinity.
+        environ: Where limits of a job are looked up.
 
     Raises:
-        InputError: `allowed` is empty.
+        InputError: `allowed` is empty, or a limit of a job is no number.
     """
-    blocks = _cpuinfo(proc)
-    cgroups = Cgroups(sysfs, proc)
-    cpus = _usable(frozenset(_affinity(proc) if allowed is None else allowed), sysfs, cgroups)
-    core_of = {cpu: _siblings(sysfs, blocks, cpu) & set(cpus) for cpu in cpus}
-    package_of = {cpu: _package(sysfs, blocks, cpu) for cpu in cpus}
+    processors, cgroups = Processors(sysfs, proc), Cgroups(sysfs, proc)
+    cpus = _usable(frozenset(_affinity(proc) if allowed is None else allowed), processors, cgroups)
+    memory_nodes, kinds = MemoryNodes.read(sysfs, proc, cgroups), processors.kinds(cpus)
+    numa_nodes = cpu_nodes(list(memory_nodes.every), cpus)
+    node_of = {cpu: node for node, here in numa_nodes.items() for cpu in here}
+    package_of = {cpu: processors.package(cpu) for cpu in cpus}
     packages = sorted(set(package_of.values()))
-    cores = sorted({tuple(sorted(core)) for core in core_of.values()}, key=lambda core: (package_of[core[0]], core))
-    caches = _caches(sysfs, cpus)
+
+    def place(core: tuple[int, ...]) -> tuple[tuple[int, int], int, int, int]:
+        return package_of[core[0]], node_of.get(core[0], -1), kinds.get(core[0], 0), core[0]
+
+    cores = sorted({tuple(sorted(processors.siblings(cpu) & set(cpus))) for cpu in cpus}, key=place)
+    caches = processors.caches(cpus)
     l3 = {cache.shared: cache.size_bytes for cache in caches if cache.level == 3}
-    memory_bytes = _meminfo(proc).get("MemTotal") or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    limit_bytes = min((limit for limit, _ in cgroups.memory), default=None)
-    cpu_model, vendor = _name(blocks, cpus)
+    memory_bytes = _memory_bytes(proc, memory_nodes)
+    limit_bytes = min((limit.limit_bytes for limit in memory_limits(cgroups, proc, environ)), default=memory_bytes)
+    cpu_model, vendor = processors.name(cpus)
     return Topology(
         cpu_model=cpu_model,
         vendor=vendor,
@@ -95,36 +85,30 @@ def detect(sysfs: Path = SYSFS, proc: Path = PROC, allowed: Iterable[int] | None
         allowed_cpus=cpus,
         core_cpus=tuple(cores),
         socket_of_core=tuple(packages.index(package_of[core[0]]) for core in cores),
-        numa_nodes=_numa_nodes(sysfs, cpus),
-        l1d_bytes=_per_core(caches, 1, sysfs, blocks) or _FALLBACK_L1D_BYTES,
-        l2_bytes=_per_core(caches, 2, sysfs, blocks) or _FALLBACK_L2_BYTES,
+        core_kinds=tuple(kinds[core[0]] for core in cores) if kinds else (),
+        numa_nodes=numa_nodes,
+        l1d_bytes=processors.bytes_per_core(caches, 1) or _FALLBACK_L1D_BYTES,
+        l2_bytes=processors.bytes_per_core(caches, 2) or _FALLBACK_L2_BYTES,
         l3_bytes=max(l3.values(), default=0),
         l3_instances=len(l3),
+        memory_side_cache_bytes=sum(node.cache_bytes for node in memory_nodes.counted),
         line_bytes=max((cache.line_bytes for cache in caches), default=0) or _LINE_BYTES,
-        isa=_isa(blocks, cpus),
+        isa=processors.isa(cpus),
         cpu_quota=cgroups.cpu_quota,
         memory_bytes=memory_bytes,
-        memory_limit_bytes=limit_bytes if limit_bytes is not None and limit_bytes < memory_bytes else None,
+        memory_limit_bytes=limit_bytes if limit_bytes < memory_bytes else None,
         huge_pages=_huge_pages(sysfs),
     )
 
 
-def available_memory_bytes(topology: Topology, sysfs: Path = SYSFS, proc: Path = PROC) -> int:
-    """Bytes that can be allocated now: the least of what the system has available and what every cgroup above this process leaves.
-
-    A cgroup leaves its limit, minus its usage, plus its file cache, which the kernel gives back on demand.
-    """
-    meminfo = _meminfo(proc)
-    free_bytes = sum(meminfo.get(key, 0) for key in ("MemFree", "Buffers", "Cached"))
-    left = [topology.memory_bytes, meminfo.get("MemAvailable", free_bytes) if meminfo else topology.memory_bytes]
-    if topology.memory_limit_bytes is not None:
-        left.append(topology.memory_limit_bytes)
-    left += [limit - usage for limit, usage in Cgroups(sysfs, proc).memory]
-    return max(0, min(left))
+def _memory_bytes(proc: Path, memory_nodes: MemoryNodes) -> int:
+    """Memory of the machine, without nodes that do not count."""
+    told = [size for size in (meminfo(proc).get("MemTotal"), memory_nodes.memory_bytes) if size]
+    return min(told, default=0) or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def core_binding(topology: Topology, threads: int, oversubscribe: bool = False) -> tuple[int, ...]:
-    """Logical CPUs to bind `threads` threads to: one a physical core, the first socket first.
+    """Logical CPUs to bind `threads` threads to: one a physical core, the first socket first, in it fast cores before slow ones.
 
     Args:
         oversubscribe: Allow more threads than cores: the other hyperthreads are used next, then all again.
@@ -226,130 +210,12 @@ def _affinity(proc: Path) -> set[int]:
 _SEEN_AT_IMPORT = frozenset(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else frozenset()
 
 
-def _usable(allowed: frozenset[int], sysfs: Path, cgroups: Cgroups) -> tuple[int, ...]:
+def _usable(allowed: frozenset[int], processors: Processors, cgroups: Cgroups) -> tuple[int, ...]:
     if not allowed:
         raise InputError("allowed must name at least one CPU, got none; leave it out to use the affinity of this process")
-    online = {cpu for cpu in allowed if read_text(_cpu(sysfs, cpu) / "online") != "0"} or set(allowed)
+    online = {cpu for cpu in allowed if read_text(processors.folder(cpu) / "online") != "0"} or set(allowed)
     # A container may number its cpuset otherwise than the host: an intersection that is empty tells nothing.
     return tuple(sorted((online & cgroups.cpuset) or online))
-
-
-def _cpu(sysfs: Path, cpu: int) -> Path:
-    return sysfs / f"devices/system/cpu/cpu{cpu}"
-
-
-def _cpuinfo(proc: Path) -> dict[int, dict[str, str]]:
-    """Fields of each processor; what stands outside the processors' blocks (aarch64's Hardware) counts for all."""
-    blocks: dict[int, dict[str, str]] = {}
-    common: dict[str, str] = {}
-    for text in re.split(r"\n\s*\n", read_text(proc / "cpuinfo")):
-        fields = {key.strip(): value.strip() for key, colon, value in (line.partition(":") for line in text.splitlines()) if colon}
-        number = fields.get("processor", "")
-        if number.isdigit():
-            blocks[int(number)] = fields
-        else:
-            common |= fields
-    return {number: common | fields for number, fields in blocks.items()} or ({-1: common} if common else {})
-
-
-def _blocks_of(blocks: dict[int, dict[str, str]], cpus: tuple[int, ...]) -> list[dict[str, str]]:
-    return [blocks[cpu] for cpu in cpus if cpu in blocks] or list(blocks.values())
-
-
-def _name(blocks: dict[int, dict[str, str]], cpus: tuple[int, ...]) -> tuple[str, str]:
-    """CPU model and vendor; the models of a hybrid machine are joined."""
-    models: list[str] = []
-    vendor = ""
-    for block in _blocks_of(blocks, cpus):
-        implementer, part = block.get("CPU implementer", ""), block.get("CPU part", "")
-        arm = _ARM_PARTS.get((implementer, part), f"{_ARM_VENDORS.get(implementer, implementer)} {part}") if implementer else ""
-        model = block.get("model name") or arm or block.get("cpu") or block.get("Hardware") or ""
-        vendor = vendor or block.get("vendor_id") or _ARM_VENDORS.get(implementer, implementer)
-        if model and model not in models:
-            models.append(model)
-    return " + ".join(models) or platform.machine() or "unknown", vendor or "unknown"
-
-
-def _isa(blocks: dict[int, dict[str, str]], cpus: tuple[int, ...]) -> tuple[str, ...]:
-    """Extensions that every allowed CPU offers."""
-    offered = [set((block.get("flags") or block.get("Features") or "").split()) for block in _blocks_of(blocks, cpus)]
-    return tuple(name for name in _ISA if offered and all(name in flags for flags in offered))
-
-
-def _siblings(sysfs: Path, blocks: dict[int, dict[str, str]], cpu: int) -> set[int]:
-    """Logical CPUs of the core that `cpu` belongs to."""
-    topology = _cpu(sysfs, cpu) / "topology"
-    siblings = parse_cpu_list(read_text(topology / "core_cpus_list") or read_text(topology / "thread_siblings_list"))
-    if cpu in siblings:
-        return set(siblings)
-    core = [blocks.get(cpu, {}).get(key) for key in ("physical id", "core id")]
-    if None in core:
-        return {cpu}
-    return {other for other, block in blocks.items() if [block.get(key) for key in ("physical id", "core id")] == core}
-
-
-def _package(sysfs: Path, blocks: dict[int, dict[str, str]], cpu: int) -> int:
-    """Number of the socket; 0 where firmware does not tell (-1 on some aarch64 boards)."""
-    text = read_text(_cpu(sysfs, cpu) / "topology/physical_package_id") or blocks.get(cpu, {}).get("physical id", "")
-    return int(text) if text.isdigit() else 0
-
-
-@dataclass(frozen=True)
-class _Cache:
-    level: int
-    size_bytes: int
-    line_bytes: int
-    shared: frozenset[int]
-
-
-def _caches(sysfs: Path, cpus: tuple[int, ...]) -> list[_Cache]:
-    """Data caches that the CPUs see, each instance once."""
-    caches: dict[tuple[int, frozenset[int]], _Cache] = {}
-    for cpu in cpus:
-        for index in sorted((_cpu(sysfs, cpu) / "cache").glob("index*")):
-            level, kind = read_text(index / "level"), read_text(index / "type")
-            size_bytes = _cache_bytes(index)
-            if not level.isdigit() or kind == "Instruction" or not size_bytes:
-                continue
-            shared = frozenset(parse_cpu_list(read_text(index / "shared_cpu_list"))) | {cpu}
-            line = read_text(index / "coherency_line_size")
-            caches[int(level), shared] = _Cache(int(level), size_bytes, int(line) if line.isdigit() else 0, shared)
-    return list(caches.values())
-
-
-def _cache_bytes(index: Path) -> int:
-    size = re.fullmatch(r"(\d+)([KMG]?)", read_text(index / "size"))
-    if size:
-        return int(size.group(1)) << 10 * " KMG".index(size.group(2) or " ")
-    shape = [read_text(index / name) for name in ("number_of_sets", "ways_of_associativity", "coherency_line_size")]
-    return math.prod(int(x) for x in shape) if all(x.isdigit() for x in shape) else 0
-
-
-def _per_core(caches: list[_Cache], level: int, sysfs: Path, blocks: dict[int, dict[str, str]]) -> int:
-    """Bytes of this level for one core, the least over the cores: hybrid machines have several kinds."""
-    shares = []
-    for cache in caches:
-        if cache.level == level:
-            cores = {frozenset(_siblings(sysfs, blocks, cpu)) for cpu in cache.shared}
-            shares.append(cache.size_bytes // len(cores))
-    return min(shares, default=0)
-
-
-def _numa_nodes(sysfs: Path, cpus: tuple[int, ...]) -> dict[int, tuple[int, ...]]:
-    """Nodes that hold an allowed CPU; nodes of memory alone are left out."""
-    nodes: dict[int, tuple[int, ...]] = {}
-    for folder in (sysfs / "devices/system/node").glob("node*"):
-        number = folder.name.removeprefix("node")
-        here = tuple(cpu for cpu in parse_cpu_list(read_text(folder / "cpulist")) if cpu in cpus)
-        if number.isdigit() and here:
-            nodes[int(number)] = here
-    return dict(sorted(nodes.items())) or {0: cpus}
-
-
-def _meminfo(proc: Path) -> dict[str, int]:
-    """Bytes by name."""
-    lines = re.findall(r"^(\w+):\s+(\d+) kB", read_text(proc / "meminfo"), re.MULTILINE)
-    return {name: int(value) * 1024 for name, value in lines}
 
 
 def _huge_pages(sysfs: Path) -> Literal["always", "madvise", "never", "unknown"]:

@@ -7,6 +7,7 @@ memory; the GEMM rounds what it reads.
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any, Literal
 
@@ -154,20 +155,34 @@ class Layer:
         None leaves the knobs of a pass as they are; one that was never given follows the other's.
         """
         self._knobs |= {key: knobs for key, knobs in (("forward", forward), ("backward", backward_data)) if knobs is not None}
-        outputs, inputs = self._shape
         first = self._knobs.get("forward") or self._knobs["backward"]
         chosen = {"forward": first, "backward": self._knobs.get("backward", first)}
         packs = any(knobs.implementation != "torch" for knobs in chosen.values())  # torch's GEMM reads no packed copy
         stale = packs and not self._packs
-        for key, columns, reduction in (("forward", outputs, inputs), ("backward", inputs, outputs)):
-            width = chosen[key].bk
-            if self._packed.get(key, (0,))[0] != width:
-                count = packed_values(columns, reduction, width, self.dtype)
-                self._packed[key] = (width, zeros(count) if self.dtype == "fp32" else _int16_zeros(count))
+        for key, knobs in chosen.items():
+            if self._packed.get(key, (0,))[0] != knobs.bk:
+                self._packed[key] = (knobs.bk, self._panels(key, knobs.bk))
                 stale = True
         self._packs = packs
         if stale:
             self.pack(1)
+
+    def with_panels(self, direction: Literal["forward", "backward"], width: int) -> Layer:
+        """The same weights and gradients, live, with panels `width` wide for one direction; the other direction's panels are shared.
+
+        `configure` must have been called.
+        """
+        same = copy.copy(self)
+        same._packed, same._packs = dict(self._packed), True
+        if self._packed[direction][0] != width:
+            same._packed[direction] = (width, self._panels(direction, width))
+        same.pack(1)
+        return same
+
+    def _panels(self, direction: str, width: int) -> torch.Tensor:
+        columns, reduction = self._shape if direction == "forward" else self._shape[::-1]
+        count = packed_values(columns, reduction, width, self.dtype)
+        return zeros(count) if self.dtype == "fp32" else _int16_zeros(count)
 
     def pack(self, threads: int) -> None:
         """Bring the packed copies up to date with the weights."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import itertools
 import math
@@ -23,6 +24,11 @@ _BF16_EPSILON = 2.0**-8
 _CHECK_ROWS = 2 * max(ROW_BLOCKS) + 3
 _CHECK_REDUCTION = max(REDUCTIONS) + 3
 _CHECK_RATE = 0.1
+# Weights whose outputs a check compares: 2900 x 2900 take 32 MiB in fp32, and some hundreds where they are worked out in double precision.
+# Up to 16 times as many, that is still an output of nearly every panel.
+_CHECK_WEIGHTS = 1 << 23
+# Panels of all widths that a race keeps at once.
+_PANELS_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
@@ -45,16 +51,29 @@ _Inputs = tuple["torch.Tensor", "torch.Tensor"]
 
 
 class LayerCase(Case):
-    """Activations rotate through more than the caches; weights stay, as they do in training."""
+    """Activations rotate through more than the caches; weights stay, as they do in training.
+
+    The weights are the model's own where the pass belongs to one: timing takes no step, and a check restores what it changes.
+    """
 
     def __init__(self, operator: LayerPass, seed: int, warm: bool) -> None:
         self._pass, self._seed = operator, seed
         n, c, k = operator.samples, operator.inputs, operator.outputs
+        live = operator.live
+        self._layer: Layer = live.memory.modules[operator.layer] if live else self._alone()
         self._layers: dict[int, Layer] = {}
         self._inputs = itertools.cycle([self._draw(n, seed + i) for i in range(1 if warm else cold_sets(4 * n * (c + k)))])
         self._out = None
         if operator.direction != "backward_weights":
             self._out = empty_rows(n, k if operator.direction == "forward" else c)
+        self._checked = _checked_outputs(*((c, k) if operator.direction == "backward_data" else (k, c)))
+
+    def _alone(self) -> Layer:
+        """A layer of its own, packed as the defaults of its passes want it."""
+        layer = self._pass.make_layer(torch.Generator().manual_seed(self._seed))
+        forward, backward = (default_knobs(replace(self._pass.gemm, direction=direction), 1) for direction in ("forward", "backward_data"))
+        layer.configure(forward, backward)
+        return layer
 
     def _draw(self, n: int, seed: int) -> _Inputs:
         x, dy = empty_rows(n, self._pass.inputs), empty_rows(n, self._pass.outputs)
@@ -63,22 +82,28 @@ class LayerCase(Case):
             kernels.fill_uniform(whole, low, 1.0, seed, 1)
         return x, dy
 
-    def _packed_for(self, knobs: LayerKnobs) -> Layer:
-        """A layer packed for these knobs: in training, weights are packed when they are updated, so packing is never inside the clock.
+    def _width(self, knobs: LayerKnobs) -> int:
+        """Of the panels that these knobs read; 0 for backward-weights, which reads none and refreshes the layer's own."""
+        return 0 if self._out is None else knobs.bk
 
-        Backward-weights reads no packed copy but refreshes both: as wide as the other passes' defaults want them, whatever its own panels.
-        """
-        forward = backward = LayerKnobs(bk=knobs.bk)
-        if self._out is None:
-            forward, backward = (
-                default_knobs(replace(self._pass.gemm, direction=direction), 1) for direction in ("forward", "backward_data")
-            )
-        if forward.bk not in self._layers:
-            layer = self._layers[forward.bk] = self._pass.make_layer(torch.Generator().manual_seed(self._seed))
-            layer.configure(forward, backward)
-            for state in layer.state.values():
-                state.fill_(1.0)  # at 0 the first step is the sign of the gradient, which rounding may turn
-        return self._layers[forward.bk]
+    def fits(self, knobs: LayerKnobs) -> bool:
+        """Panels of a second width, and of more while all are small."""
+        width, count = self._width(knobs), len(self._layers)
+        each_bytes = 4 * self._pass.inputs * self._pass.outputs
+        return width in self._layers or count < 2 or (count + 1) * each_bytes <= _PANELS_BYTES
+
+    def _packed_for(self, knobs: LayerKnobs) -> Layer:
+        """A layer packed for these knobs: in training, weights are packed when they are updated, so packing is never inside the clock."""
+        width = self._width(knobs)
+        if width not in self._layers:
+            if width:
+                layer = self._layer.with_panels("forward" if self._pass.direction == "forward" else "backward", width)
+            else:
+                layer = copy.copy(self._layer)
+                # At 0 the first step of Adagrad is the sign of the gradient, which rounding may turn; and the model's own stay as they are.
+                layer.state = {name: torch.ones_like(state) for name, state in layer.state.items()}
+            self._layers[width] = layer
+        return self._layers[width]
 
     def _call(self, layer: Layer, inputs: _Inputs, out: torch.Tensor | None, rate: float, knobs: LayerKnobs, threads: int) -> None:
         x, dy = inputs
@@ -99,14 +124,14 @@ class LayerCase(Case):
         if self._out is None:
             weight, bias, *sums = (part.clone() for part in _updated(layer))
             self._call(layer, inputs, None, _CHECK_RATE, knobs, threads)
-            checks = [output.check(got, rounds) for got, output in zip(_updated(layer), wanted, strict=True)]
+            checks = [output.check(got[self._checked], rounds) for got, output in zip(_updated(layer), wanted, strict=True)]
             layer.load(weight, bias)
             for state, before in zip(layer.state.values(), sums, strict=True):
                 state.copy_(before)
             return max(checks, key=lambda check: math.inf if math.isnan(check.worst) else check.worst)
-        out = empty_rows(*wanted[0].value.shape)
+        out = empty_rows(len(inputs[0]), self._out.shape[1])
         self._call(layer, inputs, out, _CHECK_RATE, knobs, threads)
-        return wanted[0].check(out, rounds)
+        return wanted[0].check(out[:, self._checked], rounds)
 
     @functools.cached_property
     def _reference(self) -> tuple[_Inputs, list[_Wanted]]:
@@ -115,24 +140,26 @@ class LayerCase(Case):
         The bound is the standard one of a dot product: its length x epsilon x the sum of absolute products, from inputs that in bf16 were
         rounded before. One more than the length stands for rounding the double-precision result to fp32.
         """
-        direction, activation = self._pass.direction, self._pass.activation
+        direction, activation, checked = self._pass.direction, self._pass.activation, self._checked
         rows = _CHECK_REDUCTION if direction == "backward_weights" else _CHECK_ROWS
         inputs = self._draw(min(self._pass.samples, rows), self._seed)
         layer = self._packed_for(LayerKnobs())
         x, dy = (tensor.double() if self._pass.dtype == "fp32" else tensor.bfloat16().double() for tensor in inputs)
-        (weight, bias), read = (part.double() for part in layer.weights()), layer.read.double()
         if direction == "forward":
+            bias, read = layer.bias[checked].double(), layer.read[checked].double()
             product, scale = x @ read.t(), torch.addmm(bias.abs(), x.abs(), read.t().abs())
             wanted = product + bias
             wanted = torch.relu(wanted) if activation == "relu" else torch.sigmoid(wanted) if activation == "sigmoid" else wanted
             return inputs, [self._wanted(wanted, (self._pass.inputs + 3) * _EPSILON * scale, product.abs())]
         if direction == "backward_data":
+            read = layer.read[:, checked].double()
             product, scale = dy @ read, dy.abs() @ read.abs()
-            wanted = product * (inputs[0] > 0) if self._pass.masked else product
+            wanted = product * (inputs[0][:, checked] > 0) if self._pass.masked else product
             return inputs, [self._wanted(wanted, (self._pass.outputs + 1) * _EPSILON * scale, product.abs())]
-        exact = inputs[1].double()  # the gradient of the bias is not rounded
+        dy, exact = dy[:, checked], inputs[1][:, checked].double()  # the gradient of the bias is not rounded
         gradients = ((dy.t() @ x, dy.t().abs() @ x.abs()), (exact.sum(0), exact.abs().sum(0)))
-        return inputs, self._stepped((weight, bias), gradients, len(x) + 3)
+        parts = tuple(part[checked].double() for part in layer.weights())
+        return inputs, self._stepped(parts, gradients, len(x) + 3)
 
     def _stepped(
         self, parts: tuple[torch.Tensor, ...], gradients: tuple[tuple[torch.Tensor, torch.Tensor], ...], length: int
@@ -155,6 +182,15 @@ class LayerCase(Case):
     def _wanted(self, value: torch.Tensor, allowed: torch.Tensor, product: torch.Tensor) -> _Wanted:
         rounded = product * (_BF16_EPSILON if self._pass.dtype == "bf16" else 0.0)
         return _Wanted(value.float(), (allowed + 1e-6).float(), rounded.float())
+
+
+def _checked_outputs(outputs: int, others: int) -> Any:
+    """Which rows of a weight, or columns, a check compares: all, or of a large layer some of every panel and the last panel whole."""
+    step = -(-outputs * others // _CHECK_WEIGHTS)
+    if step == 1:
+        return slice(None)
+    # An odd step meets every place in a panel.
+    return torch.tensor(sorted({*range(0, outputs, step | 1), *range(max(0, outputs - 64), outputs)}))
 
 
 def _updated(layer: Layer) -> list[torch.Tensor]:

@@ -122,7 +122,7 @@ def estimate(
     on_host = min(sockets, topology.sockets if ranks_on_host is None else ranks_on_host)
     predictor = predictor or Predictor(profile, on_host)
     if config is None:
-        config = RunConfig(threads=max(1, topology.physical_cores // max(1, on_host)), huge_pages=topology.huge_pages != "never")
+        config = RunConfig(threads=topology.default_threads(on_host), huge_pages=topology.huge_pages != "never")
     partition = config.partition if sockets > 1 else None
     if sockets > 1 and (partition is None or partition.ranks != sockets):
         got = "none" if partition is None else f"one for {partition.ranks}"
@@ -207,9 +207,7 @@ def _ranks(model: Model, config: RunConfig, sockets: int, predictor: Predictor) 
     return ranks
 
 
-def _rank(
-    model: Model, config: RunConfig, rank: int, parts: Sequence[Part], predictor: Predictor, tables: int | None = None
-) -> _Rank:
+def _rank(model: Model, config: RunConfig, rank: int, parts: Sequence[Part], predictor: Predictor, tables: int | None = None) -> _Rank:
     steps = schedule(model, config.partition, rank, config.communication)
     times = tuple(predictor.passes(steps, complete(config, steps)))
     samples = steps.samples[1] - steps.samples[0]

@@ -136,7 +136,7 @@ class Planner:
         machine = self.profile or _assumed_profile()
         topology = machine.fingerprint.topology
         on_host = min(self.ranks, topology.sockets) if self.ranks_on_host is None or self.profile is None else self.ranks_on_host
-        threads = self.threads or max(1, topology.physical_cores // topology.sockets)
+        threads = self.threads or topology.default_threads(topology.sockets)
         self._costs = ShardCosts(self.model, self.ranks, Predictor(machine, on_host), threads)
         self._shards = Shards(self._costs)
         self._plans: dict[Partition, Plan] = {}

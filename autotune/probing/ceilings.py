@@ -19,7 +19,7 @@ from autotune.bench.rounds import EachRound, Measurement, run_rounds, timed
 from autotune.bench.samples import WIDE_SPREAD
 from autotune.config.profile import DISTURBED_SHARE, Ceilings, ComputePoint, RowPoint, StreamPoint, TimePoint, Topology
 from autotune.errors import InputError
-from autotune.machine.topology import available_memory_bytes
+from autotune.machine.memory import available_memory_bytes
 from autotune.probing.loops import Arrays, Loop, Point, Sizes, StreamKind, choose_sizes, loops_at
 
 _BUSY_SHARE = 0.25

@@ -14,7 +14,7 @@ from autotune.bench.rounds import Observer, run_rounds, timed
 from autotune.config.base import Frozen
 from autotune.config.measured import MachineState, differs
 from autotune.config.profile import Ceilings, Profile, RowPoint
-from autotune.machine.topology import available_memory_bytes
+from autotune.machine.memory import available_memory_bytes
 from autotune.ops.native import kernels
 from autotune.probing.loops import choose_sizes
 

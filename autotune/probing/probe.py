@@ -6,7 +6,8 @@ from datetime import UTC, datetime
 
 from autotune.bench.progress import NO_PROGRESS, Progress
 from autotune.config.profile import PROFILE_SCHEMA, Profile
-from autotune.machine.topology import available_memory_bytes, detect, fingerprint
+from autotune.machine.memory import available_memory_bytes
+from autotune.machine.topology import detect, fingerprint
 from autotune.ops.native import kernels
 from autotune.probing.calibrate import bf16_gain, calibrate
 from autotune.probing.ceilings import measure_ceilings, thread_counts

@@ -1,10 +1,11 @@
-"""Which cores each rank has: real sockets where as many ranks are asked for, disjoint sets of cores on a smaller machine."""
+"""Which cores each rank has: disjoint sets that follow sockets and NUMA nodes."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from itertools import pairwise
 
 from autotune.config.profile import Topology
 from autotune.errors import InputError, MachineError
@@ -16,8 +17,8 @@ OVERSUBSCRIBE = "AUTOTUNE_OVERSUBSCRIBE"
 def core_sets(topology: Topology, sockets: int, oversubscribe: bool = False) -> tuple[tuple[int, ...], ...]:
     """For every rank its logical CPUs, one a physical core.
 
-    The machine's own sockets where their number is asked for; else the allowed cores in the order of their sockets, in parts that differ
-    by one core at most.
+    As many ranks as sockets, or as NUMA nodes, have one each. With more ranks than nodes every rank lies within one node, and a larger node
+    has more ranks; with fewer, ranks have whole nodes. Ranks that share a node differ by one core at most, and by one of each kind of core.
 
     Args:
         oversubscribe: More ranks than cores share them in turn.
@@ -36,10 +37,35 @@ def core_sets(topology: Topology, sockets: int, oversubscribe: bool = False) -> 
             f"every rank needs a core of its own, got {sockets} ranks (--sockets) for {len(cores)} physical cores; "
             f"ask for {len(cores)} or fewer, or widen the cpuset ({OVERSUBSCRIBE}=1 shares cores, for tests only)"
         )
-    if sockets == topology.sockets:
-        pairs = list(zip(cores, topology.socket_of_core, strict=True))
-        return tuple(tuple(cpu for cpu, socket in pairs if socket == wanted) for wanted in sorted(set(topology.socket_of_core)))
-    return tuple(tuple(cores[len(cores) * rank // sockets : len(cores) * (rank + 1) // sockets]) for rank in range(sockets))
+    socket_of = dict(zip(cores, topology.socket_of_core, strict=True))
+    node_of = {cpu: node for node, cpus in topology.numa_nodes.items() for cpu in cpus}
+    levels: list[Callable[[int], int]] = [lambda cpu: socket_of[cpu], lambda cpu: node_of.get(cpu, -1)]
+    if len({(socket_of[cpu], node_of.get(cpu, -1)) for cpu in cores}) > len({node_of.get(cpu, -1) for cpu in cores}):
+        levels.reverse()  # nodes that reach over sockets: memory goes first
+    return tuple(tuple(part) for part in _parts(cores, sockets, levels, mixed=len(set(topology.core_kinds)) > 1))
+
+
+def _parts(cores: Sequence[int], ranks: int, levels: Sequence[Callable[[int], int]], mixed: bool) -> list[Sequence[int]]:
+    """Cores parted among ranks: by the first of `levels` as far as it goes, and its groups by the next.
+
+    Args:
+        mixed: Fast cores come before slow ones, and every rank takes of both.
+    """
+    if not levels:
+        count = len(cores)
+        return [cores[rank::ranks] if mixed else cores[count * rank // ranks : count * (rank + 1) // ranks] for rank in range(ranks)]
+    groups: dict[int, list[int]] = {}
+    for cpu in cores:
+        groups.setdefault(levels[0](cpu), []).append(cpu)
+    members = list(groups.values())
+    if ranks < len(members):
+        bounds = [len(members) * rank // ranks for rank in range(ranks + 1)]
+        return [[cpu for group in members[low:high] for cpu in group] for low, high in pairwise(bounds)]
+    shares = [1] * len(members)
+    for _ in range(ranks - len(members)):
+        # Whose ranks have most cores takes the next one.
+        shares[max(range(len(members)), key=lambda i: len(members[i]) / shares[i])] += 1
+    return [part for group, share in zip(members, shares, strict=True) for part in _parts(group, share, levels[1:], mixed)]
 
 
 def bind(cpus: Sequence[int]) -> None:
@@ -76,9 +102,10 @@ def _threads() -> set[int]:
 
 
 def topology_of(topology: Topology, cpus: Sequence[int]) -> Topology:
-    """The machine as a process bound to `cpus` sees it."""
+    """The machine as a process bound to `cpus` sees it; of a CPU quota it has the share of its cores."""
     kept = [i for i, core in enumerate(topology.core_cpus) if any(cpu in cpus for cpu in core)]
     sockets = sorted({topology.socket_of_core[i] for i in kept})
+    share = len(kept) / topology.physical_cores
     return topology.model_copy(
         update={
             "sockets": len(sockets),
@@ -87,11 +114,13 @@ def topology_of(topology: Topology, cpus: Sequence[int]) -> Topology:
             "allowed_cpus": tuple(sorted(cpus)),
             "core_cpus": tuple(tuple(cpu for cpu in topology.core_cpus[i] if cpu in cpus) for i in kept),
             "socket_of_core": tuple(sockets.index(topology.socket_of_core[i]) for i in kept),
+            "core_kinds": tuple(topology.core_kinds[i] for i in kept) if topology.core_kinds else (),
             "numa_nodes": {
                 node: tuple(cpu for cpu in node_cpus if cpu in cpus)
                 for node, node_cpus in topology.numa_nodes.items()
                 if any(cpu in cpus for cpu in node_cpus)
             },
-            "l3_instances": max(1, min(topology.l3_instances, len(kept))) if topology.l3_instances else 0,
+            "l3_instances": -(-topology.l3_instances * len(kept) // topology.physical_cores),
+            "cpu_quota": None if topology.cpu_quota is None else topology.cpu_quota * share,
         }
     )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,11 +20,14 @@ from autotune.config.profile import Topology
 from autotune.config.tuned import Launch, TunedConfig
 from autotune.errors import InputError
 from autotune.machine.compatibility import check
-from autotune.machine.topology import available_memory_bytes, core_binding, detect, fingerprint
+from autotune.machine.limits import remarks, thread_notes
+from autotune.machine.memory import available_memory_bytes
+from autotune.machine.topology import core_binding, detect, fingerprint
 from autotune.ranks.binding import OVERSUBSCRIBE, NetworkThreads, bind, core_sets, topology_of
 from autotune.ranks.environment import ALONE, Ranks, from_environment, interface
-from autotune.ranks.group import agree, joined
+from autotune.ranks.group import agree, gather, joined
 from autotune.ranks.launch import ensure_environment, launch_of, start_tuned
+from autotune.units import plural
 
 if TYPE_CHECKING:
     from autotune.ranks.lockstep import Lockstep
@@ -91,6 +95,8 @@ class Session:
     launch: Launch
     notes: tuple[str, ...]
     tuned: TunedConfig | None = None
+    by_default: bool = False
+    """Whether nobody has chosen the threads."""
 
     @property
     def ranks(self) -> Ranks:
@@ -106,14 +112,34 @@ class Session:
         return self.config.communication or CommunicationKnobs()
 
     @contextmanager
-    def joined(self) -> Iterator[NetworkThreads]:
-        """Inside, the ranks are joined, and every one is known to want the same. Yields the threads of the network."""
+    def joined(self) -> Iterator[tuple[Session, NetworkThreads]]:
+        """Inside, the ranks are joined, and every one is known to want the same.
+
+        Yields the session with as many cores as the smallest rank has, and the threads of the network.
+        """
         threads = NetworkThreads(self.topology.allowed_cpus)
         with joined(self.ranks, self.communication.backend):
             threads.found()
-            parts = (self.model, self.config)
+            session = self._evened()
+            parts = (session.model, session.config)
             agree("model, partition and knobs", sha256("\n".join(part.model_dump_json() for part in parts).encode()).hexdigest()[:16])
-            yield threads
+            yield session, threads
+
+    def _evened(self) -> Session:
+        """Ranks wait for the slowest in every step, so all work with the cores and the CPU quota of the smallest."""
+        own = (self.topology.physical_cores, math.inf if self.topology.cpu_quota is None else self.topology.cpu_quota)
+        every = gather(own)
+        cores, quota = (min(values) for values in zip(*every, strict=True))
+        if all(rank == (cores, quota) for rank in every):
+            return self
+        used = topology_of(self.topology, [core[0] for core in self.topology.core_cpus[:cores]])
+        used = used.model_copy(update={"cpu_quota": None if math.isinf(quota) else quota})
+        config, notes = self.config, self.notes
+        if self.by_default:
+            config = config.model_copy(update={"threads": used.default_threads()})
+            counts = ", ".join(str(count) for count in sorted({count for count, _ in every}))
+            notes += (f"every rank has {plural(config.threads, 'thread')}, as many as the smallest can use: ranks have {counts} cores",)
+        return replace(self, cores=replace(self.cores, topology=used), config=config, notes=notes)
 
     def build(self, config: RunConfig, network: NetworkThreads, seed: int | None = None, keep_models: int = 1) -> Lockstep:
         """The model in memory. Every rank calls it; see `Lockstep`."""
@@ -144,6 +170,7 @@ def open_session(
     config: Config = None,
     force: bool = False,
     all_cores: bool = False,
+    raced: bool = False,
 ) -> Session:
     """Everything that can be refused is refused here, before anything is allocated.
 
@@ -153,6 +180,7 @@ def open_session(
         config: None takes every default.
         force: use a config of other hardware all the same.
         all_cores: start the process for every core also with a config, since something else is measured beside it.
+        raced: passes are to be timed alone, which takes memory too.
 
     Raises:
         InputError: a name, file or value is wrong.
@@ -165,11 +193,11 @@ def open_session(
     if config is not None and threads is not None:
         raise InputError(f"a config decides the threads, got --threads {threads} beside --config; leave one of them out")
     tuned = load_tuned(config) if isinstance(config, str | Path) else config if isinstance(config, TunedConfig) else None
-    if ranks.local_world == ranks.world:
-        catalog.check_fits(workload, available_memory_bytes(cores.whole))
+    catalog.check_fits(workload, available_memory_bytes(cores.whole), raced=raced, ranks=ranks.world, on_host=ranks.local_world)
     notes = () if tuned is None else check_tuned(tuned, workload, cores, force)
     given = tuned.config if tuned is not None else config if isinstance(config, RunConfig) else None
     run_config = _default(cores, threads) if given is None else given
+    notes += (*thread_notes(cores.topology, run_config.threads), *remarks(cores.topology))
     apart = run_config.communication.communication_cores if run_config.communication else 0
     if ranks.world > 1 and run_config.threads + apart > cores.topology.physical_cores:
         rule = f"threads and communication_cores must fit the {cores.topology.physical_cores} cores of a rank"
@@ -186,7 +214,7 @@ def open_session(
         run_config, notes = tuned.config, notes + changed
     name = workload.name if isinstance(model, Model) else spoken_name(str(model), workload)
     workload = workload if data is None else workload.model_copy(update={"data": data})
-    return Session(cores, name, workload, run_config, launch, notes, tuned)
+    return Session(cores, name, workload, run_config, launch, notes, tuned, by_default=given is None and threads is None)
 
 
 def _default(cores: Cores, threads: int | None) -> RunConfig:
@@ -199,7 +227,7 @@ def _default(cores: Cores, threads: int | None) -> RunConfig:
     count = machine.physical_cores
     if several and threads is not None and not 1 <= threads <= count:
         raise InputError(f"threads must be 1 to {count}, the cores of a rank, got {threads} (--threads); leave it out to use all")
-    threads = count if threads is None else threads
+    threads = machine.default_threads() if threads is None else threads
     core_binding(machine, threads)
     return RunConfig(threads=threads, huge_pages=machine.huge_pages != "never", communication=CommunicationKnobs() if several else None)
 

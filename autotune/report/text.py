@@ -122,14 +122,19 @@ def run_config(config: RunConfig) -> str:
 def profile(result: Profile, width: int = 80) -> RenderableType:
     """`probe`: the machine and its ceilings."""
     machine = result.fingerprint.topology
-    caches = [("L1D", machine.l1d_bytes), ("L2", machine.l2_bytes), ("L3", machine.l3_bytes)]
+    caches = [
+        ("L1D", machine.l1d_bytes),
+        ("L2", machine.l2_bytes),
+        ("L3", machine.l3_bytes),
+        ("memory-side", machine.memory_side_cache_bytes),
+    ]
     limit_bytes = machine.memory_limit_bytes
     facts = [
         ("cpu", machine.cpu_model),
         ("cores", f"{machine.physical_cores} ({machine.logical_cpus} logical CPUs) on {machine.sockets} sockets"),
         ("quota", "" if machine.cpu_quota is None else f"{machine.cpu_quota:g} CPUs (cgroup)"),
         ("caches", ", ".join(f"{name} {format_bytes(size)}" for name, size in caches if size)),
-        ("memory", format_bytes(machine.memory_bytes) + (f", cgroup limit {format_bytes(limit_bytes)}" if limit_bytes else "")),
+        ("memory", format_bytes(machine.memory_bytes) + (f", limit {format_bytes(limit_bytes)}" if limit_bytes else "")),
         ("pages", f"transparent huge pages: {machine.huge_pages}"),
         ("kernels", f"{result.fingerprint.target} ({' '.join(machine.isa)})"),
         ("source", f"{result.source}, {result.created}"),

@@ -26,6 +26,7 @@ from autotune.errors import VerificationError
 from autotune.ops.base import Case, Operator
 from autotune.tuning.budget import Clock
 from autotune.tuning.space import MAX_FINALISTS
+from autotune.units import plural
 
 # A sample shorter than this would measure the clock and the call as much as the operator; short operators are called several times.
 _SAMPLE_S = 5e-4
@@ -91,6 +92,9 @@ class OperatorRace:
     rejected: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     timed: set[Knobs] = field(default_factory=set)
+    """Checked, and raced if they passed."""
+    too_large: set[Knobs] = field(default_factory=set)
+    """Left out, since they need more memory than a race should take."""
 
     def __post_init__(self) -> None:
         operator = self.group.operators[0]
@@ -127,7 +131,7 @@ class OperatorRace:
             names = self._named([*leaders, *entrants])
             heat = self._heat(case, names, calls, heat_end_s - clock())
             measured, leaders = heat.measurement, [names[name] for name in heat.ranking[: MAX_FINALISTS - 1]]
-            if len(self.timed) >= len(self.offered):
+            if len(self.timed) + len(self.too_large) >= len(self.offered):
                 break
         assert measured is not None
         names = self._named(leaders)
@@ -161,12 +165,15 @@ class OperatorRace:
     def _admit(self, case: Case, near: Knobs, check_s: float, sample_s: float, end_s: float) -> list[Knobs]:
         """Candidates that pass their check, nearest to `near` first, as many as there is time to race until `end_s`."""
         admitted: list[Knobs] = []
-        waiting = sorted((knobs for knobs in self.offered if knobs not in self.timed), key=near.distance)
+        waiting = sorted((knobs for knobs in self.offered if knobs not in self.timed | self.too_large), key=near.distance)
         each_s = _RUNS_PER_CANDIDATE * _CANDIDATE_SLOWER * sample_s
         for knobs in waiting:
             begin_s = self.clock()
             if begin_s + check_s + (len(admitted) + 1) * each_s > end_s:
                 break
+            if not case.fits(knobs):
+                self.too_large.add(knobs)
+                continue
             check = case.check(knobs, self.threads)
             check_s = 0.5 * check_s + 0.5 * (self.clock() - begin_s)
             self.timed.add(knobs)
@@ -214,6 +221,9 @@ class OperatorRace:
         return [report, *([self.monitor] if self.monitor else [])]
 
     def _result(self, measured: Measurement, names: dict[str, Knobs]) -> RaceResult:
+        if self.too_large:
+            rule = "packed weights of every width at once would take more memory than the model"
+            self.notes.append(f"{self.group.keys[0]}: {plural(len(self.too_large), 'candidate')} left out, since {rule}")
         samples, finalists = measured.samples, []
         for name, knobs in names.items():
             speedup = ratio(samples["default"], samples[name])

@@ -11,7 +11,7 @@ import functools
 import hashlib
 import itertools
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,15 @@ from autotune.bench.noise import NoiseMonitor
 from autotune.bench.progress import NO_PROGRESS, Progress
 from autotune.config.files import write_tuned
 from autotune.config.knobs import RunConfig
-from autotune.config.model import Model
+from autotune.config.model import Model, required_memory_bytes
 from autotune.config.partition import ALL_TO_ALL_FORMS, CommunicationKnobs, Partition
 from autotune.config.profile import Fingerprint, Profile, Topology
 from autotune.config.tuned import RaceResult, TunedConfig
 from autotune.data.batches import BatchSource
 from autotune.dlrm.defaults import default_config
 from autotune.errors import FingerprintError, MachineError
-from autotune.machine.topology import available_memory_bytes, fingerprint, fingerprint_differences, hardware_id
+from autotune.machine.memory import available_memory_bytes
+from autotune.machine.topology import fingerprint, fingerprint_differences, hardware_id
 from autotune.ops.all_to_all import sample_bounds
 from autotune.ops.native import kernels
 from autotune.perf.ceilings import per_rank
@@ -86,7 +87,7 @@ def candidate_partitions(model: Model, first: Partition, profile: Profile, ranks
 
 def models_in_memory(model: Model, ranks: Ranks, topology: Topology) -> int:
     """How many partitions' models a host holds at once: one or two."""
-    each = (model.table_bytes + model.state_bytes) * ranks.local_world / ranks.world
+    each = required_memory_bytes(model, ranks.world, ranks.local_world)
     return 2 if ranks.world > 1 and 2 * each <= _MODELS_SHARE * available_memory_bytes(topology) else 1
 
 
@@ -138,6 +139,7 @@ def tune(
     output: Path,
     seed: int,
     name: str,
+    notes: Sequence[str] = (),
     progress: Progress = NO_PROGRESS,
 ) -> TunedConfig:
     """Search threads, pages, the knobs of every operator pass and of the whole, and write the tuned config. Rank 0 calls it.
@@ -155,6 +157,7 @@ def tune(
         output: File to write.
         seed: Of orders and sampling.
         name: Of the model in the config.
+        notes: What is known before the search.
 
     Raises:
         InputError: a journal in use.
@@ -197,7 +200,7 @@ def tune(
             progress=progress,
             monitor=monitor,
             seed=seed,
-            notes=list(profile.warnings),
+            notes=[*profile.warnings, *notes],
             **(for_ranks if several else {}),
         )
         if failed:

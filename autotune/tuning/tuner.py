@@ -19,7 +19,7 @@ from autotune.config.model import Model
 from autotune.config.partition import Partition
 from autotune.config.profile import Topology
 from autotune.config.tuned import Gain, RaceResult
-from autotune.machine.topology import available_memory_bytes
+from autotune.machine.memory import available_memory_bytes
 from autotune.perf.table import OTHER, OperatorTable
 from autotune.ranks.lockstep import Lockstep
 from autotune.tuning.budget import Deadline

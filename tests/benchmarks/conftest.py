@@ -27,7 +27,8 @@ from autotune.config.tuned import Interval
 from autotune.data.batches import make_source
 from autotune.dlrm.defaults import default_config
 from autotune.dlrm.model import DLRM
-from autotune.machine.topology import available_memory_bytes, detect
+from autotune.machine.memory import available_memory_bytes
+from autotune.machine.topology import detect
 from autotune.ops.base import Case, Operator
 from autotune.probing.ceilings import ceilings_of
 from autotune.probing.loops import Arrays, Loop, choose_sizes, loops_at

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from machine_folders import GIB, Machine, write
 
-from autotune.machine.topology import available_memory_bytes
+from autotune.machine.memory import available_memory_bytes
 
 
 def v2(machine: Machine, path: str = "/a/b", root: str = "/") -> Path:

@@ -6,14 +6,14 @@ import os
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from machine_folders import GIB, Machine, listed, write
+from machine_folders import GIB, Machine, listed, masked, write
 
 from autotune.config.profile import Fingerprint
 from autotune.errors import InputError, MachineError
 from autotune.machine import topology
-from autotune.machine.sysfs import parse_cpu_list
+from autotune.machine.memory import available_memory_bytes
+from autotune.machine.sysfs import parse_cpu_list, parse_cpu_mask
 from autotune.machine.topology import (
-    available_memory_bytes,
     core_binding,
     detect,
     fingerprint,
@@ -130,6 +130,164 @@ def test_an_extension_that_one_cpu_lacks_is_not_offered(machine: Machine) -> Non
     assert detect(machine.sysfs, machine.proc, [0]).isa == ("avx2", "avx512f")
 
 
+@pytest.mark.parametrize("masks", [False, True])
+def test_masks_of_old_kernels_say_what_lists_say(machine: Machine, masks: bool) -> None:
+    machine.masks = masks
+    t = machine.grid(2, 2, 2, threads=2).detect()
+    assert (t.sockets, t.physical_cores, t.logical_cpus, t.l3_instances, t.l2_bytes) == (2, 8, 16, 2, 1 << 20)
+    assert t.socket_of_core == (0, 0, 0, 0, 1, 1, 1, 1)
+    assert t.numa_nodes == {n: (2 * n, 2 * n + 1, 2 * n + 8, 2 * n + 9) for n in range(4)}
+
+
+@pytest.mark.parametrize("package", [-1, 0, None])
+def test_sockets_are_told_apart_where_package_ids_do_not(machine: Machine, package: int | None) -> None:
+    for first in (0, 2):
+        for cpu in (first, first + 1):
+            machine.core([cpu], package, siblings=[first, first + 1])
+    machine.system()
+    t = machine.detect()
+    assert (t.sockets, t.socket_of_core) == (2, (0, 0, 1, 1))
+
+
+def test_packages_of_one_id_in_several_books_are_several_sockets(machine: Machine) -> None:
+    for book in (0, 1):
+        for package in (0, 1):
+            siblings = [4 * book + 2 * package, 4 * book + 2 * package + 1]
+            for cpu in siblings:
+                machine.core([cpu], package, siblings)
+                write(machine.cpu(cpu) / "topology/book_id", book)
+    machine.system()
+    assert machine.detect().socket_of_core == (0, 0, 1, 1, 2, 2, 3, 3)
+
+
+def test_clusters_are_neither_cores_nor_sockets(machine: Machine) -> None:
+    machine.grid(1, 1, 4)
+    for cpu in range(4):
+        write(machine.cpu(cpu) / "topology/cluster_id", cpu // 2)
+        write(machine.cpu(cpu) / "topology/cluster_cpus_list", "0-1" if cpu < 2 else "2-3")
+    t = machine.detect()
+    assert (t.sockets, t.physical_cores) == (1, 4)
+
+
+def test_a_thread_that_is_offline_leaves_its_core(machine: Machine) -> None:
+    machine.core([0, 4])
+    machine.core([1])
+    machine.cache(2, "1M", [0, 4])
+    machine.cache(2, "1M", [1])
+    write(machine.cpu(5) / "online", 0)
+    machine.system()
+    t = machine.detect([0, 1, 4, 5])
+    assert (t.core_cpus, t.logical_cpus, t.l2_bytes) == (((0, 4), (1,)), 3, 1 << 20)
+
+
+def test_cores_that_are_offline_in_one_socket_leave_the_other_whole(machine: Machine) -> None:
+    machine.grid(2, 1, 4)
+    for cpu in (6, 7):
+        write(machine.cpu(cpu) / "online", 0)
+    t = machine.detect()
+    assert (t.sockets, t.socket_of_core, t.numa_nodes) == (2, (0, 0, 0, 0, 1, 1), {0: (0, 1, 2, 3), 1: (4, 5)})
+
+
+def test_modules_that_share_a_floating_point_unit_are_cores_by_their_ids(machine: Machine) -> None:
+    for cpu in range(4):
+        machine.core([cpu - cpu % 2, cpu - cpu % 2 + 1])
+        write(machine.cpu(cpu) / "topology/core_id", cpu)
+    machine.cpus = [0, 1, 2, 3]
+    machine.cache(2, "2M", [0, 1])
+    machine.cache(2, "2M", [2, 3])
+    machine.system(fields="vendor_id : AuthenticAMD\ncpu family : 21\nflags : avx fma")
+    t = machine.detect()
+    assert (t.core_cpus, t.l2_bytes) == (((0,), (1,), (2,), (3,)), 1 << 20)
+
+
+def test_threads_with_ids_of_their_own_are_one_core(machine: Machine) -> None:
+    machine.core([0, 1])
+    for cpu in (0, 1):
+        write(machine.cpu(cpu) / "topology/core_id", cpu)
+    machine.system()
+    assert machine.detect().core_cpus == ((0, 1),)
+
+
+@pytest.mark.parametrize("shared", ["00000000,00000000", ""])
+def test_a_cache_that_names_nobody_is_its_cores(machine: Machine, shared: str) -> None:
+    machine.core([0, 1])
+    machine.core([2, 3])
+    for cpus in ([0, 1], [2, 3]):
+        machine.cache(3, "9M", cpus)
+        for cpu in cpus:
+            (machine.cpu(cpu) / "cache/index3/shared_cpu_list").unlink()
+            write(machine.cpu(cpu) / "cache/index3/shared_cpu_map", shared)
+    machine.system()
+    assert (machine.detect().l3_instances, machine.detect().l3_bytes) == (2, 9 << 20)
+
+
+def test_nodes_with_gaps_and_without_cpus(machine: Machine) -> None:
+    for cpu in range(4):
+        machine.core([cpu])
+    for node, cpus in ((0, [0, 1]), (8, [2, 3]), (252, []), (255, [])):
+        machine.node(node, cpus)
+    machine.system()
+    assert machine.detect().numa_nodes == {0: (0, 1), 8: (2, 3)}
+
+
+def test_nodes_that_claim_the_same_cpus_are_one(machine: Machine) -> None:
+    for cpu in range(4):
+        machine.core([cpu])
+    for node in range(3):
+        machine.node(node, [0, 1, 2, 3])
+    machine.system()
+    assert machine.detect().numa_nodes == {0: (0, 1, 2, 3)}
+
+
+def test_a_memory_side_cache_is_seen_and_kept_in_files(machine: Machine) -> None:
+    machine.grid(1, 1, 1)
+    plain = machine.detect()
+    assert "memory_side_cache_bytes" not in plain.model_dump()
+    machine.node(0, [0], gib=64, side_cache_gib=16)
+    t = machine.detect()
+    assert t.memory_side_cache_bytes == 16 * GIB
+    assert type(t).model_validate(t.model_dump()) == t
+
+
+FAST_AND_SLOW = {
+    "capacity": {f"devices/system/cpu/cpu{cpu}/cpu_capacity": value for cpu, value in enumerate((446, 446, 1024, 1010))},
+    "lists": {"devices/cpu_core/cpus": "2-3", "devices/cpu_atom/cpus": "0-1"},
+    "frequency": {f"devices/system/cpu/cpu{cpu}/cpufreq/cpuinfo_max_freq": v for cpu, v in enumerate((3300000, 3300000, 5100000, 5000000))},
+}
+
+
+@pytest.mark.parametrize("source", FAST_AND_SLOW)
+def test_fast_cores_come_before_slow_ones(machine: Machine, source: str) -> None:
+    machine.grid(1, 1, 4)
+    for file, value in FAST_AND_SLOW[source].items():
+        write(machine.sysfs / file, value)
+    t = machine.detect()
+    assert (t.core_cpus, t.core_kinds) == (((2,), (3,), (0,), (1,)), (0, 0, 1, 1))
+    assert core_binding(t, 3) == (2, 3, 0)
+    assert type(t).model_validate(t.model_dump()) == t
+
+
+def test_cores_that_boost_a_little_higher_are_of_the_same_kind(machine: Machine) -> None:
+    machine.grid(1, 1, 4)
+    for cpu, frequency in enumerate((5400000, 5500000, 5700000, 5800000)):
+        write(machine.cpu(cpu) / "cpufreq/cpuinfo_max_freq", frequency)
+    assert machine.detect().core_kinds == ()
+    (machine.cpu(2) / "cpufreq/cpuinfo_max_freq").unlink()
+    assert machine.detect().core_kinds == ()
+
+
+@pytest.mark.parametrize("mounted", ["mountinfo", "mounts"])
+def test_a_cpuset_mounted_without_prefix_elsewhere(machine: Machine, mounted: str) -> None:
+    machine.grid(1, 1, 4)
+    if mounted == "mountinfo":
+        machine.cgroup("5:cpuset:/job", "30 20 0:25 / /dev/cpuset rw - cgroup none rw,cpuset,noprefix")
+    else:
+        write(machine.proc / "self/cpuset", "/job")
+        write(machine.proc / "mounts", "none /dev/cpuset cgroup rw,cpuset,noprefix 0 0")
+    write(machine.root / "dev/cpuset/job/cpus", "1-2")
+    assert machine.detect().allowed_cpus == (1, 2)
+
+
 def test_binding_takes_one_hyperthread_a_core_and_the_first_socket_first(two_sockets: Machine) -> None:
     t = two_sockets.detect()
     assert core_binding(t, 3) == (0, 1, 2)
@@ -151,6 +309,17 @@ def test_no_allowed_cpu_is_refused(machine: Machine) -> None:
 @given(st.sets(st.integers(0, 300)))
 def test_cpu_lists_are_read_as_they_are_written(cpus: set[int]) -> None:
     assert parse_cpu_list(listed(sorted(cpus))) == tuple(sorted(cpus))
+
+
+@given(st.sets(st.integers(0, 95)))
+def test_masks_are_read_as_they_are_written(cpus: set[int]) -> None:
+    assert parse_cpu_mask(masked(sorted(cpus))) == tuple(sorted(cpus))
+
+
+def test_a_list_with_a_stride() -> None:
+    assert parse_cpu_list("0-10:2/4,13") == (0, 1, 4, 5, 8, 9, 13)
+    assert parse_cpu_list("0-7:1/2") == (0, 2, 4, 6)
+    assert parse_cpu_mask("not a mask") == parse_cpu_mask("") == ()
 
 
 @given(st.integers(0, 200), st.integers(0, 100))

@@ -1,6 +1,7 @@
 """A layer in each dtype with each optimizer: its weights come and go whole, and its steps are those of torch.optim."""
 
 import itertools
+from types import SimpleNamespace
 from typing import get_args
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 from autotune.config.model import Dtype, Optimizer
 from autotune.config.profile import Topology
+from autotune.ops import layer_case
 from autotune.ops.base import Operator
 from autotune.ops.layer import Layer, LayerKnobs
 from autotune.ops.layer_shapes import Direction
@@ -140,7 +142,51 @@ def test_every_candidate_passes_its_check_and_timing_changes_nothing(dtype: Dtyp
         case.run(knobs, THREADS)
     layers = list(case._layers.values())
     assert all(torch.equal(a, b) for of in layers for a, b in zip(of.weights(), layers[0].weights(), strict=True))
-    assert all(bool((sums == 1).all()) for of in layers for sums in of.state.values())
+    assert all(bool((sums == int(which == "backward_weights")).all()) for of in layers for sums in of.state.values())
+
+
+@pytest.mark.parametrize("which", get_args(Direction))
+def test_a_pass_of_a_model_is_timed_and_checked_on_the_models_weights(which: Direction) -> None:
+    live = layer(optimizer="adagrad")
+    before = [part.clone() for part in (*live.weights(), *live.state.values(), *(panels for _, panels in live._packed.values()))]
+    op = Operator.registry[f"mlp.{which}"]("x", "layer", 150, INPUTS, OUTPUTS, "relu", masked=True, optimizer="adagrad")
+    op.live = SimpleNamespace(memory=SimpleNamespace(modules={"layer": live}))
+    case = op.case(seed=3)
+    for width in (16, 64):
+        knobs = LayerKnobs(bk=width)
+        assert case.check(knobs, THREADS).passed
+        case.run(knobs, THREADS)
+        assert case._packed_for(knobs).parts[0].data_ptr() == live.parts[0].data_ptr()
+    after = (*live.weights(), *live.state.values(), *(panels for _, panels in live._packed.values()))
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_panels_of_many_widths_fit_only_while_they_are_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = LayerForward("x", "layer", 150, INPUTS, OUTPUTS).case(seed=3)
+    widths = [LayerKnobs(bk=width) for width in (16, 32, 48, 64)]
+
+    def fitting() -> list[bool]:
+        case._layers.clear()
+        return [case.fits(knobs) and bool(case._packed_for(knobs)) for knobs in widths]
+
+    assert fitting() == [True] * 4
+    monkeypatch.setattr(layer_case, "_PANELS_BYTES", 0)
+    assert fitting() == [True, True, False, False]
+    assert case.fits(widths[0]), "what is packed already takes no more"
+
+
+@pytest.mark.parametrize("which", get_args(Direction))
+def test_of_a_large_layer_a_part_is_checked_and_errors_are_seen(which: Direction, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layer_case, "_CHECK_WEIGHTS", 200 * 100 // 7)
+    columns = layer_case._checked_outputs(200, 100)
+    assert {int(column) % 16 for column in columns} == set(range(16))
+    assert set(range(136, 200)) <= set(columns.tolist())
+    assert len(columns) < 100
+    op = Operator.registry[f"mlp.{which}"]("x", "layer", 64, 100, 200, "none", masked=False)
+    case = op.case(seed=3)
+    assert case.check(BLOCKED, THREADS).passed
+    case._reference[1][0].value.view(-1)[7] += 1.0
+    assert not case.check(BLOCKED, THREADS).passed
 
 
 @pytest.mark.parametrize("part", ["weight", "bias", "weight state", "bias state"])

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+from machine_folders import Machine
 
 from autotune.config.profile import Topology
 from autotune.errors import InputError, MachineError
@@ -31,6 +34,63 @@ def test_other_numbers_share_the_cores_evenly(topology: Topology) -> None:
     assert core_sets(machine(topology, (2, 2)), 4) == ((0,), (1,), (2,), (3,))
 
 
+def nodes_of(t: Topology, sets: tuple[tuple[int, ...], ...]) -> list[set[int]]:
+    node = {cpu: number for number, cpus in t.numa_nodes.items() for cpu in cpus}
+    return [{node[cpu] for cpu in cpus} for cpus in sets]
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize(("ranks", "nodes"), [(4, 1), (8, 1), (5, 1), (16, 1), (2, 2), (3, 2), (1, 4)])
+def test_ranks_follow_sub_numa_nodes(tmp_path: Path, interleaved: bool, ranks: int, nodes: int) -> None:
+    t = Machine(tmp_path).grid(2, 2, 8, threads=2, interleaved=interleaved).detect()
+    sets = core_sets(t, ranks)
+    assert sorted(cpu for cpus in sets for cpu in cpus) == list(range(32))
+    assert max(len(held) for held in nodes_of(t, sets)) == nodes
+    if ranks in (1, 2, 4, 8, 16):
+        assert {len(cpus) for cpus in sets} == {32 // ranks}
+
+
+def test_ranks_follow_nodes_of_any_numbers(tmp_path: Path) -> None:
+    machine = Machine(tmp_path)
+    first = [0, 1, 2, 5, 6, 10, 11, 12, 15, 16]
+    second = [cpu for cpu in range(20) if cpu not in first]
+    for cpu in range(20):
+        machine.core([cpu])
+    machine.node(0, first)
+    machine.node(1, second)
+    machine.system()
+    t = machine.detect()
+    assert core_sets(t, 2) == (tuple(first), tuple(second))
+    assert core_sets(t, 4) == (tuple(first[:5]), tuple(first[5:]), tuple(second[:5]), tuple(second[5:]))
+
+
+def test_unequal_nodes_are_a_rank_each(tmp_path: Path) -> None:
+    machine, bounds = Machine(tmp_path), (0, 43, 86, 128)
+    for cpu in range(128):
+        machine.core([cpu])
+    for node in range(3):
+        machine.node(node, range(bounds[node], bounds[node + 1]))
+    machine.system()
+    assert [len(cpus) for cpus in core_sets(machine.detect(), 3)] == [43, 43, 42]
+
+
+def test_the_larger_of_unequal_nodes_has_more_ranks(topology: Topology) -> None:
+    assert core_sets(machine(topology, (6, 2)), 4) == ((0, 1), (2, 3), (4, 5), (6, 7))
+
+
+def test_nodes_that_reach_over_sockets_go_before_them(topology: Topology) -> None:
+    t = machine(topology, (4, 4)).model_copy(update={"numa_nodes": {0: (0, 1, 4, 5), 1: (2, 3, 6, 7)}})
+    assert all(len(held) == 1 for held in nodes_of(t, core_sets(t, 4)))
+    one_node = t.model_copy(update={"numa_nodes": {0: tuple(range(8))}})
+    assert core_sets(one_node, 2) == ((0, 1, 2, 3), (4, 5, 6, 7))
+
+
+def test_every_rank_has_fast_and_slow_cores(topology: Topology) -> None:
+    t = machine(topology, (6,)).model_copy(update={"core_kinds": (0, 0, 0, 1, 1, 1)})
+    assert core_sets(t, 2) == ((0, 2, 4), (1, 3, 5))
+    assert topology_of(t, (1, 3, 5)).core_kinds == (0, 1, 1)
+
+
 def test_more_ranks_than_cores_only_when_told(topology: Topology) -> None:
     with pytest.raises(MachineError, match="got 3 ranks"):
         core_sets(machine(topology, (2,)), 3)
@@ -43,3 +103,9 @@ def test_a_rank_sees_its_own_cores_alone(topology: Topology) -> None:
     own = topology_of(machine(topology, (3, 2)), (3, 4))
     assert (own.sockets, own.physical_cores, own.allowed_cpus, own.core_cpus) == (1, 2, (3, 4), ((3,), (4,)))
     assert (own.socket_of_core, own.numa_nodes) == ((0, 0), {1: (3, 4)})
+
+
+def test_a_rank_has_its_share_of_a_quota_and_of_the_caches(topology: Topology) -> None:
+    whole = machine(topology, (4, 2)).model_copy(update={"cpu_quota": 3.0, "l3_instances": 2})
+    own = topology_of(whole, (4, 5))
+    assert (own.cpu_quota, own.default_threads(), own.l3_instances) == (1.0, 1, 1)

@@ -59,6 +59,7 @@ class World:
     batch_s: float = 0.001
     switch_s: float = 0.0001
     wrong: set[Knobs] = field(default_factory=set)
+    too_large: set[Knobs] = field(default_factory=set)
     checked: list[tuple[str, Knobs]] = field(default_factory=list)
     ran: list[tuple[str, Knobs]] = field(default_factory=list)
     die_after_runs: int | None = None
@@ -81,6 +82,9 @@ class FakeCase(Case):
         if self.world.die_after_runs is not None and len(self.world.ran) > self.world.die_after_runs:
             raise KeyboardInterrupt
         self.world.spend(self.world.time_of(self.key, knobs, threads))
+
+    def fits(self, knobs: Any) -> bool:
+        return knobs not in self.world.too_large
 
     def check(self, knobs: Any, threads: int) -> Check:
         self.world.checked.append((self.key, knobs))

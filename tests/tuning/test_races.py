@@ -48,6 +48,14 @@ def test_every_candidate_is_checked_before_it_is_timed(race: Race, group: Operat
     assert result.rejected == ("bk 16 -> 32: error 2, allowed 1",)
 
 
+def test_candidates_that_need_too_much_memory_are_left_out_and_told(race: Race, group: OperatorGroup, world: Any) -> None:
+    world.too_large = {LayerKnobs(bk=bk, thread_columns=c) for bk in (48, 64) for c in (1, 2)}
+    result = race(group, 5.0)
+    assert not world.too_large & {knobs for _, knobs in (*world.checked, *world.ran)}
+    assert (result.candidates, result.offered, result.finalists[0].knobs) == (4, 8, GOOD)
+    assert any(note.startswith(f"{KEY}: 4 candidates left out") for note in result.notes)
+
+
 def test_a_wrong_default_ends_it(race: Race, group: OperatorGroup, world: Any, fake: SimpleNamespace) -> None:
     world.wrong = {fake.default_for().operators[KEY]}
     with pytest.raises(VerificationError, match=r"default must match the reference.*bottom_mlp.0.forward"):
