@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from autotune.ops.base import Residence
 from autotune.ops.schedule import ROWS, Pass
 
+HeldShares = Sequence[tuple[float, ...]]
+"""By pass, in the order of its `touches`."""
+
 _WALKS = 6
 """Steps until what a cache holds at one place of a step hardly changes from one step to the next."""
 
@@ -19,26 +22,41 @@ def residences(passes: Sequence[Pass], own_bytes: float, shared_bytes: float) ->
         own_bytes: capacity of all cores' own caches together.
         shared_bytes: capacity of the last level.
     """
-    own, shared = _Cache(own_bytes), _Cache(shared_bytes)
-    places: list[Residence] = []
-    for _ in range(_WALKS):
-        places = []
-        for each in passes:
-            memory = far = kept = 0.0
-            for buffer in each.touches:
-                in_shared = shared.held(buffer.name)
-                if buffer.name == ROWS:
-                    kept = in_shared
-                else:
-                    memory += buffer.size_bytes * (1 - in_shared)
-                    far += buffer.size_bytes * max(0.0, in_shared - own.held(buffer.name))
-            places.append(Residence(memory, far, kept))
-            sizes = {buffer.name: buffer.size_bytes for buffer in each.touches}
-            # Rows and pooled vectors are touched in turns, other arrays one after another.
-            for together in [sizes] if each.operator.interleaved else [{name: size} for name, size in sizes.items()]:
-                own.touch(together)
-                shared.touch(together)
+    return residences_of(passes, shares_held(passes, own_bytes), shares_held(passes, shared_bytes))
+
+
+def residences_of(passes: Sequence[Pass], own: HeldShares, shared: HeldShares) -> list[Residence]:
+    """The same from what the cores' own caches and the last level hold."""
+    places = []
+    for each, held_own, held_shared in zip(passes, own, shared, strict=True):
+        memory = far = kept = 0.0
+        for buffer, in_own, in_shared in zip(each.touches, held_own, held_shared, strict=True):
+            if buffer.name == ROWS:
+                kept = in_shared
+            else:
+                memory += buffer.size_bytes * (1 - in_shared)
+                far += buffer.size_bytes * max(0.0, in_shared - in_own)
+        places.append(Residence(memory, far, kept))
     return places
+
+
+def shares_held(passes: Sequence[Pass], capacity_bytes: float) -> HeldShares:
+    """For every pass of a step in the steady state: of each array that it touches, the share that a cache holds when it begins."""
+    cache = _Cache(capacity_bytes)
+    # Rows and pooled vectors are touched in turns, other arrays one after another.
+    sizes = [{buffer.name: buffer.size_bytes for buffer in each.touches} for each in passes]
+    turns = [
+        [of_pass] if each.operator.interleaved else [{name: size} for name, size in of_pass.items()]
+        for each, of_pass in zip(passes, sizes, strict=True)
+    ]
+    for together in [together for of_pass in turns for together in of_pass] * (_WALKS - 1):
+        cache.touch(together)
+    held = []
+    for of_pass, together_of_pass in zip(sizes, turns, strict=True):
+        held.append(tuple(map(cache.held, of_pass)))
+        for together in together_of_pass:
+            cache.touch(together)
+    return held
 
 
 class _Cache:
@@ -66,6 +84,10 @@ class _Cache:
 
     def touch(self, together: dict[str, float]) -> None:
         """Touch arrays, by name their bytes, element by element in turns."""
-        during_bytes = sum(size * (1 - self.held(name)) for name, size in together.items())
+        during_bytes = 0.0
+        for name, size in together.items():
+            during_bytes += size * (1 - self.held(name))
         self._fetched_bytes += during_bytes
-        self._touched |= dict.fromkeys(together, (self._fetched_bytes, during_bytes))
+        touched = (self._fetched_bytes, during_bytes)
+        for name in together:
+            self._touched[name] = touched

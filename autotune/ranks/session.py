@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
@@ -144,6 +144,7 @@ def open_session(
     config: Config = None,
     force: bool = False,
     all_cores: bool = False,
+    started: Callable[[], object] = lambda: None,
 ) -> Session:
     """Everything that can be refused is refused here, before anything is allocated.
 
@@ -153,6 +154,7 @@ def open_session(
         config: None takes every default.
         force: use a config of other hardware all the same.
         all_cores: start the process for every core also with a config, since something else is measured beside it.
+        started: called when all is checked and the process stands in its environment, before torch is loaded.
 
     Raises:
         InputError: a name, file or value is wrong.
@@ -176,6 +178,7 @@ def open_session(
         raise InputError(f"{rule}, got {run_config.threads} and {apart} (config); lower one of them")
     alone = ranks.world == 1 and tuned is not None and not all_cores
     launch = start_tuned(tuned, cores.topology, force) if alone and tuned else cores.start(run_config.huge_pages)
+    started()
     if tuned is not None:
         from autotune.dlrm.defaults import in_full
         from autotune.ops.native import kernels
