@@ -56,7 +56,7 @@ class Lines:
         self._every_s = every_s
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
-        self._now = ("", None, 0.0, "", 0.0)
+        self._now: tuple[str, float | None, float, str, float] = ("", None, 0.0, "", 0.0)
         """Phase, its total, what is done of it, what is being worked on, and when it began: replaced as a whole."""
 
     def phase(self, name: str, total: float | None) -> None:
