@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from autotune.bench.progress import NO_PROGRESS
@@ -62,7 +62,7 @@ class Lines:
     def phase(self, name: str, total: float | None) -> None:
         self._now = (name, total, 0.0, "", time.monotonic())
         if self._thread is None:
-            say(self.line())
+            self._say()
             self._thread = threading.Thread(target=self._run, daemon=True, name="autotune-progress")
             self._thread.start()
 
@@ -93,6 +93,10 @@ class Lines:
 
     def _run(self) -> None:
         while not self._ended.wait(self._every_s):
+            self._say()
+
+    def _say(self) -> None:
+        with suppress(OSError, ValueError):  # a reader that has gone, or a full disk, must not end the work
             say(self.line())
 
 

@@ -41,53 +41,36 @@ def residences_of(passes: Sequence[Pass], own: HeldShares, shared: HeldShares) -
 
 
 def shares_held(passes: Sequence[Pass], capacity_bytes: float) -> HeldShares:
-    """For every pass of a step in the steady state: of each array that it touches, the share that a cache holds when it begins."""
-    cache = _Cache(capacity_bytes)
-    # Rows and pooled vectors are touched in turns, other arrays one after another.
-    sizes = [{buffer.name: buffer.size_bytes for buffer in each.touches} for each in passes]
-    turns = [
-        [of_pass] if each.operator.interleaved else [{name: size} for name, size in of_pass.items()]
-        for each, of_pass in zip(passes, sizes, strict=True)
-    ]
-    for together in [together for of_pass in turns for together in of_pass] * (_WALKS - 1):
-        cache.touch(together)
-    held = []
-    for of_pass, together_of_pass in zip(sizes, turns, strict=True):
-        held.append(tuple(map(cache.held, of_pass)))
-        for together in together_of_pass:
-            cache.touch(together)
-    return held
+    """For every pass of a step in the steady state: of each array that it touches, the share that a cache holds when it begins.
 
-
-class _Cache:
-    """What a cache still holds of arrays: after `d` bytes were fetched into it, exp(-d / capacity) of what was there before. That is random
-    replacement, which hashed sets, and a last level shared with strangers, come near. What all fits is never driven out.
-
-    Args:
-        capacity_bytes: Of the cache.
+    After `d` bytes were fetched into the cache, exp(-d / capacity) of what was there before is left. That is random replacement, which
+    hashed sets, and a last level shared with strangers, come near. What all fits is never driven out.
     """
+    capacity = max(capacity_bytes, 1.0)
+    fetched = 0.0
+    touched: dict[str, tuple[float, float]] = {}
+    """By array: bytes fetched into the cache up to the end of its last touch, and during it."""
 
-    def __init__(self, capacity_bytes: float) -> None:
-        self._capacity_bytes = max(capacity_bytes, 1.0)
-        self._fetched_bytes = 0.0
-        self._touched: dict[str, tuple[float, float]] = {}
-        """By array: bytes fetched into the cache up to the end of its last touch, and during it."""
-
-    def held(self, name: str) -> float:
-        """Share of an array."""
-        if name not in self._touched:
+    def kept(name: str) -> float:
+        if name not in touched:
             return 0.0
-        end_bytes, during_bytes = self._touched[name]
-        since, passed = (self._fetched_bytes - end_bytes) / self._capacity_bytes, during_bytes / self._capacity_bytes
+        end, during = touched[name]
+        passed = during / capacity
         # Its first elements saw all of what was fetched beside them, its last ones nothing.
-        return math.exp(-since) * (-math.expm1(-passed) / passed if passed > 1e-9 else 1.0)
+        return math.exp(-((fetched - end) / capacity)) * (-math.expm1(-passed) / passed if passed > 1e-9 else 1.0)
 
-    def touch(self, together: dict[str, float]) -> None:
-        """Touch arrays, by name their bytes, element by element in turns."""
-        during_bytes = 0.0
-        for name, size in together.items():
-            during_bytes += size * (1 - self.held(name))
-        self._fetched_bytes += during_bytes
-        touched = (self._fetched_bytes, during_bytes)
-        for name in together:
-            self._touched[name] = touched
+    turns = [[(buffer.name, buffer.size_bytes) for buffer in each.touches] for each in passes]
+    held: list[tuple[float, ...]] = []
+    for walk in range(_WALKS):
+        for each, arrays in zip(passes, turns, strict=True):
+            if walk == _WALKS - 1:
+                held.append(tuple(kept(name) for name, _ in arrays))
+            # Rows and pooled vectors are touched in turns, element by element, other arrays one after another.
+            for together in [arrays] if each.operator.interleaved else [[array] for array in arrays]:
+                during = 0.0
+                for name, size in together:
+                    during += size * (1 - kept(name))
+                fetched += during
+                for name, _ in together:
+                    touched[name] = (fetched, during)
+    return held

@@ -49,6 +49,18 @@ def test_a_log_shows_life_while_the_work_is_silent(capsys: pytest.CaptureFixture
     assert "autotune-progress" not in {thread.name for thread in threading.enumerate()}
 
 
+def test_a_log_that_cannot_be_written_does_not_end_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: str) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("autotune.cli.progress.say", full)
+    lines = Lines(every_s=0.001)
+    lines.phase("building", None)
+    assert lines._thread is not None
+    lines.end()
+    assert not lines._thread.is_alive()
+
+
 def test_a_line_tells_phase_part_time_and_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     now_s = 100.0
     monkeypatch.setattr("autotune.cli.progress.time.monotonic", lambda: now_s)
