@@ -79,6 +79,8 @@ class Comparison:
     lines: tuple[Line, ...]
     absent: dict[str, str]
     """Peers that did not take part, and why."""
+    probed: str = ""
+    """When the ceilings of the bound were measured."""
     notes: tuple[str, ...] = ()
 
 
@@ -180,6 +182,7 @@ def compare(
             with ExitStack() as stack:
                 tracks = dict(own)
                 for peer in group:
+                    progress.advance(0.0, peer.name)
                     try:
                         contestant = stack.enter_context(start(peer))
                         track = _Track(contestant, OURS)
@@ -317,6 +320,7 @@ def _result(
         bounds_s=bounds,
         lines=tuple(sorted(lines.values(), key=lambda line: line.iteration_s.median)),
         absent={name: why for name, why in absent.items() if why},
+        probed=profile.created,
         notes=_notes(lines, [measured for _, measured in fields], profile),
     )
 
