@@ -76,8 +76,8 @@ def test_every_result_has_a_frame(hardware_profile: Profile, tuned_config: Tuned
     assert len(autotune.frame(autotune.explain(tuned_config))) == len(autotune.explain(tuned_config).findings)
 
 
-def test_the_readme_names_columns_that_there_are(tuned_config: TunedConfig) -> None:
-    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-    (named,) = re.findall(r"autotune\.frame\(table\)\[(\[.*?\])\]", readme)
+def test_the_page_of_commands_names_columns_that_there_are(tuned_config: TunedConfig) -> None:
+    page = (Path(__file__).parents[1] / "autotune/cli/README.md").read_text(encoding="utf-8")
+    (named,) = re.findall(r"autotune\.frame\(table\)\[(\[.*?\])\]", page)
     assert tuned_config.verdicts
     assert set(json.loads(named)) <= set(frame_of(tuned_config.verdicts).columns)

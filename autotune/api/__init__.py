@@ -8,11 +8,24 @@ process starts (see `Launch`). Nothing heavy is imported before it is needed, so
 
 from __future__ import annotations
 
-from autotune.api.arguments import load_model, load_tuned
-from autotune.api.measured import compare, probe, profile, run, tune, validate, verify
-from autotune.api.predicted import explain, export, frame, plan, scale, what_if
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from autotune.api.arguments import load_model, load_tuned
+    from autotune.api.measured import compare, probe, profile, run, tune, validate, verify
+    from autotune.api.predicted import explain, export, frame, plan, scale, what_if
 
 __all__ = [
     "compare", "explain", "export", "frame", "load_model", "load_tuned", "plan", "probe", "profile", "run", "scale", "tune", "validate",
     "verify", "what_if",
 ]  # fmt: skip
+_ELSEWHERE = {name: "predicted" for name in ("explain", "export", "frame", "plan", "scale", "what_if")}
+_ELSEWHERE |= {"load_model": "arguments", "load_tuned": "arguments"}
+
+
+def __getattr__(name: str) -> Any:
+    """What runs nothing does without the modules that measure."""
+    if name not in __all__:
+        raise AttributeError(f"module 'autotune.api' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"autotune.api.{_ELSEWHERE.get(name, 'measured')}"), name)

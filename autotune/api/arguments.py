@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from autotune import catalog
 from autotune.config.files import load_tuned as load_config
@@ -10,7 +11,9 @@ from autotune.config.files import load_tuned_and_record
 from autotune.config.model import Model
 from autotune.config.profile import Profile
 from autotune.config.tuned import TunedConfig
-from autotune.ranks.session import ModelName
+
+if TYPE_CHECKING:
+    from autotune.ranks.session import ModelName
 
 load_model = catalog.load_model_by_name
 load_tuned = load_tuned_and_record

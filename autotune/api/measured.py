@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autotune import catalog
 from autotune.api.arguments import model_of, tuned_of
 from autotune.bench.progress import NO_PROGRESS, Progress
-from autotune.config.base import MAX_SEARCH_SEED
 from autotune.config.files import check_writable
 from autotune.config.model import UNCHANGED, Changes, DataSpec
 from autotune.config.partition import CommunicationKnobs, Partition
 from autotune.config.profile import Profile, Topology
 from autotune.config.tuned import TunedConfig
+from autotune.config.words import MAX_SEARCH_SEED
 from autotune.errors import InputError, MachineError
 from autotune.machine.limits import limits, remarks
 from autotune.machine.memory import available_memory_bytes
@@ -44,9 +45,7 @@ def probe(
     backend: str = "gloo",
     progress: Progress = NO_PROGRESS,
 ) -> Profile:
-    """This machine's profile: the stored one, or a new one where there is none or `refresh` asks for it. Takes under a minute.
-
-    With several sockets it holds the network between so many ranks.
+    """This machine's profile: the stored one, or a new one, in under two minutes; of several sockets with the network between them.
 
     Args:
         refresh_network: Measure the network again; the machine's ceilings stay.
@@ -54,6 +53,7 @@ def probe(
     """
     cores = own_cores()
     cores.start()
+    _loading(progress)
     from autotune.probing.shared import shared_profile
     from autotune.ranks.group import joined
 
@@ -93,7 +93,9 @@ def run(
         FingerprintError: the config belongs to another model, or to other hardware without `force`.
         MachineError: the model does not fit in memory.
     """
-    session = open_session(model, changes=changes, threads=threads, data=data, config=config, force=force)
+    session = open_session(
+        model, changes=changes, threads=threads, data=data, config=config, force=force, started=partial(_loading, progress)
+    )
     if checkpoint_out is not None and session.ranks.world == 1:
         catalog.check_fits(session.model, available_memory_bytes(session.topology), written=True)
     from autotune.dlrm.checkpoint import load_into, read_checkpoint_of, save_checkpoint
@@ -140,7 +142,10 @@ def profile(
         rounds: Iterations measured.
         prove: Test every verdict: data resident in cache, and half the threads.
     """
-    session = open_session(model, changes=changes, threads=threads, data=data, config=config, force=force, all_cores=True, raced=prove)
+    session = open_session(
+        model, changes=changes, threads=threads, data=data, config=config, force=force, all_cores=True, raced=prove,
+        started=partial(_loading, progress),
+    )  # fmt: skip
     from autotune.perf.measure import profile_passes
     from autotune.perf.perturb import prove_passes
     from autotune.planning.planned import planned_config
@@ -227,7 +232,7 @@ def _tune(
     profile: Profile | None,
     progress: Progress = NO_PROGRESS,
 ) -> TunedConfig:
-    session = open_session(model, changes=changes, raced=True)
+    session = open_session(model, changes=changes, raced=True, started=partial(_loading, progress))
     from autotune.planning.planned import planned_partition
     from autotune.probing.shared import shared_profile
     from autotune.tuning.budget import Deadline
@@ -280,7 +285,7 @@ def verify(
 
     deadline, tuned = Deadline(budget_s), tuned_of(config)
     # The default may want more threads than the config: the process is started for both.
-    session = open_session(tuned.model, config=tuned, force=force, all_cores=True)
+    session = open_session(tuned.model, config=tuned, force=force, all_cores=True, started=partial(_loading, progress))
     from autotune.bench.noise import NoiseMonitor
     from autotune.planning.planned import planned_partition
     from autotune.tuning.study import default_for_ranks, models_in_memory
@@ -315,6 +320,7 @@ def validate(
     named = [model_of(model) for model in models]
     cores = own_cores()
     cores.start()
+    _loading(progress)
     from autotune.perf import validate as validation
     from autotune.probing.store import load_or_probe
 
@@ -329,7 +335,7 @@ def compare(
     *,
     config: TunedConfig | str | Path | None = None,
     peers: tuple[Peer, ...] | None = None,
-    budget_s: float = 120.0,
+    budget_s: float = 300.0,
     cached_profile: bool = False,
     changes: Changes = UNCHANGED,
     seed: int = 0,
@@ -340,13 +346,16 @@ def compare(
 
     Args:
         peers: None takes all.
+        budget_s: Seconds for everything: probing, building, comparing. What the first two are expected to take is told at the start.
         cached_profile: Take the stored ceilings for the bound instead of probing anew.
     """
     workload = model_of(model).changed(changes)
     if (workload.dtype, workload.optimizer) != ("fp32", "sgd"):
         rule = "peers train in fp32 with SGD, and so must the model"
         raise InputError(f"{rule}, got {workload.dtype} with {workload.optimizer} ({model}); compare the model without that change")
-    cores = own_cores()
+    from autotune.tuning.budget import Deadline
+
+    deadline, cores = Deadline(budget_s), own_cores()
     tuned = None if config is None else tuned_of(config)
     if tuned is not None:
         check_tuned(tuned, workload, cores, force)
@@ -354,8 +363,14 @@ def compare(
     from autotune.comparing import compare as comparison
     from autotune.comparing.peers import PEERS
     from autotune.dlrm.defaults import in_full
-    from autotune.probing.store import load_or_probe
 
+    chosen = PEERS if peers is None else peers
+    needs = comparison.prepare(workload, cores.topology, chosen)
+    _loading(progress)
+    from autotune.probing.probe import EXPECTED_S
+    from autotune.probing.store import is_stored, load_or_probe
+
+    progress.note(needs.words(budget_s, 0.0 if cached_profile and is_stored() else EXPECTED_S))
     tuned = None if tuned is None else in_full(tuned, workload)[0]
     machine = load_or_probe(refresh=not cached_profile, progress=progress)
     return comparison.compare(
@@ -363,8 +378,8 @@ def compare(
         profile=machine,
         topology=cores.topology,
         tuned=tuned,
-        peers=PEERS if peers is None else peers,
-        budget_s=budget_s,
+        peers=chosen,
+        budget_s=deadline.left_s,
         seed=seed,
         progress=progress,
     )
@@ -373,6 +388,10 @@ def compare(
 def _cache_bytes(machine: Topology, threads: int) -> int:
     """All that a team can fill."""
     return machine.l2_bytes * threads + machine.l3_bytes * machine.l3_instances
+
+
+def _loading(progress: Progress) -> None:
+    progress.phase("loading torch", None)  # takes seconds from a cold disk
 
 
 def _say_config(session: Session, config: Config, progress: Progress) -> None:

@@ -12,7 +12,6 @@ from autotune.config.model import UNCHANGED, Changes, DataSpec
 from autotune.config.partition import CommunicationKnobs
 from autotune.config.profile import Profile
 from autotune.config.tuned import TunedConfig
-from autotune.ranks.session import ModelName
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from autotune.planning.constraints import Constraints
     from autotune.planning.planner import Plan
     from autotune.planning.scaling import Placing, Scaling
+    from autotune.ranks.session import ModelName
 
 
 def plan(
@@ -79,9 +79,7 @@ def scale(
     )
 
 
-def explain(
-    config: TunedConfig | str | Path, *, changes: Sequence[str] = (), common: bool = False, timeline: bool = False
-) -> Explanation:
+def explain(config: TunedConfig | str | Path, *, changes: Sequence[str] = (), common: bool = False, timeline: bool = False) -> Explanation:
     """What was chosen, what each choice gained, what bounds every operator pass, and what is left.
 
     Args:

@@ -7,17 +7,15 @@ from typing import Annotated
 
 import typer
 
-from autotune import api
 from autotune.cli.options import ForceOption, JsonOption, MaxRowsOption, MinibatchOption, ModelArgument, OutputOption, SearchSeedOption
 from autotune.cli.output import check_outputs, show
 from autotune.cli.progress import reporting
 from autotune.comparing.peers import PEERS, Peer
-from autotune.config.model import Changes
+from autotune.config.words import Changes
 from autotune.errors import InputError
-from autotune.report.compare import comparison
 from autotune.units import parse_duration
 
-Budget = Annotated[str, typer.Option("--budget", metavar="TIME", help="Of timed rounds; building and probing come on top.")]
+Budget = Annotated[str, typer.Option("--budget", metavar="TIME", help="For everything: probing, building, comparing.")]
 Config = Annotated[Path | None, typer.Option("--config", metavar="FILE", help="A tuned config, to take part beside the default.")]
 Only = Annotated[str | None, typer.Option("--peers", metavar="A,B", help=f"Only these of: {', '.join(peer.name for peer in PEERS)}.")]
 Cached = Annotated[bool, typer.Option("--cached-profile", help="Take the stored ceilings for the bound instead of probing anew.")]
@@ -27,7 +25,7 @@ def command(
     model: ModelArgument,
     config: Config = None,
     peers: Only = None,
-    budget: Budget = "120s",
+    budget: Budget = "300s",
     cached_profile: Cached = False,
     max_rows: MaxRowsOption = None,
     minibatch: MinibatchOption = None,
@@ -40,8 +38,11 @@ def command(
 
     Stock PyTorch in its best environment is the baseline. fbgemm and torchrec take part where they are installed: pip install '.[peers]'.
 
-    Example: autotune compare small --config small.tuned.yaml --budget 120s
+    Example: autotune compare small --config small.tuned.yaml --budget 300s
     """
+    from autotune import api
+    from autotune.report.compare import comparison
+
     check_outputs(output)
     with reporting() as progress:
         result = api.compare(

@@ -7,10 +7,8 @@ from typing import Annotated
 
 import typer
 
-from autotune import api
 from autotune.cli.options import ConfigArgument, JsonOption, OutputOption
 from autotune.cli.output import check_outputs, say, show
-from autotune.config.files import make_folder, write_text_atomic
 from autotune.errors import InputError
 
 Html = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Also write a page of its own: one file, no network.")]
@@ -34,6 +32,9 @@ def command(
 
     Example: autotune explain small.tuned.yaml --html report.html
     """
+    from autotune import api
+    from autotune.config.files import make_folder, write_text_atomic
+
     check_outputs(html, trace, output)
     given = [file.resolve() for file in (html, trace, output) if file is not None]
     if len(set(given)) < len(given):

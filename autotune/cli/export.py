@@ -8,9 +8,7 @@ from typing import Annotated
 
 import typer
 
-from autotune import api
 from autotune.cli.options import ConfigArgument
-from autotune.config.files import write_text_atomic
 from autotune.exporting.targets import TARGETS
 
 To = Annotated[str, typer.Option("--to", metavar="|".join(TARGETS), help="Shell lines, JSON, or a script for one or several hosts.")]
@@ -24,6 +22,9 @@ def command(config: ConfigArgument, to: To, output: Output = None) -> None:
 
     Example: eval "$(autotune export small.tuned.yaml --to env)"
     """
+    from autotune import api
+    from autotune.config.files import write_text_atomic
+
     text = api.export(config, to)
     if output is None:
         sys.stdout.write(text)

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from rich.console import RenderableType
-
-from autotune import catalog
 from autotune.cli.options import JsonOption
 from autotune.cli.output import show
-from autotune.config.model import Model, required_memory_bytes
-from autotune.machine.memory import available_memory_bytes
-from autotune.machine.topology import detect
-from autotune.report.layout import Column, table
 from autotune.units import format_bytes
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from autotune.config.model import Model
 
 
 @dataclass(frozen=True)
@@ -42,6 +41,9 @@ class ModelList:
 
 
 def _entry(model: Model, available_bytes: int) -> ModelEntry:
+    from autotune import catalog
+    from autotune.config.model import required_memory_bytes
+
     required_bytes = required_memory_bytes(model)
     return ModelEntry(
         name=model.name,
@@ -57,12 +59,18 @@ def _entry(model: Model, available_bytes: int) -> ModelEntry:
 
 def model_list() -> ModelList:
     """Every shipped model, and whether it fits this machine."""
+    from autotune import catalog
+    from autotune.machine.memory import available_memory_bytes
+    from autotune.machine.topology import detect
+
     available_bytes = available_memory_bytes(detect())
     models = tuple(_entry(catalog.load_model_by_name(name), available_bytes) for name in catalog.list_models())
     return ModelList(available_bytes, models)
 
 
 def _render(result: ModelList, width: int) -> RenderableType:
+    from autotune.report.layout import Column, table
+
     rows = result.models
     columns = [
         Column("model", [row.name for row in rows], justify="left"),

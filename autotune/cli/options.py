@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from autotune.catalog import load_model_by_name
-from autotune.config.base import MAX_SEARCH_SEED, MAX_SEED
-from autotune.config.model import DataSpec
+from autotune.config.words import MAX_SEARCH_SEED, MAX_SEED
 from autotune.errors import InputError
+
+if TYPE_CHECKING:
+    from autotune.config.model import DataSpec
 
 DEFAULT_ALPHA = 1.05
 """Zipf exponent where none is given: the public DLRM's synthetic traces and Criteo's own head lie near it."""
@@ -49,7 +50,11 @@ BudgetOption = Annotated[str, typer.Option("--budget", metavar="TIME", help="Tim
 
 def data_of(text: str | None, model: str) -> DataSpec | None:
     """What ``--data`` asks for, for the model of that name or file; None without the option."""
-    return None if text is None else parse_data(text, load_model_by_name(model).data)
+    if text is None:
+        return None
+    from autotune.catalog import load_model_by_name
+
+    return parse_data(text, load_model_by_name(model).data)
 
 
 def parse_data(text: str, base: DataSpec) -> DataSpec:
@@ -58,6 +63,8 @@ def parse_data(text: str, base: DataSpec) -> DataSpec:
     Raises:
         InputError: no such distribution, a bad exponent, or no such file.
     """
+    from autotune.config.model import DataSpec
+
     kind, _, rest = text.partition(":")
     keep = {"pooling_kind": base.pooling_kind}
     if text == "uniform":

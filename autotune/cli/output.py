@@ -5,33 +5,29 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from rich.console import Console, RenderableType
-
-from autotune.config.files import check_writable, write_text_atomic
-from autotune.ranks.environment import from_environment
-from autotune.report.json import to_json
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 T = TypeVar("T")
 
 
-class _Console(Console):
-    """Leaves a closed pipe to the command line, where it is handled once."""
-
-    def on_broken_pipe(self) -> None:
-        raise BrokenPipeError
-
-
 def check_outputs(*files: Path | None) -> None:
     """Before a long job. Raises: InputError: one of them cannot be written."""
-    for file in files:
-        if file is not None:
-            check_writable(file)
+    given = [file for file in files if file is not None]
+    if not given:
+        return
+    from autotune.config.files import check_writable
+
+    for file in given:
+        check_writable(file)
 
 
 def speaks() -> bool:
     """Whether this process tells the result: of the ranks that a launcher started, the first alone does."""
+    from autotune.ranks.environment import from_environment
+
     ranks = from_environment()
     return ranks is None or ranks.first
 
@@ -43,12 +39,22 @@ def show(result: T, render: Callable[[T, int], RenderableType], as_json: bool, o
     """
     if not speaks():
         return
+    if output is not None or as_json:
+        from autotune.report.json import to_json
     if output is not None:
+        from autotune.config.files import write_text_atomic
+
         write_text_atomic(output, to_json(result))
     if as_json:
         sys.stdout.write(to_json(result))
     else:
-        console = _Console(markup=False, highlight=False, emoji=False)
+        from rich.console import Console
+
+        class Terminal(Console):
+            def on_broken_pipe(self) -> None:
+                raise BrokenPipeError  # handled once, by the command line
+
+        console = Terminal(markup=False, highlight=False, emoji=False)
         console.print(render(result, console.width))
 
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from autotune import api
 from autotune.cli.options import (
     DataOption,
     DtypeOption,
@@ -21,8 +20,7 @@ from autotune.cli.options import (
     data_of,
 )
 from autotune.cli.output import check_outputs, show
-from autotune.config.model import Changes
-from autotune.config.partition import KINDS, Kind
+from autotune.config.words import KINDS, Changes, Kind
 from autotune.errors import InputError
 from autotune.units import parse_bytes
 
@@ -70,7 +68,8 @@ def command(
     limit = None if memory_per_socket is None else parse_bytes(memory_per_socket)
     if limit == 0:
         raise InputError(f"memory per socket must be positive, got {memory_per_socket} (--memory-per-socket); write for example 64GB")
-    from autotune.report.plan import plan as render  # brings numpy, which no help text waits for
+    from autotune import api
+    from autotune.report.plan import plan as render
 
     result = api.plan(
         model,

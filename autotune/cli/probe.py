@@ -7,12 +7,9 @@ from typing import Annotated
 
 import typer
 
-from autotune import api
 from autotune.cli.options import JsonOption, RanksOption
 from autotune.cli.output import check_outputs, show, speaks
 from autotune.cli.progress import reporting
-from autotune.config.files import write_yaml
-from autotune.report import text
 
 Refresh = Annotated[bool, typer.Option("--refresh", help="Measure again although this machine's profile is in the cache.")]
 RefreshNetwork = Annotated[bool, typer.Option("--refresh-network", help="Measure the network again; the machine's ceilings stay.")]
@@ -34,6 +31,10 @@ def command(
 
     Example: autotune probe -o profiles/mine.yaml
     """
+    from autotune import api
+    from autotune.config.files import write_yaml
+    from autotune.report import text
+
     check_outputs(output)
     with reporting() as progress:
         profile = api.probe(sockets=sockets, refresh=refresh, refresh_network=refresh_network, backend=backend, progress=progress)

@@ -6,12 +6,10 @@ from typing import Annotated
 
 import typer
 
-from autotune import api
 from autotune.cli import options
 from autotune.cli.output import check_outputs, show
 from autotune.cli.progress import reporting
-from autotune.config.model import Changes
-from autotune.report import text
+from autotune.config.words import Changes
 
 Prove = Annotated[bool, typer.Option("--prove", help="Test every verdict: data resident in cache, and half the threads.")]
 Rounds = Annotated[int, typer.Option("--rounds", min=1, metavar="N", help="Iterations measured.")]
@@ -38,6 +36,9 @@ def command(
 
     Example: autotune profile mlperf-1m --threads 2 --prove
     """
+    from autotune import api
+    from autotune.report import text
+
     check_outputs(output)
     with reporting() as progress:
         result = api.profile(

@@ -7,12 +7,10 @@ from typing import Annotated
 
 import typer
 
-from autotune import api
 from autotune.cli import options
 from autotune.cli.output import check_outputs, show
 from autotune.cli.progress import reporting
-from autotune.config.model import Changes
-from autotune.report import text
+from autotune.config.words import Changes
 
 Steps = Annotated[int, typer.Option("--steps", min=1, metavar="N", help="Training iterations.")]
 CheckpointIn = Annotated[
@@ -43,6 +41,9 @@ def command(
 
     Example: autotune run small --steps 100 --config small.tuned.yaml
     """
+    from autotune import api
+    from autotune.report import text
+
     check_outputs(checkpoint_out, output)
     with reporting() as progress:
         result = api.run(

@@ -6,14 +6,11 @@ from typing import Annotated, Literal, cast
 
 import typer
 
-from autotune import api
 from autotune.cli.options import JsonOption, MaxRowsOption, ModelArgument, OutputOption
 from autotune.cli.output import check_outputs, show
 from autotune.cli.progress import reporting
-from autotune.config.model import DTYPES, Changes
-from autotune.config.partition import ALL_TO_ALL_FORMS, MAX_RANKS, AllToAllForm, CommunicationKnobs
+from autotune.config.words import ALL_TO_ALL_FORMS, DTYPES, MAX_RANKS, AllToAllForm, Changes
 from autotune.errors import InputError
-from autotune.report.predict import scaling
 from autotune.units import parse_bytes, parse_duration
 
 Sockets = Annotated[str, typer.Option("--sockets", metavar="N,N2", help="Counts to simulate: 1,2,4,8.")]
@@ -52,6 +49,10 @@ def command(
 
     Example: autotune scale mlperf --profile xeon-8380h-4s --sockets 4,8,16,32 --global-minibatch 32768
     """
+    from autotune import api
+    from autotune.config.partition import CommunicationKnobs
+    from autotune.report.predict import scaling
+
     check_outputs(output)
     counts = _counts(sockets)
     chosen = (("--placing", placing, ("planned", "columns")), ("--wire", wire, DTYPES), ("--all-to-all", all_to_all, ALL_TO_ALL_FORMS))

@@ -7,13 +7,10 @@ from typing import Annotated
 
 import typer
 
-from autotune import api
 from autotune.cli import options
 from autotune.cli.output import show
 from autotune.cli.progress import reporting
-from autotune.config.model import Changes
-from autotune.exporting.targets import default_output
-from autotune.report import text
+from autotune.config.words import Changes
 from autotune.units import parse_duration
 
 Wire = Annotated[str, typer.Option("--wire", metavar="fp32|any", help="Between sockets: fp32 alone, or bf16 too where that is faster.")]
@@ -37,6 +34,10 @@ def command(
 
     Example: autotune tune small --sockets 1 --budget 120s -o small.tuned.yaml
     """
+    from autotune import api
+    from autotune.exporting.targets import default_output
+    from autotune.report import text
+
     changes = Changes(max_rows, minibatch, dtype, optimizer)
     file = output or default_output(api.load_model(model).changed(changes).name)
     with reporting() as progress:

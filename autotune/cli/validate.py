@@ -6,12 +6,10 @@ from typing import Annotated
 
 import typer
 
-from autotune import api
 from autotune.cli.options import BudgetOption, JsonOption, OutputOption
 from autotune.cli.output import check_outputs, show
 from autotune.cli.progress import reporting
-from autotune.config.base import MAX_SEARCH_SEED
-from autotune.report.predict import validation
+from autotune.config.words import MAX_SEARCH_SEED
 from autotune.units import parse_duration
 
 Models = Annotated[list[str] | None, typer.Argument(metavar="[MODEL...]", help="Shipped models or YAML files, measured first.")]
@@ -31,6 +29,9 @@ def command(
 
     Example: autotune validate small rm2 mlperf-1m --seed 7 --budget 120s
     """
+    from autotune import api
+    from autotune.report.predict import validation
+
     check_outputs(output)
     budget_s = parse_duration(budget)
     with reporting() as progress:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from autotune import api
 from autotune.cli.options import BudgetOption, ConfigArgument, ForceOption, JsonOption, OutputOption, RanksOption
 from autotune.cli.output import check_outputs, show, speaks
 from autotune.cli.progress import reporting
 from autotune.errors import VerificationError
-from autotune.report import text
 from autotune.units import parse_duration
 
 
@@ -23,6 +21,9 @@ def command(
 
     Example: autotune verify small.tuned.yaml --budget 60s
     """
+    from autotune import api
+    from autotune.report import text
+
     check_outputs(output)
     with reporting() as progress:
         result = api.verify(config, sockets=sockets, budget_s=parse_duration(budget), force=force, progress=progress)

@@ -3,7 +3,7 @@
 Each contestant is a process of its own, since allocator, pages and threads are chosen when a process starts. Before anything is timed all
 train on the same batches from the same weights, and their losses are compared. Then each round trains every contestant on the same batch,
 in an order drawn anew; only one works at a time, and preparing a batch is outside the clock. Where memory does not hold all models at once,
-peers take turns in groups, each beside ours and beside the baseline.
+peers take turns in groups beside ours, which is built once and stays.
 
 The bound is the sum over the passes of ours of the least time that the ceilings allow them, as probed in the same run.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ from dataclasses import dataclass, replace
 from autotune.bench.noise import NoiseMonitor
 from autotune.bench.progress import NO_PROGRESS, Progress
 from autotune.bench.rounds import EachRound, Measurement, Turn, run_rounds
-from autotune.bench.samples import ratio
+from autotune.bench.samples import Samples, ratio
 from autotune.comparing.peers import BASELINE, OURS, PEERS, TUNED, Peer, environment_of
 from autotune.comparing.process import Contestant, ContestantError
 from autotune.config.knobs import RunConfig
@@ -30,7 +31,7 @@ from autotune.errors import MachineError, VerificationError
 from autotune.machine.limits import thread_notes
 from autotune.machine.memory import available_memory_bytes
 from autotune.ranks.launch import launch_of
-from autotune.units import format_bytes
+from autotune.units import format_bytes, format_time
 
 LOSS_STEPS = 3
 LOSS_TOLERANCE = 1e-4
@@ -40,6 +41,10 @@ _LEAST_ROUNDS = 6
 # What torch and the libraries of a peer take beside a model, and the share of memory that may be filled.
 _PROCESS_BYTES = 1 << 30
 _MEMORY_SHARE = 0.85
+# For the estimate: a process that imports torch and a peer's libraries, drawing tables and copying them, compiling. On 2 cores (Zen 3).
+_START_S = 6.0
+_BUILD_BYTES_PER_S = 0.5e9
+_COMPILE_S = 40.0
 
 
 @dataclass(frozen=True)
@@ -75,18 +80,57 @@ class Comparison:
     lines: tuple[Line, ...]
     absent: dict[str, str]
     """Peers that did not take part, and why."""
+    probed: str = ""
+    """When the ceilings of the bound were measured."""
     notes: tuple[str, ...] = ()
 
 
-def groups(peers: Sequence[Peer], at_once: int) -> list[list[Peer]]:
-    """Peers that run beside each other: the baseline in every group, as many others as memory holds beside ours and it.
+@dataclass(frozen=True)
+class Preparation:
+    """What a comparison needs before its rounds."""
+
+    groups: tuple[tuple[Peer, ...], ...]
+    """Peers that run beside each other, and beside ours."""
+    building_s: float
+    """Estimate: starting every process, building and checking its model."""
+
+    @property
+    def models(self) -> int:
+        """Models that are built: ours, and each peer's."""
+        return 1 + sum(map(len, self.groups))
+
+    def words(self, budget_s: float, probe_s: float) -> str:
+        """What is expected to take how long, for the user to see before it begins; `probe_s` is 0 where stored ceilings are taken."""
+        parts = [f"the probe {_about(probe_s)} (--cached-profile takes stored ceilings)"] if probe_s else []
+        turns = f" (memory holds them in {len(self.groups)} groups)" if len(self.groups) > 1 else ""
+        parts.append(f"building {self.models} models {_about(self.building_s)}{turns}")
+        left_s = budget_s - probe_s - self.building_s
+        rest = f"which leaves {_about(left_s)} for rounds" if left_s > 0 else f"so only the least, {_LEAST_ROUNDS} rounds, will run"
+        return f"of the budget of {format_time(budget_s)}: {', '.join(parts)}; {rest}"
+
+
+def _about(time_s: float) -> str:
+    return f"about {time_s:.0f} s"
+
+
+def groups(peers: Sequence[Peer], at_once: int) -> tuple[tuple[Peer, ...], ...]:
+    """Peers in their order, parted evenly into as few groups as memory allows.
 
     Args:
-        at_once: Models that memory holds, ours included; 3 or more, unless there is only the baseline.
+        at_once: Models that memory holds, ours included: 2 or more.
     """
-    base, others = peers[:1], list(peers[1:])
-    room = max(1, at_once - 2)
-    return [[*base, *others[i : i + room]] for i in range(0, len(others), room)] or [list(base)]
+    count = max(1, -(-len(peers) // max(1, at_once - 1)))
+    bounds = [len(peers) * number // count for number in range(count + 1)]
+    return tuple(tuple(peers[begin:end]) for begin, end in itertools.pairwise(bounds))
+
+
+def prepare(model: Model, topology: Topology, peers: Sequence[Peer] = PEERS) -> Preparation:
+    """What comparing with those of `peers` that are installed needs. Raises: MachineError: memory does not hold two models."""
+    present = [peer for peer in peers if not peer.missing]
+    compiled = sum(peer.kind == "compiled" for peer in present)
+    each_s = _START_S + 2 * model.table_bytes / _BUILD_BYTES_PER_S  # drawn, and copied from ours
+    building_s = (1 + len(present)) * each_s + compiled * _COMPILE_S
+    return Preparation(groups(present, _at_once(model, topology, len(present))), building_s)
 
 
 def compare(
@@ -106,46 +150,56 @@ def compare(
         profile: Probed in the same run; gives the bound.
         topology: This machine's.
         tuned: Our tuned configuration, beside the default.
-        peers: The first is what ratios are quoted against.
-        budget_s: Seconds of timed rounds, all groups together; at least six rounds run. Building comes on top.
+        peers: The first is the baseline.
+        budget_s: Seconds for everything here; at least six rounds of every group run.
         seed: Of the order within the rounds.
 
     Raises:
         MachineError: memory does not hold two models.
         VerificationError: our own losses with the tuned configuration differ from those with the default.
     """
+    end_s = time.monotonic() + budget_s
     threads = topology.default_threads()
     launch = launch_of(RunConfig(threads=threads, huge_pages=topology.huge_pages != "never"), topology)
     absent = {peer.name: peer.missing for peer in peers if peer.missing}
-    present = [peer for peer in peers if peer.name not in absent]
+    parted = prepare(model, topology, peers).groups
     configs = {} if tuned is None else {TUNED: tuned.config}
     fields: list[tuple[dict[str, _Track], Measurement]] = []
-    bounds: dict[str, float] = {}
-    parted = groups(present, _at_once(model, topology, len(present)))
 
     def start(peer: Peer | None) -> Contestant:
         kind = "ours" if peer is None else peer.kind
         environment = environment_of(peer, launch, threads, os.environ)
         return Contestant(kind, model, configs if peer is None else {}, environment, topology.allowed_cpus)
 
-    for number, group in enumerate(parted):
-        progress.phase(f"building {len(group) + 1} models" + (f" ({number + 1} of {len(parted)} groups)" if len(parted) > 1 else ""), None)
-        with ExitStack() as stack:
-            ours = stack.enter_context(start(None))
-            tracks = {name: _Track(ours, name) for name in (OURS, *configs)}
-            for peer in group:
-                try:
-                    contestant = stack.enter_context(start(peer))
-                except ContestantError as error:
-                    absent[peer.name] = str(error)
-                    continue
-                tracks[peer.name] = _Track(contestant, OURS)
-            bounds = bounds or ours.bounds(profile)
-            _check_losses(tracks, absent)
-            progress.phase("comparing", budget_s / len(parted))
-            # Made here, so that it counts the contestants' processes as its own.
-            monitor = NoiseMonitor(topology.allowed_cpus)
-            fields.append((tracks, _measure(tracks, budget_s / len(parted), seed + number, monitor, progress)))
+    with ExitStack() as whole:
+        progress.phase("building our model", None)
+        ours = whole.enter_context(start(None))
+        bounds = ours.bounds(profile)
+        own = {name: _Track(ours, name) for name in (OURS, *configs)}
+        expected = [own[OURS].step(batch)[1] for batch in range(LOSS_STEPS)]
+        for number, group in enumerate(parted):
+            turns = f" (group {number + 1} of {len(parted)})" if len(parted) > 1 else ""
+            progress.phase(f"building the peers' models{turns}", float(len(group)))
+            with ExitStack() as stack:
+                tracks = dict(own)
+                for peer in group:
+                    progress.advance(0.0, peer.name)
+                    try:
+                        contestant = stack.enter_context(start(peer))
+                        track = _Track(contestant, OURS)
+                        track.check(expected)
+                    except ContestantError as error:
+                        absent[peer.name] = str(error)
+                    else:
+                        tracks[peer.name] = track
+                    progress.advance(1.0, peer.name)
+                if number == 0 and TUNED in own:
+                    _check_tuned(tracks)
+                share_s = max(0.0, end_s - time.monotonic()) * len(group) / sum(map(len, parted[number:])) if group else budget_s
+                progress.phase(f"comparing{turns}", share_s)
+                # Made here, so that it counts the contestants' processes as its own.
+                monitor = NoiseMonitor(topology.allowed_cpus)
+                fields.append((tracks, _measure(tracks, share_s, seed + number, monitor, progress)))
     result = _result(model, profile, threads, bounds, fields, absent)
     return replace(result, notes=(*result.notes, *thread_notes(topology, threads)))
 
@@ -160,6 +214,17 @@ class _Track:
 
     def step(self, batch: int) -> tuple[float, float]:
         return self.contestant.step(batch, self.config)
+
+    def check(self, expected: Sequence[float]) -> None:
+        """All start from the same weights; who does not follow ours is not timed.
+
+        Raises:
+            ContestantError: its losses on the first batches differ from ours, `expected`, or it ended.
+        """
+        losses = [self.step(batch)[1] for batch in range(LOSS_STEPS)]
+        self.loss_error = max(abs(loss / wanted - 1) for loss, wanted in zip(losses, expected, strict=True))
+        if not self.loss_error <= LOSS_TOLERANCE:
+            raise ContestantError(f"its losses differ from ours by {self.loss_error:.1e}, over {LOSS_TOLERANCE:g}")
 
 
 def _at_once(model: Model, topology: Topology, peers: int) -> int:
@@ -178,26 +243,6 @@ def _at_once(model: Model, topology: Topology, peers: int) -> int:
             "compare fewer rows with --max-rows"
         )
     return count
-
-
-def _check_losses(tracks: dict[str, _Track], absent: dict[str, str]) -> None:
-    """All start from the same weights; who does not follow ours is not timed. Ours trains under one configuration at a time."""
-    expected = [tracks[OURS].step(batch)[1] for batch in range(LOSS_STEPS)]
-    for name, track in list(tracks.items()):
-        if track.contestant is tracks[OURS].contestant:
-            continue
-        try:
-            losses = [track.step(batch)[1] for batch in range(LOSS_STEPS)]
-        except ContestantError as error:
-            absent[name] = str(error)
-            del tracks[name]
-            continue
-        track.loss_error = max(abs(loss / wanted - 1) for loss, wanted in zip(losses, expected, strict=True))
-        if not track.loss_error <= LOSS_TOLERANCE:
-            absent[name] = f"its losses differ from ours by {track.loss_error:.1e}, over {LOSS_TOLERANCE:g}"
-            del tracks[name]
-    if TUNED in tracks:
-        _check_tuned(tracks)
 
 
 def _check_tuned(tracks: Mapping[str, _Track]) -> None:
@@ -248,20 +293,23 @@ def _result(
     absent: dict[str, str],
 ) -> Comparison:
     bound_s = sum(bounds.values())
+    # Ours runs in every group: its rounds are joined. A ratio of a peer is of the rounds of its group.
+    own = [name for name in (OURS, TUNED) if name in fields[0][0]]
+    joined = {name: Samples(sum((measured.samples[name].times_s for _, measured in fields), ())) for name in own}
     lines: dict[str, Line] = {}
     for number, (tracks, measured) in enumerate(fields):
-        samples = measured.samples
-        for name, own in samples.items():
+        for name, track in tracks.items():
             if name in lines:
-                continue  # ours and the baseline run in every group; the first counts, and each ratio is of one group
-            interval = own.to_interval()
+                continue
+            beside = joined if name in joined else measured.samples
+            interval = beside[name].to_interval()
             lines[name] = Line(
                 name=name,
                 iteration_s=interval,
                 over_bound=interval.median / bound_s,
-                default_gain=ratio(own, samples[OURS]),
-                tuned_gain=ratio(own, samples[TUNED]) if TUNED in samples else None,
-                loss_error=tracks[name].loss_error,
+                default_gain=ratio(beside[name], beside[OURS]),
+                tuned_gain=ratio(beside[name], beside[TUNED]) if TUNED in beside else None,
+                loss_error=track.loss_error,
                 group=number,
             )
     return Comparison(
@@ -274,6 +322,7 @@ def _result(
         bounds_s=bounds,
         lines=tuple(sorted(lines.values(), key=lambda line: line.iteration_s.median)),
         absent={name: why for name, why in absent.items() if why},
+        probed=profile.created,
         notes=_notes(lines, [measured for _, measured in fields], profile),
     )
 
@@ -281,8 +330,7 @@ def _result(
 def _notes(lines: Mapping[str, Line], measurements: Sequence[Measurement], profile: Profile) -> tuple[str, ...]:
     notes = [*profile.warnings, *profile.notes, *(note for measured in measurements for note in measured.notes)]
     if len(measurements) > 1:
-        count = len(measurements)
-        notes.append(f"memory does not hold all models: {count} groups, each beside ours and the baseline; ratios are within a group")
+        notes.append(f"memory does not hold all models: {len(measurements)} groups, each beside ours; ratios are within a group")
     if BASELINE not in lines:
         notes.append("without the baseline: ratios are against our default alone")
     return tuple(notes)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
-from autotune.config.tuned import Launch
+if TYPE_CHECKING:
+    from autotune.config.tuned import Launch
 
 # An allocator that keeps its memory, in huge pages: without it, stock PyTorch loses 13-80 % of an iteration to page faults.
 _KEEPS_MEMORY = {

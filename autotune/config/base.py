@@ -7,17 +7,11 @@ from collections.abc import Sequence
 from pydantic import BaseModel, ConfigDict
 from pydantic_core import PydanticCustomError
 
-MAX_SEED = 2**42 - 1
-"""Seeds of single tensors are derived from it and reach the kernels as signed 64-bit numbers."""
-
-MAX_SEARCH_SEED = 2**31 - 1
-"""The sampler takes 32 bits, and the trials done are added."""
-
 
 class Frozen(BaseModel):
-    """Immutable and strict: unknown keys are refused by name, and no value is coerced silently."""
+    """Immutable and strict: unknown keys are refused by name, and no value is coerced silently. Its validator is built at first use."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
 
 def rule_error(at: Sequence[str | int], rule: str, got: object, step: str) -> PydanticCustomError:

@@ -6,7 +6,6 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import groupby, pairwise
 from typing import Annotated, Any, Literal
 
@@ -21,7 +20,14 @@ from pydantic import (
     model_validator,
 )
 
-from autotune.config.base import MAX_SEED, Frozen, rule_error
+from autotune.config.base import Frozen, rule_error
+from autotune.config.words import DTYPES as DTYPES
+from autotune.config.words import MAX_SEED
+from autotune.config.words import OPTIMIZERS as OPTIMIZERS
+from autotune.config.words import UNCHANGED as UNCHANGED
+from autotune.config.words import Changes as Changes
+from autotune.config.words import Dtype as Dtype
+from autotune.config.words import Optimizer as Optimizer
 from autotune.errors import InputError
 
 # 1: first version.
@@ -29,11 +35,6 @@ MODEL_SCHEMA = 1
 
 FLOAT_BYTES = 4
 """Bytes of an fp32 element; a bf16 one keeps its lower half beside it for the update, and takes as much."""
-
-Dtype = Literal["fp32", "bf16"]
-Optimizer = Literal["sgd", "adagrad"]
-DTYPES: tuple[Dtype, ...] = ("fp32", "bf16")
-OPTIMIZERS: tuple[Optimizer, ...] = ("sgd", "adagrad")
 
 _RACE_INPUTS_BYTES = 128 << 20
 """Inputs that rotate through four times a last-level cache of 32 MiB; larger caches take more, of machines with more memory."""
@@ -151,22 +152,6 @@ Sizes = Annotated[tuple[int, ...], AfterValidator(_sizes_positive)]
 
 def _parameters(sizes: Sequence[int]) -> int:
     return sum(c * k + k for c, k in pairwise(sizes))
-
-
-@dataclass(frozen=True)
-class Changes:
-    """What a run changes about a model; None leaves it."""
-
-    max_rows: int | None = None
-    """Rows of every table, at most."""
-    minibatch: int | None = None
-    dtype: str | None = None
-    """One of `DTYPES`."""
-    optimizer: str | None = None
-    """One of `OPTIMIZERS`."""
-
-
-UNCHANGED = Changes()
 
 
 class Model(Frozen):

@@ -11,12 +11,11 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from autotune.config.base import Frozen, rule_error
-
-Kind = Literal["table_wise", "row_wise", "column_wise", "replicated"]
-KINDS: tuple[Kind, ...] = ("table_wise", "row_wise", "column_wise", "replicated")
-AllToAllForm = Literal["scatter_list", "fused_scatter", "native"]
-ALL_TO_ALL_FORMS: tuple[AllToAllForm, ...] = ("scatter_list", "fused_scatter", "native")
-MAX_RANKS = 65536
+from autotune.config.words import ALL_TO_ALL_FORMS as ALL_TO_ALL_FORMS
+from autotune.config.words import KINDS as KINDS
+from autotune.config.words import MAX_RANKS as MAX_RANKS
+from autotune.config.words import AllToAllForm as AllToAllForm
+from autotune.config.words import Kind as Kind
 
 
 class Placement(Frozen):

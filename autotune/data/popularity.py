@@ -18,7 +18,6 @@ FloatArray = npt.NDArray[np.float64]
 # differ by less than 1e-8 of it (2 to 3e6 rows, alpha 0.2 to 3, 1 to 1e6 look-ups).
 _HOT_RANKS = 1024
 _TAIL_BINS = 128
-_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(4)
 _NEWTON_STEPS = 60
 
 
@@ -134,8 +133,9 @@ def zipf(rows: int, alpha: float) -> Popularity:
     if rows > _HOT_RANKS:
         edges = np.linspace(math.log(_HOT_RANKS + 0.5), math.log(rows + 0.5), _TAIL_BINS + 1)
         half = (edges[1] - edges[0]) / 2
-        tail = np.exp(((edges[:-1] + half)[:, None] + half * _NODES).ravel())
-        hot, weights = np.concatenate([hot, tail]), np.concatenate([weights, np.tile(half * _WEIGHTS, _TAIL_BINS) * tail])
+        nodes, node_weights = np.polynomial.legendre.leggauss(4)
+        tail = np.exp(((edges[:-1] + half)[:, None] + half * nodes).ravel())
+        hot, weights = np.concatenate([hot, tail]), np.concatenate([weights, np.tile(half * node_weights, _TAIL_BINS) * tail])
     share = np.exp(-alpha * np.log(hot))
     return Popularity(share / np.sum(weights * share), weights)
 

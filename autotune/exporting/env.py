@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Collection
+from typing import TYPE_CHECKING
 
-from autotune.config.tuned import Launch, TunedConfig
 from autotune.ranks.launch import environment
+
+if TYPE_CHECKING:
+    from autotune.config.tuned import Launch, TunedConfig
 
 
 def export_lines(launch: Launch, without: Collection[str] = ()) -> list[str]:

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from autotune.config.tuned import TunedConfig
 from autotune.exporting.env import export_lines
 from autotune.ranks.launch import environment
 from autotune.units import plural
+
+if TYPE_CHECKING:
+    from autotune.config.tuned import TunedConfig
 
 # A launcher bound by these would hand its one core on to the ranks, which each compute their own binding and start again with it.
 _BINDING = ("OMP_PLACES", "OMP_PROC_BIND", "GOMP_CPU_AFFINITY")

@@ -8,11 +8,14 @@ import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from autotune.config.tuned import TunedConfig
 from autotune.errors import InputError
 from autotune.exporting.env import to_env
 from autotune.exporting.hosts import script
+
+if TYPE_CHECKING:
+    from autotune.config.tuned import TunedConfig
 
 TARGETS: dict[str, Callable[[TunedConfig, Path], str]] = {
     "env": lambda config, _: to_env(config),

@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from autotune.ops.base import Residence
 from autotune.ops.schedule import ROWS, Pass
 
+HeldShares = Sequence[tuple[float, ...]]
+"""By pass, in the order of its `touches`."""
+
 _WALKS = 6
 """Steps until what a cache holds at one place of a step hardly changes from one step to the next."""
 
@@ -19,53 +22,55 @@ def residences(passes: Sequence[Pass], own_bytes: float, shared_bytes: float) ->
         own_bytes: capacity of all cores' own caches together.
         shared_bytes: capacity of the last level.
     """
-    own, shared = _Cache(own_bytes), _Cache(shared_bytes)
-    places: list[Residence] = []
-    for _ in range(_WALKS):
-        places = []
-        for each in passes:
-            memory = far = kept = 0.0
-            for buffer in each.touches:
-                in_shared = shared.held(buffer.name)
-                if buffer.name == ROWS:
-                    kept = in_shared
-                else:
-                    memory += buffer.size_bytes * (1 - in_shared)
-                    far += buffer.size_bytes * max(0.0, in_shared - own.held(buffer.name))
-            places.append(Residence(memory, far, kept))
-            sizes = {buffer.name: buffer.size_bytes for buffer in each.touches}
-            # Rows and pooled vectors are touched in turns, other arrays one after another.
-            for together in [sizes] if each.operator.interleaved else [{name: size} for name, size in sizes.items()]:
-                own.touch(together)
-                shared.touch(together)
+    return residences_of(passes, shares_held(passes, own_bytes), shares_held(passes, shared_bytes))
+
+
+def residences_of(passes: Sequence[Pass], own: HeldShares, shared: HeldShares) -> list[Residence]:
+    """The same from what the cores' own caches and the last level hold."""
+    places = []
+    for each, held_own, held_shared in zip(passes, own, shared, strict=True):
+        memory = far = kept = 0.0
+        for buffer, in_own, in_shared in zip(each.touches, held_own, held_shared, strict=True):
+            if buffer.name == ROWS:
+                kept = in_shared
+            else:
+                memory += buffer.size_bytes * (1 - in_shared)
+                far += buffer.size_bytes * max(0.0, in_shared - in_own)
+        places.append(Residence(memory, far, kept))
     return places
 
 
-class _Cache:
-    """What a cache still holds of arrays: after `d` bytes were fetched into it, exp(-d / capacity) of what was there before. That is random
-    replacement, which hashed sets, and a last level shared with strangers, come near. What all fits is never driven out.
+def shares_held(passes: Sequence[Pass], capacity_bytes: float) -> HeldShares:
+    """For every pass of a step in the steady state: of each array that it touches, the share that a cache holds when it begins.
 
-    Args:
-        capacity_bytes: Of the cache.
+    After `d` bytes were fetched into the cache, exp(-d / capacity) of what was there before is left. That is random replacement, which
+    hashed sets, and a last level shared with strangers, come near. What all fits is never driven out.
     """
+    capacity = max(capacity_bytes, 1.0)
+    fetched = 0.0
+    touched: dict[str, tuple[float, float]] = {}
+    """By array: bytes fetched into the cache up to the end of its last touch, and during it."""
 
-    def __init__(self, capacity_bytes: float) -> None:
-        self._capacity_bytes = max(capacity_bytes, 1.0)
-        self._fetched_bytes = 0.0
-        self._touched: dict[str, tuple[float, float]] = {}
-        """By array: bytes fetched into the cache up to the end of its last touch, and during it."""
-
-    def held(self, name: str) -> float:
-        """Share of an array."""
-        if name not in self._touched:
+    def kept(name: str) -> float:
+        if name not in touched:
             return 0.0
-        end_bytes, during_bytes = self._touched[name]
-        since, passed = (self._fetched_bytes - end_bytes) / self._capacity_bytes, during_bytes / self._capacity_bytes
+        end, during = touched[name]
+        passed = during / capacity
         # Its first elements saw all of what was fetched beside them, its last ones nothing.
-        return math.exp(-since) * (-math.expm1(-passed) / passed if passed > 1e-9 else 1.0)
+        return math.exp(-((fetched - end) / capacity)) * (-math.expm1(-passed) / passed if passed > 1e-9 else 1.0)
 
-    def touch(self, together: dict[str, float]) -> None:
-        """Touch arrays, by name their bytes, element by element in turns."""
-        during_bytes = sum(size * (1 - self.held(name)) for name, size in together.items())
-        self._fetched_bytes += during_bytes
-        self._touched |= dict.fromkeys(together, (self._fetched_bytes, during_bytes))
+    turns = [[(buffer.name, buffer.size_bytes) for buffer in each.touches] for each in passes]
+    held: list[tuple[float, ...]] = []
+    for walk in range(_WALKS):
+        for each, arrays in zip(passes, turns, strict=True):
+            if walk == _WALKS - 1:
+                held.append(tuple(kept(name) for name, _ in arrays))
+            # Rows and pooled vectors are touched in turns, element by element, other arrays one after another.
+            for together in [arrays] if each.operator.interleaved else [[array] for array in arrays]:
+                during = 0.0
+                for name, size in together:
+                    during += size * (1 - kept(name))
+                fetched += during
+                for name, _ in together:
+                    touched[name] = (fetched, during)
+    return held

@@ -8,7 +8,7 @@ from __future__ import annotations
 import bisect
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypeVar
 
 from autotune.config.profile import Ceilings, RowPoint
@@ -75,6 +75,13 @@ def row_ceiling(
         got = f"{row_bytes} and {working_set_bytes:g}"
         raise InputError(f"row_bytes and working_set_bytes must be positive, got {got}; see the operator's work")
     grid = _row_grid(ceilings.gather if access == "gather" else ceilings.scatter)
+    asked = (row_bytes, working_set_bytes, threads)
+    if asked not in grid.known:
+        grid.known[asked] = _row_rate(grid, access, *asked)
+    return grid.known[asked]
+
+
+def _row_rate(grid: _RowGrid, access: str, row_bytes: int, working_set_bytes: float, threads: int) -> RowRate:
     width, size = math.log2(row_bytes), math.log2(working_set_bytes)
     by_threads: dict[int, float] = {}
     best = 0.0
@@ -164,6 +171,8 @@ class _RowGrid:
     """Least and largest row bytes."""
     largest_bytes: int
     """Largest working set."""
+    known: dict[tuple[int, float, int], RowRate] = field(default_factory=dict)
+    """Rates that were asked for: by row bytes, working set and threads."""
 
     @staticmethod
     def of(points: Sequence[RowPoint]) -> _RowGrid:

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from autotune.config.calibration import CalibrationRun
 from autotune.config.knobs import Knobs, RunConfig
 from autotune.config.model import Dtype
-from autotune.config.profile import Profile, Topology
+from autotune.config.profile import Profile
 from autotune.config.tuned import Prediction
-from autotune.dlrm.defaults import default_config
-from autotune.dlrm.schedule import schedule
 from autotune.ops.base import Operator, Residence
-from autotune.ops.embedding_bag import UPDATE
 from autotune.ops.overhead import KEY as OTHER
 from autotune.ops.overhead import Overhead
 from autotune.ops.schedule import Pass, Schedule
 from autotune.perf.cache_model import residences
+from autotune.perf.calibrated import Calibration
 from autotune.perf.ceilings import per_rank
-from autotune.perf.features import CACHE_SHARE, Machine, features_of
-from autotune.perf.regression import FittedModel, Reference, fit, weighted
+from autotune.perf.features import Machine, features_of
+from autotune.perf.regression import weighted
 from autotune.perf.roofline import BOUND_FRACTION, Hardware, limits
 
 
@@ -55,18 +50,16 @@ class Predictor:
     ranks_on_host: int = 1
     calibrated: Profile | None = None
     _machines: dict[tuple[int, Dtype, bool], Machine] = field(default_factory=dict, repr=False)
-    _models: dict[tuple[str, int], FittedModel] = field(default_factory=dict, repr=False)
-    _references: dict[tuple[str, int], list[Reference]] | None = field(default=None, repr=False)
-    _share: float | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         self._shared = shared(self.profile, self.ranks_on_host)
+        self._calibration = Calibration.of(self.calibrated or self.profile)
 
     def machine(self, threads: int, dtype: Dtype = "fp32", huge_pages: bool = True) -> Machine:
         """The profile as a rank of so many threads meets it."""
         key = (threads, dtype, huge_pages)
         if key not in self._machines:
-            self._machines[key] = Machine(self._shared, threads, dtype, self.cache_share, huge_pages)
+            self._machines[key] = Machine(self._shared, threads, dtype, self._calibration.cache_share, huge_pages)
         return self._machines[key]
 
     def passes(self, steps: Schedule, config: RunConfig) -> list[PassTime]:
@@ -94,11 +87,11 @@ class Predictor:
         each = Pass(operator.key, operator)
         features = features_of(each, Residence(work.stream_bytes, 0.0, 0.0), operator.default(threads), machine)
         added = {name: value for name, value in features.items() if name not in ("call", "fork")}
-        return max(weighted(added, self.model(operator.kind, threads).weights), *self._limits(each, machine).values())
+        return max(weighted(added, self._calibration.model(operator.kind, threads).weights), *self._limits(each, machine).values())
 
     def _predicted(self, each: Pass, place: Residence, knobs: Knobs | None, machine: Machine) -> PassTime:
         features = features_of(each, place, knobs, machine)
-        fitted = self.model(each.operator.kind, machine.threads)
+        fitted = self._calibration.model(each.operator.kind, machine.threads)
         least_s = self._limits(each, machine)
         top = max(least_s, key=lambda name: least_s[name])
         prediction = _at_least(fitted.predict(features, each.operator.size(), machine.threads), least_s[top])
@@ -112,30 +105,7 @@ class Predictor:
 
     def on(self, profile: Profile) -> Predictor:
         """The same fitted models under other ceilings: what is learned of a machine stays, what its resources take changes."""
-        self.model(OTHER, 1)
-        return Predictor(profile, self.ranks_on_host, self.calibrated or self.profile, {}, self._models, self._references, self.cache_share)
-
-    @property
-    def cache_share(self) -> float:
-        """Part of the last-level cache under which the calibration runs are predicted best, each by models that have not seen it."""
-        if self._share is None:
-            of = self.calibrated or self.profile
-            if id(of) not in _SHARE_OF:
-                while len(_SHARE_OF) >= _KEPT:
-                    _SHARE_OF.pop(next(iter(_SHARE_OF)))
-                _SHARE_OF[id(of)] = (of, _best_share(of))
-            self._share = _SHARE_OF[id(of)][1]
-        return self._share
-
-    def model(self, kind: str, threads: int) -> FittedModel:
-        """The fit of the number of threads nearest to the one asked for, in proportion."""
-        if self._references is None:
-            self._references = references(self.calibrated or self.profile, self.cache_share)
-        known = sorted({count for each, count in self._references if each == kind}, key=lambda count: abs(math.log(count / threads)))
-        nearest = known[0] if known else threads
-        if (kind, nearest) not in self._models:
-            self._models[kind, nearest] = fit(kind, nearest, self._references.get((kind, nearest), []))
-        return self._models[kind, nearest]
+        return Predictor(profile, self.ranks_on_host, self.calibrated or self.profile)
 
 
 def _at_least(prediction: Prediction, bound_s: float) -> Prediction:
@@ -158,58 +128,3 @@ def shared(profile: Profile, ranks: int) -> Profile:
     )
     fingerprint = profile.fingerprint.model_copy(update={"topology": parted})
     return profile.model_copy(update={"ceilings": per_rank(profile.ceilings, ranks), "fingerprint": fingerprint})
-
-
-_SHARES = (0.1, 0.2, 0.35, 0.5, CACHE_SHARE)
-_KEPT = 4
-_SHARE_OF: dict[int, tuple[Profile, float]] = {}
-"""The share of each of the last profiles, which it holds on to, so that no other one gets its address."""
-
-
-def _best_share(profile: Profile) -> float:
-    if not profile.calibration:
-        return CACHE_SHARE
-    most = max(run.threads for run in profile.calibration)
-    runs = profile.model_copy(update={"calibration": tuple(run for run in profile.calibration if run.threads == most)})
-
-    def spread(share: float) -> float:
-        return sum(fit(kind, most, of).spread for (kind, _), of in references(runs, share).items())
-
-    return min(_SHARES, key=spread)
-
-
-def references(profile: Profile, share: float = CACHE_SHARE) -> dict[tuple[str, int], list[Reference]]:
-    """The passes of the calibration runs by kind and threads, with the same features as those of any model.
-
-    Args:
-        share: part of the last-level cache that a step can count on.
-    """
-    by_kind: dict[tuple[str, int], list[Reference]] = {}
-    machines: dict[tuple[int, bool], Machine] = {}
-    disturbed = sum(run.disturbed for run in profile.calibration)
-    for run in profile.calibration:
-        if run.disturbed and 2 * disturbed < len(profile.calibration):
-            continue
-        key = (run.threads, run.huge_pages)
-        machine = machines.setdefault(key, Machine(profile, run.threads, share=share, huge_pages=run.huge_pages))
-        operators = config_of(run, profile.fingerprint.topology).operators
-        passes = schedule(run.model).passes
-        pairs = [*zip(passes, residences(passes, machine.own_bytes, machine.shared_bytes), strict=True)]
-        pairs.append((Pass(OTHER, Overhead(OTHER, len(passes))), Residence(0.0, 0.0, 0.0)))
-        for each, place in pairs:
-            if run.passes_s.get(each.key, 0.0) > 0:
-                features = features_of(each, place, operators.get(each.key), machine)
-                reference = Reference(features, each.operator.size(), run.passes_s[each.key], run.threads)
-                by_kind.setdefault((each.operator.kind, run.threads), []).append(reference)
-    return by_kind
-
-
-def config_of(run: CalibrationRun, topology: Topology) -> RunConfig:
-    """The configuration under which a reference model ran."""
-    config = default_config(run.model, topology, run.threads)
-    operators = {**_with_strategy(config.operators, run.strategy), **run.knobs}
-    return config.model_copy(update={"huge_pages": run.huge_pages, "operators": operators})
-
-
-def _with_strategy(operators: Mapping[str, Knobs], strategy: str) -> dict[str, Knobs]:
-    return {**operators, UPDATE: operators[UPDATE].model_copy(update={"strategy": strategy})} if strategy else dict(operators)

@@ -17,6 +17,8 @@ SOURCE = "measured by autotune probe"
 
 _CEILINGS_S = 33.0
 _CALIBRATION_S = 45.0
+EXPECTED_S = _CEILINGS_S + _CALIBRATION_S + 5.0
+"""What a probe takes on a quiet machine."""
 
 
 def probe(*, name: str | None = None, progress: Progress = NO_PROGRESS, quick: bool = False) -> Profile:

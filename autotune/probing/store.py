@@ -62,6 +62,15 @@ def load_or_probe(
     return profile
 
 
+def is_stored() -> bool:
+    """Whether `load_or_probe` finds a profile of this machine."""
+    here = fingerprint(detect(), kernels.target())
+    try:
+        return read_profile(profile_path(here), here, current=True) is not None
+    except InputError:
+        return False
+
+
 def profile_path(here: Fingerprint, network: str = "") -> Path:
     """The file of this hardware's profile; of one with a network under its name.
 

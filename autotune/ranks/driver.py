@@ -89,7 +89,10 @@ def run_apart(function: Callable[..., T], arguments: Mapping[str, Any], *, ranks
         folder = Path(name)
         sent = {key: value for key, value in arguments.items() if key != "progress"}
         (folder / CALL).write_bytes(pickle.dumps((function.__module__, function.__qualname__, sent, "progress" in arguments)))
-        relay = _Relay(folder / PROGRESS, arguments.get("progress"))
+        progress = arguments.get("progress")
+        if progress is not None:
+            progress.phase(f"starting {ranks} ranks" if ranks > 1 else "starting a process", None)
+        relay = _Relay(folder / PROGRESS, progress)
         # -P: the installed package counts, also where the user stands in the folder of a clone.
         line = [sys.executable, "-P", "-m", "autotune.ranks.worker"]
         supervise(ranks, line, folder, environ=environ, on_poll=relay.poll)

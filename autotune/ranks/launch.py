@@ -6,12 +6,14 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from autotune.config.knobs import RunConfig
-from autotune.config.profile import Topology
-from autotune.config.tuned import Launch, TunedConfig
 from autotune.errors import InputError
-from autotune.machine.topology import core_binding
+
+if TYPE_CHECKING:
+    from autotune.config.knobs import RunConfig
+    from autotune.config.profile import Topology
+    from autotune.config.tuned import Launch, TunedConfig
 
 # Activations of up to this size come from a heap that is kept from step to step instead of fresh zero pages of mmap: the largest
 # minibatch x width of the shipped models is 0.3 GB. glibc before 2.35 takes at most 32 MiB and ignores more, which then is its default.
@@ -38,6 +40,9 @@ def launch_of(config: RunConfig, topology: Topology, environ: Mapping[str, str] 
     Raises:
         MachineError: more threads than physical cores.
     """
+    from autotune.config.tuned import Launch
+    from autotune.machine.topology import core_binding
+
     cpus = core_binding(topology, config.threads)
     environment = {
         "OMP_NUM_THREADS": str(config.threads),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -171,6 +171,7 @@ def open_session(
     force: bool = False,
     all_cores: bool = False,
     raced: bool = False,
+    started: Callable[[], object] = lambda: None,
 ) -> Session:
     """Everything that can be refused is refused here, before anything is allocated.
 
@@ -181,6 +182,7 @@ def open_session(
         force: use a config of other hardware all the same.
         all_cores: start the process for every core also with a config, since something else is measured beside it.
         raced: passes are to be timed alone, which takes memory too.
+        started: called when all is checked and the process stands in its environment, before torch is loaded.
 
     Raises:
         InputError: a name, file or value is wrong.
@@ -204,6 +206,7 @@ def open_session(
         raise InputError(f"{rule}, got {run_config.threads} and {apart} (config); lower one of them")
     alone = ranks.world == 1 and tuned is not None and not all_cores
     launch = start_tuned(tuned, cores.topology, force) if alone and tuned else cores.start(run_config.huge_pages)
+    started()
     if tuned is not None:
         from autotune.dlrm.defaults import in_full
         from autotune.ops.native import kernels

@@ -12,8 +12,6 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from autotune.ops.base import abbreviations
-
 ROOMY = 100
 """From this width on operator passes are spelled out."""
 _NARROW = 50
@@ -41,6 +39,8 @@ def operator_names(keys: Sequence[str], width: int) -> list[str]:
     """Operator passes as a table of `width` characters spells them: in full, or so that even a narrow one tells them apart."""
     if width >= ROOMY:
         return list(keys)
+    from autotune.ops.base import abbreviations  # with every operator, whose words they are
+
     for long, short in abbreviations(shortest=width < _NARROW):
         keys = [key.replace(long, short) for key in keys]
     return list(keys)

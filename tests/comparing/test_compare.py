@@ -7,13 +7,15 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
+from machines import bare
 
 import autotune
 from autotune.catalog import load_model_by_name
 from autotune.comparing import compare as comparing
-from autotune.comparing.compare import compare
+from autotune.comparing.compare import Preparation, compare
 from autotune.comparing.peers import BASELINE, PEERS, Peer
 from autotune.comparing.process import Contestant, ContestantError
 from autotune.config.files import load_profile
@@ -84,9 +86,7 @@ def test_a_contestant_that_cannot_start_is_absent_with_its_last_words(profile: P
 
 def test_a_contestant_with_other_losses_is_not_timed(profile: Profile, monkeypatch: pytest.MonkeyPatch) -> None:
     step = Contestant.step
-    monkeypatch.setattr(
-        Contestant, "step", lambda self, batch, config: (step(self, batch, config)[0], 0.5 if self.kind == "ours" else 0.7)
-    )
+    monkeypatch.setattr(Contestant, "step", lambda self, batch, config: (step(self, batch, config)[0], 0.5 if self.kind == "ours" else 0.7))
     result = compare(load_model_by_name("tiny"), profile=profile, topology=detect(), peers=PEERS[:1], budget_s=0.1)
     assert [line.name for line in result.lines] == ["default"]
     assert "losses differ" in result.absent[BASELINE]
@@ -97,6 +97,56 @@ def test_too_little_memory_is_said_before_anything_is_built(profile: Profile, mo
     monkeypatch.setattr(comparing, "available_memory_bytes", lambda topology: 1 << 30)
     with pytest.raises(MachineError, match=r"needs 3 models .* --max-rows"):
         compare(load_model_by_name("tiny"), profile=profile, topology=detect(), peers=PEERS[:1])
+
+
+class FakeContestant:
+    """Answers at once; keeps a list of all that were started."""
+
+    started: ClassVar[list[str]] = []
+
+    def __init__(self, kind: str, *_: object) -> None:
+        self.kind = kind
+        self.started.append(kind)
+
+    def __enter__(self) -> FakeContestant:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def step(self, batch: int, config: str) -> tuple[float, float]:
+        return 0.001 * (1 + batch % 3), 0.5
+
+    def bounds(self, profile: Profile) -> dict[str, float]:
+        return {"loss": 0.0005}
+
+
+def made_up_profile() -> Profile:
+    return bare(2)
+
+
+def test_where_memory_is_short_ours_is_built_once_and_its_rounds_are_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(comparing, "Contestant", FakeContestant)
+    monkeypatch.setattr(FakeContestant, "started", [])
+    monkeypatch.setattr(comparing, "_at_once", lambda *_: 2)
+    peers = tuple(Peer(name, name, best_environment=True) for name in (BASELINE, "b", "c"))
+    result = compare(load_model_by_name("tiny"), profile=made_up_profile(), topology=detect(), peers=peers, budget_s=0.1)
+    assert FakeContestant.started == ["ours", BASELINE, "b", "c"]
+    lines = {line.name: line for line in result.lines}
+    assert {name: line.group for name, line in lines.items()} == {"default": 0, BASELINE: 0, "b": 1, "c": 2}
+    assert lines["default"].iteration_s.samples == sum(lines[peer.name].iteration_s.samples for peer in peers)
+    assert any("3 groups, each beside ours" in note for note in result.notes)
+
+
+def test_what_is_needed_is_said_with_an_estimate() -> None:
+    peers = tuple(Peer(name, name, best_environment=True) for name in "abcd")
+    needs = Preparation(groups=(peers[:2], peers[2:]), building_s=40.0)
+    assert needs.words(300.0, 80.0) == (
+        "of the budget of 300 s: the probe about 80 s (--cached-profile takes stored ceilings), building 5 models about 40 s "
+        "(memory holds them in 2 groups); which leaves about 180 s for rounds"
+    )
+    assert "the probe" not in needs.words(300.0, 0.0)
+    assert needs.words(30.0, 0.0).endswith("so only the least, 6 rounds, will run")
 
 
 def test_a_process_that_ends_says_so() -> None:

@@ -18,8 +18,8 @@ from autotune.machine.topology import detect
 from autotune.ops.embedding_bag import UPDATE
 from autotune.ops.embedding_tables import EmbeddingUpdateKnobs
 from autotune.ops.layer import LayerKnobs
+from autotune.perf.calibrated import config_of
 from autotune.perf.perturb import _none
-from autotune.perf.predictor import config_of
 from autotune.perf.random_models import random_model
 from autotune.perf.table import OperatorTable, Perturbation
 from autotune.perf.validate import IterationError, _summary, validate
@@ -128,4 +128,4 @@ def test_a_run_of_an_older_file_is_that_of_the_defaults_and_its_strategy() -> No
     update = default.operators[UPDATE]
     assert isinstance(update, EmbeddingUpdateKnobs)
     wanted = {**default.operators, UPDATE: update.model_copy(update={"strategy": "atomic"})}
-    assert config_of(old, topology()).operators == wanted
+    assert config_of(old).operators == wanted

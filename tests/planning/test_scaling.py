@@ -73,7 +73,7 @@ def test_the_lemma_is_ideal_without_overhead_and_flat_with_much() -> None:
 
 
 def test_the_published_runs_lie_within_a_fifth() -> None:
-    """Nothing is fitted to them. What the published system does beside its operators was measured elsewhere: see the README."""
+    """Nothing is fitted to them. What the published system does beside its operators was measured apart: see autotune/perf/README.md."""
     found = scale(
         MLPERF.model_copy(update={"dtype": "bf16"}), NODE, [4, 16], global_minibatch=32768, placing="columns",
         communication=_published(), overhead_s=5.1e-3, input_s=0.236e-6,

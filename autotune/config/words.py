@@ -1,0 +1,40 @@
+"""Words and limits that files and options share: plain values, so that a help text waits for no validator."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+MAX_SEED = 2**42 - 1
+"""Seeds of single tensors are derived from it and reach the kernels as signed 64-bit numbers."""
+
+MAX_SEARCH_SEED = 2**31 - 1
+"""The sampler takes 32 bits, and the trials done are added."""
+
+MAX_RANKS = 65536
+
+Dtype = Literal["fp32", "bf16"]
+Optimizer = Literal["sgd", "adagrad"]
+DTYPES: tuple[Dtype, ...] = ("fp32", "bf16")
+OPTIMIZERS: tuple[Optimizer, ...] = ("sgd", "adagrad")
+
+Kind = Literal["table_wise", "row_wise", "column_wise", "replicated"]
+KINDS: tuple[Kind, ...] = ("table_wise", "row_wise", "column_wise", "replicated")
+AllToAllForm = Literal["scatter_list", "fused_scatter", "native"]
+ALL_TO_ALL_FORMS: tuple[AllToAllForm, ...] = ("scatter_list", "fused_scatter", "native")
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What a run changes about a model; None leaves it."""
+
+    max_rows: int | None = None
+    """Rows of every table, at most."""
+    minibatch: int | None = None
+    dtype: str | None = None
+    """One of `DTYPES`."""
+    optimizer: str | None = None
+    """One of `OPTIMIZERS`."""
+
+
+UNCHANGED = Changes()
