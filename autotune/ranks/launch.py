@@ -12,6 +12,7 @@ from autotune.config.profile import Topology
 from autotune.config.tuned import Launch, TunedConfig
 from autotune.errors import InputError
 from autotune.machine.topology import core_binding
+from autotune.ranks.launcher import undo_openmp_binding
 
 # Activations of up to this size come from a heap that is kept from step to step instead of fresh zero pages of mmap: the largest
 # minibatch x width of the shipped models is 0.3 GB. glibc before 2.35 takes at most 32 MiB and ignores more, which then is its default.
@@ -69,6 +70,7 @@ def environment(launch: Launch) -> dict[str, str]:
 
 def allow_restart() -> None:
     """Let `ensure_environment` replace this process. For processes that are commands or ranks of ours, never for a user's program."""
+    undo_openmp_binding()
     global _restart_allowed
     _restart_allowed = True
 
