@@ -7,6 +7,7 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from autotune.ranks.launch import environment
+from autotune.ranks.launcher import OPENMP_BINDING
 
 if TYPE_CHECKING:
     from autotune.config.tuned import Launch, TunedConfig
@@ -18,5 +19,5 @@ def export_lines(launch: Launch, without: Collection[str] = ()) -> list[str]:
 
 
 def to_env(config: TunedConfig) -> str:
-    """The shell lines of a config, one a variable."""
-    return "".join(f"{line}\n" for line in export_lines(config.launch))
+    """The shell lines of a config, one a variable; on several sockets without the binding, which is another one for every rank."""
+    return "".join(f"{line}\n" for line in export_lines(config.launch, without=OPENMP_BINDING if config.sockets > 1 else ()))

@@ -12,16 +12,20 @@ from typing import TYPE_CHECKING
 
 from autotune.exporting.env import export_lines
 from autotune.ranks.launch import environment
+from autotune.ranks.launcher import OPENMP_BINDING
 from autotune.units import plural
 
 if TYPE_CHECKING:
     from autotune.config.tuned import TunedConfig
 
-# A launcher bound by these would hand its one core on to the ranks, which each compute their own binding and start again with it.
-_BINDING = ("OMP_PLACES", "OMP_PROC_BIND", "GOMP_CPU_AFFINITY")
-
 # Of a rank, as torchrun sets them: they would count for more than those of another launcher.
-_LEFT_OUT = (*_BINDING, "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+_LEFT_OUT = (*OPENMP_BINDING, "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+
+# What srun(1) reads from its environment as options that give a step a part of the node, and the sign of an interactive shell.
+_SRUN_OPTIONS = (
+    *("SLURM_CPUS_PER_TASK", "SRUN_CPUS_PER_TASK", "SLURM_TRES_PER_TASK", "SLURM_EXACT", "SLURM_HINT", "SLURM_THREADS_PER_CORE"),
+    "SLURM_PTY_PORT",
+)
 
 # torch's usual port: any free one above 1023 does.
 PORT = 29500
@@ -46,8 +50,10 @@ def script(launcher: str, config: TunedConfig, config_file: Path) -> str:
         config_file=str(config_file.absolute()),
         port=PORT,
         left_out=_LEFT_OUT,
+        binding=OPENMP_BINDING,
+        srun_options=_SRUN_OPTIONS,
         exports=export_lines(launch, without=_LEFT_OUT),
-        unbound_exports=export_lines(launch, without=_BINDING),
+        unbound_exports=export_lines(launch, without=OPENMP_BINDING),
         forwarded=sorted({*environment(launch), "MASTER_ADDR", "MASTER_PORT"} - {*_LEFT_OUT, "GLOO_SOCKET_IFNAME"}),
         run='-m autotune run "$MODEL" --config "${AUTOTUNE_CONFIG:-$CONFIG}" "$@"',
     )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from itertools import pairwise
+from dataclasses import dataclass
+from itertools import combinations, pairwise
+from pathlib import Path
 
 from autotune.config.profile import Topology
 from autotune.errors import InputError, MachineError
@@ -71,6 +73,57 @@ def _parts(cores: Sequence[int], ranks: int, levels: Sequence[Callable[[int], in
 def bind(cpus: Sequence[int]) -> None:
     """Keep this thread, and those it starts, on these logical CPUs; the memory it touches first is then local to them."""
     os.sched_setaffinity(0, set(cpus))
+
+
+@dataclass(frozen=True)
+class RankCores:
+    """The cores of a rank, as all ranks are told them."""
+
+    host: str
+    """Name of the host and its network namespace, since containers on one host have CPUs of their own."""
+    cpus: tuple[int, ...]
+    """One a physical core."""
+    bound_of: int
+    """Where the launcher has bound the rank: the cores that the host has for each of its ranks. 0 where autotune has."""
+    launcher: str
+
+    @classmethod
+    def here(cls, cpus: tuple[int, ...], bound_of: int, launcher: str) -> RankCores:
+        """Those of a rank on this host."""
+        space = Path("/proc/self/ns/net")
+        return cls(f"{os.uname().nodename} {space.readlink() if space.exists() else ''}", cpus, bound_of, launcher)
+
+
+def cores_by_rank(ranks: Sequence[RankCores]) -> tuple[str, ...]:
+    """Notes: which cores every rank has, who bound it, and where that leaves cores idle or shares them."""
+    if len(ranks) < 2:
+        return ()
+    several = len({rank.host for rank in ranks}) > 1
+    bound = {number: rank for number, rank in enumerate(ranks) if rank.bound_of}
+    by = ranks[0].launcher if bound else "autotune"
+    told = (f"rank {number}: {_spans(rank.cpus)}{f' of {rank.host.split()[0]}' if several else ''}" for number, rank in enumerate(ranks))
+    notes = [f"cores of {', '.join(told)}; bound by {by}"]
+    unbound = "unbound ranks (mpirun --bind-to none, srun --cpu-bind=none) part the cores themselves"
+    pairs = combinations(enumerate(ranks), 2)
+    meeting = [f"{a} and {b}" for (a, one), (b, other) in pairs if one.host == other.host and set(one.cpus) & set(other.cpus)]
+    if meeting and OVERSUBSCRIBE not in os.environ:
+        notes.append(f"ranks {meeting[0]} share cores, so the times say little: bind each to cores of its own; {unbound}")
+    idle = [number for number, rank in bound.items() if len(rank.cpus) < rank.bound_of]
+    if idle:
+        rank = ranks[idle[0]]
+        notes.append(f"{by} bound rank {idle[0]} to {len(rank.cpus)} of the {rank.bound_of} cores that its host has for it; {unbound}")
+    return tuple(notes)
+
+
+def _spans(cpus: Iterable[int]) -> str:
+    """``0-3,8`` for the CPUs 0, 1, 2, 3 and 8."""
+    spans: list[list[int]] = []
+    for cpu in sorted(cpus):
+        if spans and cpu == spans[-1][-1] + 1:
+            spans[-1][1:] = [cpu]
+        else:
+            spans.append([cpu])
+    return ",".join("-".join(map(str, span)) for span in spans)
 
 
 class NetworkThreads:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from autotune.errors import InputError
+from autotune.ranks.launcher import undo_openmp_binding
 
 if TYPE_CHECKING:
     from autotune.config.knobs import RunConfig
@@ -74,6 +75,7 @@ def environment(launch: Launch) -> dict[str, str]:
 
 def allow_restart() -> None:
     """Let `ensure_environment` replace this process. For processes that are commands or ranks of ours, never for a user's program."""
+    undo_openmp_binding()
     global _restart_allowed
     _restart_allowed = True
 

@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,10 +23,11 @@ from autotune.machine.compatibility import check
 from autotune.machine.limits import remarks, thread_notes
 from autotune.machine.memory import available_memory_bytes
 from autotune.machine.topology import core_binding, detect, fingerprint
-from autotune.ranks.binding import OVERSUBSCRIBE, NetworkThreads, bind, core_sets, topology_of
-from autotune.ranks.environment import ALONE, Ranks, from_environment, interface
+from autotune.ranks.binding import OVERSUBSCRIBE, NetworkThreads, RankCores, bind, core_sets, cores_by_rank, topology_of
+from autotune.ranks.environment import ALONE, FOLDER, Ranks, from_environment, interface
 from autotune.ranks.group import agree, gather, joined
 from autotune.ranks.launch import ensure_environment, launch_of, start_tuned
+from autotune.ranks.launcher import given_by_launcher, meeting_place
 from autotune.units import plural
 
 if TYPE_CHECKING:
@@ -45,6 +46,10 @@ class Cores:
     """This host, with every core that its ranks may use."""
     topology: Topology
     """The cores of this rank."""
+    bound_of: int = 0
+    """Of a rank that its launcher has bound: the cores that the host has for each of its ranks. 0 of others."""
+    by_rank: list[RankCores] = field(default_factory=list, compare=False)
+    """The cores of every rank, once they are joined."""
 
     def start(self, huge_pages: bool | None = None) -> Launch:
         """Put the process into the environment of a team on every core of its rank; one of several ranks is bound to them.
@@ -65,20 +70,33 @@ class Cores:
     @property
     def rank_cpus(self) -> tuple[tuple[int, ...], ...]:
         """The cores of every rank on this host."""
-        return core_sets(self.whole, self.ranks.local_world, oversubscribe=OVERSUBSCRIBE in os.environ)
+        here = tuple(rank.cpus for rank in self.by_rank if rank.host == self.of_rank.host)
+        return here or core_sets(self.whole, self.ranks.local_world, oversubscribe=OVERSUBSCRIBE in os.environ)
+
+    @property
+    def of_rank(self) -> RankCores:
+        """What the other ranks are told of this one."""
+        return RankCores.here(tuple(core[0] for core in self.topology.core_cpus), self.bound_of, self.ranks.launcher)
 
 
 def own_cores() -> Cores:
-    """Where this process stands.
+    """Where this process stands. A rank that its launcher has bound keeps its cores; others part those of the host.
 
     Raises:
         MachineError: fewer cores than ranks on this host.
     """
-    ranks, whole = from_environment() or ALONE, detect()
+    ranks, here = from_environment() or ALONE, detect()
     if ranks.world == 1:
-        return Cores(ranks, whole, whole)
-    cpus = core_sets(whole, ranks.local_world, oversubscribe=OVERSUBSCRIBE in os.environ)[ranks.local_rank]
-    return Cores(ranks, whole, topology_of(whole, cpus))
+        return Cores(ranks, here, here)
+    given = None if FOLDER in os.environ else given_by_launcher(ranks, here.allowed_cpus)
+    os.environ.update(meeting_place(ranks))
+    sharing, place = (ranks.local_world, ranks.local_rank) if given is None else (given.sharing, given.place)
+    own = topology_of(here, core_sets(here, sharing, oversubscribe=OVERSUBSCRIBE in os.environ)[place])
+    if given is None:
+        return Cores(ranks, here, own)
+    host = detect(allowed=given.host)
+    whole = here if ranks.local_world == 1 else host
+    return Cores(ranks, whole, own, bound_of=max(1, host.physical_cores // ranks.local_world))
 
 
 @dataclass(frozen=True)
@@ -123,6 +141,7 @@ class Session:
             session = self._evened()
             parts = (session.model, session.config)
             agree("model, partition and knobs", sha256("\n".join(part.model_dump_json() for part in parts).encode()).hexdigest()[:16])
+            self.cores.by_rank[:] = gather(self.cores.of_rank)
             yield session, threads
 
     def _evened(self) -> Session:
@@ -158,7 +177,8 @@ class Session:
         overlap = "overlapped" if knobs.overlap else "not overlapped"
         network = f"{knobs.backend} on {interface()}, all-to-all {knobs.all_to_all.replace('_', ' ')} in {knobs.wire_dtype}, {overlap}"
         shared = ("more ranks than cores: fit for tests only, the times say nothing",) if OVERSUBSCRIBE in os.environ else ()
-        return (f"{self.ranks.world} ranks; tables {config.partition.summary}", network, *shared, *self.notes)
+        told = (*cores_by_rank(self.cores.by_rank), *([self.ranks.note] if self.ranks.note else []))
+        return (f"{self.ranks.world} ranks; tables {config.partition.summary}", network, *told, *shared, *self.notes)
 
 
 def open_session(

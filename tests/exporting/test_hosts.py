@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
@@ -19,6 +20,9 @@ from autotune.exporting.targets import export
 SCRIPTS = ["torchrun", "slurm", "mpirun"]
 LAUNCHERS = {"torchrun": "torchrun", "slurm": "srun", "mpirun": "mpirun"}
 BOUND = {"OMP_PLACES": "{0}", "OMP_PROC_BIND": "true", "GOMP_CPU_AFFINITY": "0"}
+ROOT_MAY = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+HYDRA = "HYDRA build details:\n    Version: 4.0.2"
+INTEL_MPI = "Intel(R) MPI Library for Linux* OS, Version 2021.13"
 IN_A_JOB = {"SLURM_JOB_NODELIST": "node-[a-b]", "SLURM_NTASKS_PER_NODE": "4"}
 
 
@@ -38,10 +42,9 @@ class Started:
                 return argument.removeprefix(f"{name}=")
         raise AssertionError(f"no {name} in {self.arguments}")
 
-    @property
-    def forwarded(self) -> list[str]:
-        """Names after ``-x``."""
-        return [name for option, name in zip(self.arguments, self.arguments[1:], strict=False) if option == "-x"]
+    def after(self, option: str) -> list[str]:
+        """What follows every such option."""
+        return [value for given, value in zip(self.arguments, self.arguments[1:], strict=False) if given == option]
 
 
 class Cluster:
@@ -51,8 +54,9 @@ class Cluster:
         self.folder, self.seen = folder / "bin", folder / "seen"
         self.folder.mkdir()
         self.seen.mkdir()
-        for name in ("torchrun", "srun", "mpirun", "mpiexec"):
-            self.add(name, f'printf "%s\\0" "$@" >{self.seen}/{name}.arguments; /usr/bin/env -0 >{self.seen}/{name}.environment')
+        for name in ("torchrun", "srun"):
+            self.add_launcher(name)
+        self.add_launcher("mpirun", "mpirun (Open MPI) 5.0.11")
         self.named("node-a")
         self.job("node-a")
 
@@ -60,6 +64,11 @@ class Cluster:
         file = self.folder / name
         file.write_text(f"#!/bin/bash\n{body}\n")
         file.chmod(0o755)
+
+    def add_launcher(self, name: str, version: str = "") -> None:
+        """One that tells this version, and else writes down what it was given."""
+        write = f'printf "%s\\0" "$@" >{self.seen}/{name}.arguments; /usr/bin/env -0 >{self.seen}/{name}.environment'
+        self.add(name, f'if [[ "$*" == --version ]]; then echo "{version}"; else {write}; fi')
 
     def named(self, name: str, addresses: str = "10.0.0.1 fe80::1") -> None:
         self.add("uname", f'[[ "$*" == -n ]] && echo {name}')
@@ -72,9 +81,8 @@ class Cluster:
         file = self.folder.parent / "start.sh"
         file.write_text(script)
         subprocess.run(["/bin/bash", "-n", file], check=True)
-        return subprocess.run(
-            ["/bin/bash", file, *arguments], env={"PATH": str(self.folder), **environment}, capture_output=True, text=True, timeout=20
-        )
+        given = {"PATH": str(self.folder), **ROOT_MAY, **environment}
+        return subprocess.run(["/bin/bash", file, *arguments], env=given, capture_output=True, text=True, timeout=20)
 
     def start(self, script: str, *arguments: str, **environment: str) -> Started:
         done = self.run(script, *arguments, **environment)
@@ -226,8 +234,9 @@ def test_slurm_ends_where_the_hosts_cannot_be_listed(cluster: Cluster, four: Tun
 def test_mpirun_fills_the_hosts_and_forwards_the_environment(cluster: Cluster, four: TunedConfig) -> None:
     started = cluster.start(edited(two_hosts(export(four, "mpirun", "x.yaml")), INTERFACE="eth0"))
     assert (started.option("-np"), started.option("--host"), started.option("--bind-to")) == ("4", "node-a:2,node-b:2", "none")
+    assert started.option("--map-by") == "ppr:2:node:OVERSUBSCRIBE"  # as many on each, also where a job counts fewer slots
     names = ["MALLOC_TRIM_THRESHOLD_", "MASTER_ADDR", "MASTER_PORT", "ODD", "OMP_NUM_THREADS", "GLOO_SOCKET_IFNAME"]
-    assert started.forwarded == names
+    assert started.after("-x") == names
     assert set(names) <= started.environment.keys()
     assert started.environment["GLOO_SOCKET_IFNAME"] == "eth0"
 
@@ -238,16 +247,59 @@ def test_mpirun_names_the_interpreter_that_this_host_finds(cluster: Cluster, fou
     assert arguments[arguments.index("-m") - 1] == str(cluster.folder / "python")
 
 
-def test_mpirun_has_the_line_for_mpich_in_a_comment(cluster: Cluster, four: TunedConfig) -> None:
-    lines = two_hosts(export(four, "mpirun", "x.yaml")).splitlines()
-    at = next(i for i, line in enumerate(lines) if line.startswith("# MPICH"))
-    script = "\n".join([*lines[:at], *(line.removeprefix("#   ") for line in lines[at + 1 :] if line.startswith("#   "))])
-    started = cluster.start(f"{script}\n", "--steps", "3")
+@pytest.mark.parametrize(
+    ("version", "binding"), [(HYDRA, ["-bind-to", "none"]), (INTEL_MPI, ["-genv", "I_MPI_PIN", "0"])], ids=["MPICH", "Intel MPI"]
+)
+def test_mpirun_of_another_library_has_options_of_its_own(cluster: Cluster, four: TunedConfig, version: str, binding: list[str]) -> None:
+    cluster.add_launcher("mpirun.other", version)
+    script = edited(two_hosts(export(four, "mpirun", "x.yaml")), MPIRUN="mpirun.other")
+    started = cluster.start(script, "--steps", "3")
     assert (started.option("-n"), started.option("-ppn"), started.option("-hosts")) == ("4", "2", "node-a,node-b")
+    assert " ".join(binding) in " ".join(started.arguments)
+    assert "-launcher" not in started.arguments
     given = [started.arguments[i + 1 : i + 3] for i, argument in enumerate(started.arguments) if argument == "-genv"]
     assert ["ODD", "it's $HOME"] in given
     assert ["MASTER_ADDR", "node-a"] in given
     assert started.arguments[-2:] == ["--steps", "3"]
+
+
+def test_hydra_starts_ranks_of_its_own_host_itself(cluster: Cluster, four: TunedConfig) -> None:
+    cluster.add_launcher("mpirun", HYDRA)
+    started = cluster.start(export(four, "mpirun", "x.yaml"), **IN_A_JOB)
+    assert (started.option("-hosts"), started.option("-launcher")) == ("node-a", "fork")
+
+
+@pytest.mark.parametrize("in_a_job", [IN_A_JOB, {"PBS_NODEFILE": "nodes"}], ids=["Slurm", "PBS"])
+def test_mpirun_takes_the_hosts_of_its_job(cluster: Cluster, four: TunedConfig, tmp_path: Path, in_a_job: dict[str, str]) -> None:
+    cluster.job("node-a", "node-b")
+    nodes = tmp_path / "nodes"
+    nodes.write_text("node-a\nnode-a\nnode-b\n")
+    cluster.add("awk", '/usr/bin/awk "$@"')
+    script = edited(export(four, "mpirun", "x.yaml"), RANKS_PER_HOST="2")
+    started = cluster.start(script, **{name: str(nodes) if value == "nodes" else value for name, value in in_a_job.items()})
+    assert started.option("--host") == "node-a:2,node-b:2"
+    assert cluster.start(two_hosts(script), **IN_A_JOB).option("--host") == "node-a:2,node-b:2"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="Open MPI refuses root alone")
+def test_open_mpi_under_root_is_refused_with_what_it_needs(cluster: Cluster, four: TunedConfig) -> None:
+    message = cluster.refuse(export(four, "mpirun", "x.yaml"), OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="")
+    assert "Open MPI must not be started by root" in message
+    assert "export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1" in message
+    cluster.add_launcher("mpirun", HYDRA)
+    assert cluster.start(export(four, "mpirun", "x.yaml"), OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="").option("-n") == "4"
+
+
+def test_an_mpirun_that_is_not_there_is_refused(cluster: Cluster, four: TunedConfig) -> None:
+    message = cluster.refuse(edited(export(four, "mpirun", "x.yaml"), MPIRUN="mpirun.none"))
+    assert "mpirun.none: command not found (MPIRUN)" in message
+
+
+@pytest.mark.parametrize("to", ["slurm", "mpirun"])
+def test_no_step_of_slurm_gets_a_part_of_a_node(cluster: Cluster, four: TunedConfig, to: str) -> None:
+    inherited = ("SLURM_CPUS_PER_TASK", "SRUN_CPUS_PER_TASK", "SLURM_TRES_PER_TASK", "SLURM_EXACT", "SLURM_HINT", "SLURM_PTY_PORT")
+    started = cluster.start(export(four, to, "x.yaml"), **IN_A_JOB, **dict.fromkeys(inherited, "1"))
+    assert not started.environment.keys() & set(inherited)
 
 
 @pytest.mark.parametrize("to", SCRIPTS)

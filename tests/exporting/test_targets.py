@@ -21,6 +21,12 @@ def test_env_lines_give_a_shell_exactly_the_launch(tuned_config: TunedConfig) ->
     assert seen["OMP_PLACES"] == "{0},{1}"
 
 
+def test_env_lines_for_several_sockets_bind_no_rank_to_the_cores_of_another(tuned_config: TunedConfig) -> None:
+    lines = export(tuned_config.model_copy(update={"sockets": 2}), "env").splitlines()
+    names = {line.removeprefix("export ").partition("=")[0] for line in lines}
+    assert names == environment(tuned_config.launch).keys() - {"OMP_PLACES", "OMP_PROC_BIND"}
+
+
 def test_what_the_launch_names_itself_is_not_replaced() -> None:
     launch = Launch(threads=2, cpus=(0, 1), environment={"OMP_PLACES": "cores"})
     assert environment(launch) == {"OMP_NUM_THREADS": "2", "OMP_PLACES": "cores", "OMP_PROC_BIND": "true"}

@@ -81,14 +81,6 @@ def test_a_checkpoint_of_several_sockets_goes_on_in_one_process(shell: dict[str,
     assert together["losses"] == pytest.approx(alone["losses"], rel=1e-5)
 
 
-def test_it_joins_the_ranks_of_torchrun(shell: dict[str, str]) -> None:
-    words = ["--standalone", "--nproc-per-node=2", "-m", "autotune", "run", "tiny", "--steps", "3", "--json"]
-    line = [sys.executable, "-m", "torch.distributed.run", *words]
-    done = subprocess.run(line, env=shell | {"GLOO_SOCKET_IFNAME": "lo"}, capture_output=True, text=True, timeout=_TIMEOUT_S)
-    assert done.returncode == 0, done.stderr
-    assert any("2 ranks" in note for note in json.loads(done.stdout)["notes"])
-
-
 def wait_for_training(parent: subprocess.Popen[str], ranks: int) -> list[psutil.Process]:
     """The processes of the ranks, once they have torch's and gloo's threads."""
     deadline = time.monotonic() + 60

@@ -9,7 +9,7 @@ from machine_folders import Machine
 
 from autotune.config.profile import Topology
 from autotune.errors import InputError, MachineError
-from autotune.ranks.binding import core_sets, topology_of
+from autotune.ranks.binding import OVERSUBSCRIBE, RankCores, core_sets, cores_by_rank, topology_of
 
 
 def machine(topology: Topology, cores_of_socket: tuple[int, ...]) -> Topology:
@@ -109,3 +109,26 @@ def test_a_rank_has_its_share_of_a_quota_and_of_the_caches(topology: Topology) -
     whole = machine(topology, (4, 2)).model_copy(update={"cpu_quota": 3.0, "l3_instances": 2})
     own = topology_of(whole, (4, 5))
     assert (own.cpu_quota, own.default_threads(), own.l3_instances) == (1.0, 1, 1)
+
+
+def rank_cores(*cpus: int, bound_of: int = 0, host: str = "a") -> RankCores:
+    return RankCores(f"{host} net:[1]", cpus, bound_of, "Open MPI")
+
+
+def test_the_cores_of_every_rank_are_told() -> None:
+    assert cores_by_rank([rank_cores(0)]) == ()
+    assert cores_by_rank([rank_cores(0, 1, 2, 8), rank_cores(4, 6)]) == ("cores of rank 0: 0-2,8, rank 1: 4,6; bound by autotune",)
+    bound = [rank_cores(0, 1, bound_of=2), rank_cores(0, 1, bound_of=2, host="b")]
+    assert cores_by_rank(bound) == ("cores of rank 0: 0-1 of a, rank 1: 0-1 of b; bound by Open MPI",)
+
+
+def test_ranks_that_share_cores_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(OVERSUBSCRIBE, raising=False)
+    _, note = cores_by_rank([rank_cores(0, 1), rank_cores(2, 3), rank_cores(1, 2)])
+    assert note.startswith("ranks 0 and 2 share cores, so the times say little")
+
+
+def test_a_launcher_that_leaves_cores_idle_is_named() -> None:
+    _, note = cores_by_rank([rank_cores(0, bound_of=32), rank_cores(0, bound_of=32, host="b")])
+    assert note.startswith("Open MPI bound rank 0 to 1 of the 32 cores that its host has for it")
+    assert "--bind-to none" in note
