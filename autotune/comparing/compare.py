@@ -115,7 +115,7 @@ def compare(
     """
     threads = topology.physical_cores
     launch = launch_of(RunConfig(threads=threads, huge_pages=topology.huge_pages != "never"), topology)
-    absent = {peer.name: peer.missing for peer in peers if peer.missing}
+    absent = {peer.name: why for peer in peers if (why := peer.missing or peer.unfit(model))}
     present = [peer for peer in peers if peer.name not in absent]
     configs = {} if tuned is None else {TUNED: tuned.config}
     fields: list[tuple[dict[str, _Track], Measurement]] = []
@@ -271,7 +271,7 @@ def _result(
         bound_s=bound_s,
         bounds_s=bounds,
         lines=tuple(sorted(lines.values(), key=lambda line: line.iteration_s.median)),
-        absent={name: why for name, why in absent.items() if why},
+        absent=absent,
         notes=_notes(lines, [measured for _, measured in fields], profile),
     )
 

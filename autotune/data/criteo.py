@@ -162,7 +162,7 @@ class CriteoFile:
             lines = list(itertools.islice(self._file, CHUNK_ROWS))
             if self._total is None and number == len(self._starts) - 1:
                 end = self._file.tell()
-                if len(lines) == CHUNK_ROWS and any(line.strip(b"\r\n") for line in self._file):
+                if len(lines) == CHUNK_ROWS and self._more():
                     self._starts.append(end)
                 else:
                     filled = [i for i, line in enumerate(lines, start=1) if line.strip(b"\r\n")]
@@ -171,6 +171,11 @@ class CriteoFile:
         if len(lines) < wanted:
             raise InputError(f"a Criteo file must not shrink while it is read, got its end early ({self.path}); start again")
         return lines[:wanted]
+
+    def _more(self) -> bool:
+        """Whether more than blank lines follow. Where a row does, nothing is read: going back in a compressed file starts it anew."""
+        following = self._file.peek(1)[:1]
+        return following not in b"\r\n" or any(line.strip(b"\r\n") for line in self._file)
 
     def _detect(self, head: bytes) -> tuple[_Layout, int]:
         """The layout, and where the first row begins."""
