@@ -148,7 +148,8 @@ def _read_dictionary(path: Path) -> pd.Index[Any]:
     index = pd.Index(values.ravel())
     if not (np.issubdtype(values.dtype, np.integer) and index.is_unique):
         raise InputError(f"a dictionary must hold different integers, got {values.dtype} with repeats ({path}); prepare it again")
-    return pd.Index(index.to_numpy().astype(np.int32))
+    kept: pd.Index[Any] = pd.Index(values.ravel().astype(np.int32))
+    return kept
 
 
 def _splitmix64(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
