@@ -125,8 +125,12 @@ def groups(peers: Sequence[Peer], at_once: int) -> tuple[tuple[Peer, ...], ...]:
 
 
 def prepare(model: Model, topology: Topology, peers: Sequence[Peer] = PEERS) -> Preparation:
-    """What comparing with those of `peers` that are installed needs. Raises: MachineError: memory does not hold two models."""
-    present = [peer for peer in peers if not peer.missing]
+    """What comparing with those of `peers` that are installed and take the model needs.
+
+    Raises:
+        MachineError: memory does not hold two models.
+    """
+    present = [peer for peer in peers if not peer.unusable(model)]
     compiled = sum(peer.kind == "compiled" for peer in present)
     each_s = _START_S + 2 * model.table_bytes / _BUILD_BYTES_PER_S  # drawn, and copied from ours
     building_s = (1 + len(present)) * each_s + compiled * _COMPILE_S
@@ -161,7 +165,7 @@ def compare(
     end_s = time.monotonic() + budget_s
     threads = topology.default_threads()
     launch = launch_of(RunConfig(threads=threads, huge_pages=topology.huge_pages != "never"), topology)
-    absent = {peer.name: peer.missing for peer in peers if peer.missing}
+    absent = {peer.name: why for peer in peers if (why := peer.unusable(model))}
     parted = prepare(model, topology, peers).groups
     configs = {} if tuned is None else {TUNED: tuned.config}
     fields: list[tuple[dict[str, _Track], Measurement]] = []
@@ -321,7 +325,7 @@ def _result(
         bound_s=bound_s,
         bounds_s=bounds,
         lines=tuple(sorted(lines.values(), key=lambda line: line.iteration_s.median)),
-        absent={name: why for name, why in absent.items() if why},
+        absent=absent,
         probed=profile.created,
         notes=_notes(lines, [measured for _, measured in fields], profile),
     )

@@ -17,6 +17,7 @@ Dtype = Literal["fp32", "bf16"]
 Optimizer = Literal["sgd", "adagrad"]
 DTYPES: tuple[Dtype, ...] = ("fp32", "bf16")
 OPTIMIZERS: tuple[Optimizer, ...] = ("sgd", "adagrad")
+Categories = Literal["hashed", "modulo", "dictionary", "rows"]
 
 Kind = Literal["table_wise", "row_wise", "column_wise", "replicated"]
 KINDS: tuple[Kind, ...] = ("table_wise", "row_wise", "column_wise", "replicated")

@@ -38,7 +38,11 @@ def _pooled(weights: Sequence[Tensor], offsets: Tensor) -> Tensor:
     return weights[0].new_empty((offsets.shape[0] - 1) // len(weights), len(weights), weights[0].shape[1])
 
 
-@torch.library.custom_op("autotune::embedding_bag", mutates_args=())
+# Written out: torch 2.6 does not take list[Tensor] for a schema, and 2.13 does not take typing.List.
+_BAGS_SCHEMA = "Tensor[] weights, Tensor indices, Tensor offsets, Tensor? per_sample_weights, bool mean"
+
+
+@torch.library.custom_op("autotune::embedding_bag", mutates_args=(), schema=f"({_BAGS_SCHEMA}) -> Tensor")
 def embedding_bag(weights: list[Tensor], indices: Tensor, offsets: Tensor, per_sample_weights: Tensor | None, mean: bool) -> Tensor:
     """Pooled look-ups of T tables.
 
@@ -65,7 +69,7 @@ def embedding_bag(weights: list[Tensor], indices: Tensor, offsets: Tensor, per_s
 embedding_bag.register_fake(lambda weights, indices, offsets, per_sample_weights, mean: _pooled(weights, offsets))
 
 
-@torch.library.custom_op("autotune::embedding_bag_backward", mutates_args=())
+@torch.library.custom_op("autotune::embedding_bag_backward", mutates_args=(), schema=f"(Tensor gradient, {_BAGS_SCHEMA}) -> Tensor[]")
 def embedding_bag_backward(
     gradient: Tensor, weights: list[Tensor], indices: Tensor, offsets: Tensor, per_sample_weights: Tensor | None, mean: bool
 ) -> list[Tensor]:

@@ -36,6 +36,32 @@ else:
                 setattr(self, name, value)  # the next look-up finds it without this function
             return value
 
+    class _Transfers(_Deferred):
+        """torch.distributed, whose transfers take contiguous tensors only.
+
+        On a strided view gloo in torch 2.13 is silently wrong: all_reduce, reduce, broadcast, scatter, and what all_to_all_single writes.
+        """
+
+        def __getattr__(self, name: str) -> Any:
+            value = super().__getattr__(name)
+            if _TRANSFER.fullmatch(name):
+                value = _of_contiguous(value)
+                setattr(self, name, value)
+            return value
+
+    def _of_contiguous(transfer: Any) -> Any:
+        @functools.wraps(transfer)
+        def checked(*arguments: Any, **options: Any) -> Any:
+            for argument in (*arguments, *options.values()):
+                for tensor in argument if isinstance(argument, list | tuple) else (argument,):
+                    if isinstance(tensor, torch.Tensor) and not tensor.is_contiguous():
+                        raise AssertionError(f"{transfer.__name__} takes contiguous tensors, got strides {tensor.stride()}")
+            return transfer(*arguments, **options)
+
+        return checked
+
+    _TRANSFER = re.compile(r"(all_(reduce|gather|to_all)|reduce|broadcast|scatter|gather|i?send|i?recv)(?!.*object).*")
+
     def _load_kernels() -> Any:
         importlib.import_module("torch")  # first: the kernels must share the OpenMP library that torch carries
         try:
@@ -48,7 +74,7 @@ else:
             ) from error
 
     torch = _Deferred(lambda: importlib.import_module("torch"))
-    dist = _Deferred(lambda: importlib.import_module("torch.distributed"))
+    dist = _Transfers(lambda: importlib.import_module("torch.distributed"))
     kernels = _Deferred(_load_kernels)
 
 __all__ = ["cold_sets", "dist", "empty_rows", "kernels", "leading_dimension", "target", "torch", "zeros"]

@@ -10,9 +10,9 @@ from datetime import timedelta
 
 import psutil
 import torch
-import torch.distributed as dist
 
 from autotune.config.network import InterfaceRate
+from autotune.ops.native import dist
 from autotune.ranks import group
 
 VARIABLE = "GLOO_SOCKET_IFNAME"

@@ -15,7 +15,6 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from autotune.bench.noise import NoiseMonitor
 from autotune.bench.progress import NO_PROGRESS, Progress
@@ -23,6 +22,7 @@ from autotune.bench.rounds import EachRound, Turn, run_rounds
 from autotune.config.network import Network, NetworkPoint, Together
 from autotune.config.partition import ALL_TO_ALL_FORMS, CommunicationKnobs
 from autotune.ops.all_to_all import AllToAll, Exchange
+from autotune.ops.native import dist
 from autotune.probing.fit import fits
 from autotune.probing.interfaces import hosts, rates
 from autotune.ranks import group
@@ -140,12 +140,17 @@ def _exchange(form: Any, ranks: int, size: int, members: Any, inside: bool) -> _
     return point, call if inside else None
 
 
+def reduce_scatter_call() -> Callable[..., Any]:
+    """The reduce-scatter of one tensor under the name that this torch does not warn of: renamed in 2.13."""
+    return getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
+
 def _reductions(ranks: int, size: int, members: Any, inside: bool, notes: list[str]) -> list[_Transfer]:
     """An all-reduce moves 2 (W-1)/W of its array through every rank, a reduce-scatter half of that."""
     count = max(ranks, round(size * ranks / (2 * (ranks - 1)) / 4) // ranks * ranks)
     sent = 4 * count * (ranks - 1) // ranks
     whole, part = torch.zeros(count), torch.zeros(count // ranks)
-    scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor  # renamed in torch 2.13
+    scatter = reduce_scatter_call()
 
     def all_reduce() -> None:
         dist.all_reduce(whole, group=members)

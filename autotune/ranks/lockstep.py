@@ -12,7 +12,6 @@ from contextlib import AbstractContextManager
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 import torch
-import torch.distributed as dist
 
 from autotune.config.knobs import RunConfig
 from autotune.config.model import Model
@@ -22,6 +21,7 @@ from autotune.dlrm.activity import busy
 from autotune.dlrm.model import DLRM
 from autotune.ops.base import Operator
 from autotune.ops.memory import World
+from autotune.ops.native import dist
 from autotune.ops.timing import Recorder
 from autotune.ranks import group
 

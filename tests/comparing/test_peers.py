@@ -37,6 +37,14 @@ def test_a_peer_that_is_not_installed_says_how_to_get_it() -> None:
     assert missing == "not installed: no_such_module; pip install it"
 
 
+def test_fbgemm_is_left_out_of_models_whose_dims_it_does_not_take() -> None:
+    tiny = load_model_by_name("tiny")
+    odd = tiny.model_copy(update={"bottom_mlp": (*tiny.bottom_mlp[:-1], 6)})
+    refused = {peer.name: peer.unfit(odd) for peer in PEERS if peer.unfit(odd)}
+    assert refused == dict.fromkeys(("fbgemm", "torchrec"), "on a CPU it takes embedding dims that are multiples of 4, got 6")
+    assert not any(peer.unfit(tiny) for peer in PEERS)
+
+
 @pytest.mark.parametrize(("at_once", "sizes"), [(2, [1, 1, 1, 1, 1]), (3, [1, 2, 2]), (4, [2, 3]), (5, [2, 3]), (6, [5]), (9, [5])])
 def test_groups_part_one_order_evenly_and_fit_beside_ours(at_once: int, sizes: list[int]) -> None:
     found = groups(PEERS, at_once)

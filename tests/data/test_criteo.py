@@ -1,6 +1,11 @@
 from __future__ import annotations
 
+import bz2
+import gzip
+import lzma
 import random
+import tarfile
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -8,6 +13,7 @@ import numpy as np
 import pytest
 
 from autotune.data import criteo
+from autotune.data.categories import CategoryMapping
 from autotune.data.criteo import COLUMNS, CriteoFile
 from autotune.errors import InputError
 
@@ -94,12 +100,59 @@ def test_line_ends_and_trailing_blank_lines_do_not_matter(tmp_path: Path, end: s
     assert np.array_equal(plain.indices, CriteoFile(unended, ROWS).rows(0, 14).indices)
 
 
+@pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, lzma.compress])
+def test_a_compressed_file_holds_the_same_rows_whatever_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compress: Callable[[bytes], bytes]
+) -> None:
+    whole = CriteoFile(write_csv(tmp_path / "d", random_rows(40)), ROWS).rows(0, 40)
+    (tmp_path / "e").write_bytes(compress((tmp_path / "d").read_bytes() + b"\n\n"))
+    monkeypatch.setattr(criteo, "CHUNK_ROWS", 16)
+    file = CriteoFile(tmp_path / "e", ROWS)
+    for start, length in [(35, 3), (0, 5), (38, 9), (1000, 2)]:  # forward, back, and round the end
+        read, at = file.rows(start, length), (start + np.arange(length)) % 40
+        assert np.array_equal(read.indices, whole.indices[:, at])
+        assert np.array_equal(read.labels, whole.labels[at])
+    assert file.count == 40
+    assert file.layout.startswith("CSV with header, ")
+
+
+def test_a_cut_gzip_file_is_refused_where_it_ends(tmp_path: Path) -> None:
+    data = gzip.compress(write_tsv(tmp_path / "d", random_rows(4000)).read_bytes())
+    (tmp_path / "e").write_bytes(data[: len(data) // 2])
+    with pytest.raises(InputError, match=r"must be readable, got Compressed file ended .*\(.*e\); correct data\.path"):
+        CriteoFile(tmp_path / "e", ROWS).rows(0, 4000)
+
+
+def test_archives_are_refused_by_what_they_are(tmp_path: Path) -> None:
+    rows = write_tsv(tmp_path / "train.txt", random_rows(3))
+    with tarfile.open(tmp_path / "dac.tar.gz", "w:gz") as tar:
+        tar.add(rows, "train.txt")
+    with zipfile.ZipFile(tmp_path / "dac.zip", "w") as archive:
+        archive.write(rows, "train.txt")
+    for name, what in (("dac.tar.gz", "a tar archive"), ("dac.zip", "a zip archive")):
+        with pytest.raises(InputError, match=rf"must be text or gzipped text, got {what} .*{name}\); unpack it"):
+            CriteoFile(tmp_path / name, ROWS)
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"], ids=["plain", "BOM"])
+@pytest.mark.parametrize("header", [b"", b"\t".join(name.encode() for name in COLUMNS) + b"\r\n"], ids=["rows", "header"])
+def test_marks_headers_and_decimal_counts_do_not_matter(tmp_path: Path, mark: bytes, header: bytes) -> None:
+    rows = random_rows(5)
+    plain = CriteoFile(write_tsv(tmp_path / "a", rows), ROWS).rows(0, 5)
+    decimal = [[row[0] + ".0", *(value and f"{value}.0" for value in row[1:14]), *row[14:]] for row in rows]
+    path = write_tsv(tmp_path / "b", decimal, "\r\n")
+    path.write_bytes(mark + header + path.read_bytes())
+    other = CriteoFile(path, ROWS).rows(0, 5)
+    assert np.array_equal(plain.dense, other.dense)
+    assert np.array_equal(plain.indices, other.indices)
+    assert np.array_equal(plain.labels, other.labels)
+
+
 @pytest.mark.parametrize("count", [15, 16, 17, 48, 50])
 def test_rows_across_chunks_and_round_the_end_are_those_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     rows = random_rows(count)
     whole = CriteoFile(write_csv(tmp_path / "d", rows), ROWS).rows(0, count)
     monkeypatch.setattr(criteo, "CHUNK_ROWS", 16)
-    monkeypatch.setattr(criteo, "_SCAN_BYTES", 500)
     chunked = CriteoFile(tmp_path / "d", ROWS)
     for start, length in [(10, 12), (0, 5), (count - 3, 9), (3, 3 * count), (1000 * count + 1, 2)]:
         at = (start + np.arange(length)) % count
@@ -160,7 +213,7 @@ def test_a_short_row_is_refused(tmp_path: Path) -> None:
 
 def test_row_numbers_are_taken_as_they_are(tmp_path: Path) -> None:
     rows = random_rows(20, category=lambda rng: str(rng.randrange(100)))
-    indices = CriteoFile(write_tsv(tmp_path / "d", rows), [100] * 26, hashed=False).rows(0, 20).indices
+    indices = CriteoFile(write_tsv(tmp_path / "d", rows), [100] * 26, CategoryMapping("rows")).rows(0, 20).indices
     assert indices.T.tolist() == [[int(value) for value in row[14:]] for row in rows]
 
 
@@ -172,7 +225,7 @@ def test_a_row_number_outside_its_table_is_refused(tmp_path: Path, value: str, s
     rows = random_rows(6, category=lambda rng: str(rng.randrange(100)))
     rows[4][16] = value
     with pytest.raises(InputError, match=rf"below 100, got '{value}' .*d: line 5, column C3, table 2: limit 100 rows\); {step}"):
-        CriteoFile(write_tsv(tmp_path / "d", rows), [100] * 26, hashed=False).rows(0, 1)
+        CriteoFile(write_tsv(tmp_path / "d", rows), [100] * 26, CategoryMapping("rows")).rows(0, 1)
 
 
 @pytest.mark.parametrize("value", ["", "0a", "1.0", "1" * 30])
@@ -180,14 +233,14 @@ def test_what_is_no_row_number_is_refused(tmp_path: Path, value: str) -> None:
     rows = random_rows(2, category=lambda rng: "1")
     rows[1][14] = value
     with pytest.raises(InputError, match=r"must be a decimal integer, got .*line 2, column C1"):
-        CriteoFile(write_tsv(tmp_path / "d", rows), [100] * 26, hashed=False).rows(0, 1)
+        CriteoFile(write_tsv(tmp_path / "d", rows), [100] * 26, CategoryMapping("rows")).rows(0, 1)
 
 
 def test_files_of_no_layout_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "d"
     for content, message in [
         (b"", "must begin with a tab-separated row"),
-        (b"\x1f\x8b\x08", "must begin with a tab-separated row"),
+        (b"\x1f\x8b\x08", "must be readable"),
         (HEADER.encode(), "at least one row"),
         (HEADER.encode() + b"\n\n", "at least one row"),
         (HEADER.replace("I3", "X3").encode() + b"\n", "column 4 of the header must be I3, got 'X3'"),

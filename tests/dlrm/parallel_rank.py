@@ -14,6 +14,7 @@ from autotune.config.model import Model
 from autotune.config.partition import CommunicationKnobs, Partition
 from autotune.data.batches import make_source
 from autotune.dlrm.model import DLRM
+from autotune.dlrm.train import evaluate
 from autotune.ops.embedding_tables import EmbeddingUpdateKnobs
 from autotune.ops.memory import World
 
@@ -31,13 +32,16 @@ def main(cases_file: str, out: str, rank: int, ranks: int, store: str) -> None:
         source = make_source(model)
         losses = [dlrm.step(source.batch(i)) for i in range(case["steps"])]
         state, sums = dlrm.state_dict(), dlrm.optimizer_state()
+        source.rows = model.minibatch + 1  # as of a file that ends in the second batch: the last rank has no sample of it
+        evaluation = evaluate(dlrm, source).evaluation
+        assert evaluation is not None
         copies = [bags.table(t) for part, bags, t in dlrm.parts() if not partition.tables[part.table].ranks]
         digests: list[list[float]] = [[] for _ in range(ranks)]
         dist.all_gather_object(digests, [float(weight.double().sum()) for weight in copies])
         all_losses: list[list[float]] = [[] for _ in range(ranks)]
         dist.all_gather_object(all_losses, losses)
         if rank == 0:
-            torch.save({"losses": all_losses, "state": state, "sums": sums, "copies": digests}, f"{out}.{number}")
+            torch.save({"losses": all_losses, "state": state, "sums": sums, "copies": digests, "loss": evaluation.loss}, f"{out}.{number}")
     dist.destroy_process_group()
 
 

@@ -19,6 +19,7 @@ from autotune.config.model import Changes, DataSpec, Model, Table
 from autotune.config.partition import ALL_TO_ALL_FORMS, CommunicationKnobs, Kind, Partition, Placement
 from autotune.data.batches import make_source
 from autotune.dlrm.model import DLRM
+from autotune.dlrm.train import evaluate
 from autotune.ops.embedding_tables import EmbeddingUpdateKnobs
 
 STEPS = 6
@@ -174,6 +175,12 @@ def test_ranks_train_in_bf16_and_with_adagrad_as_one_process_does(on_two_ranks: 
         # Sums in another order may round to another bf16, and Adagrad's first steps have the gradient's sign: equal up to that.
         exact = changes.dtype != "bf16"
         assert got["losses"][0] == pytest.approx(losses, rel=1e-4 if exact else 1e-2), changes
+        source = make_source(dlrm.model)
+        source.rows = dlrm.model.minibatch + 1
+        alone = evaluate(dlrm, source).evaluation
+        assert alone is not None
+        assert alone.samples == dlrm.model.minibatch + 1
+        assert got["loss"] == pytest.approx(alone.loss, rel=1e-4 if exact else 5e-2), changes
         assert set(got["sums"]) == set(dlrm.optimizer_state())
         for name, wanted in (dlrm.state_dict() | {f"sum of {name}": value for name, value in dlrm.optimizer_state().items()}).items():
             value = got["sums"][name.removeprefix("sum of ")] if name.startswith("sum of ") else got["state"][name]

@@ -2,13 +2,17 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from autotune.catalog import load_model_by_name
-from autotune.data.batches import Batch, make_source
+from autotune.config.knobs import RunConfig
+from autotune.config.model import Model
+from autotune.data.batches import Batch, SyntheticSource, make_source
+from autotune.data.distributions import Uniform
 from autotune.dlrm.model import DLRM
-from autotune.dlrm.train import WARMUP_STEPS, area_under_curve, train
+from autotune.dlrm.train import DEFAULT_STEPS, WARMUP_STEPS, area_under_curve, evaluate, train
 from autotune.errors import InputError
 
 TINY = load_model_by_name("tiny")
@@ -31,6 +35,52 @@ def test_a_diverging_run_says_so() -> None:
 def test_no_steps_are_refused() -> None:
     with pytest.raises(InputError, match="steps must be at least 1, got 0"):
         train(DLRM(TINY), make_source(TINY), 0)
+
+
+def test_an_evaluation_leaves_the_weights_alone_and_counts_every_row_once() -> None:
+    model = TINY.model_copy(update={"minibatch": 8})
+    dlrm, source = DLRM(model, RunConfig(threads=1)), Labelled(model, rows=21)
+    before = {name: value.clone() for name, value in dlrm.state_dict().items()}
+    result = evaluate(dlrm, source)
+    assert all(torch.equal(value, before[name]) for name, value in dlrm.state_dict().items())
+    # Three batches, of which the last holds three rows that were counted already.
+    scores = torch.cat([dlrm.forward(source.batch(i)) for i in range(3)])[:21]
+    labels = torch.cat([source.batch(i).labels for i in range(3)])[:21]
+    assert len(result.losses) == 3
+    assert result.evaluation is not None
+    assert result.evaluation.samples == 21
+    assert result.evaluation.loss == pytest.approx(float(torch.nn.functional.binary_cross_entropy(scores, labels)))
+    assert result.losses[2] == pytest.approx(float(torch.nn.functional.binary_cross_entropy(scores[16:], labels[16:])))
+    assert result.evaluation.accuracy == float(((scores > 0.5) == (labels > 0.5)).double().mean())
+    assert result.auc == area_under_curve(scores.numpy(), labels.numpy())
+
+
+def test_an_evaluation_takes_as_many_batches_as_are_asked_for_and_there_are() -> None:
+    model = TINY.model_copy(update={"minibatch": 8})
+    for steps, samples in ((1, 8), (2, 16), (99, 21)):
+        result = evaluate(DLRM(model, RunConfig(threads=1)), Labelled(model, rows=21), steps)
+        assert result.evaluation is not None
+        assert result.evaluation.samples == samples
+    with pytest.raises(InputError, match="steps must be at least 1, got 0"):
+        evaluate(DLRM(model, RunConfig(threads=1)), Labelled(model, rows=21), 0)
+
+
+def test_drawn_labels_have_a_loss_and_no_accuracy() -> None:
+    model = TINY.model_copy(update={"minibatch": 8})
+    result = evaluate(DLRM(model, RunConfig(threads=1)), make_source(model))
+    assert len(result.losses) == DEFAULT_STEPS
+    assert (result.auc, result.evaluation and result.evaluation.accuracy) == (None, None)
+
+
+class Labelled(SyntheticSource):
+    """Drawn batches whose labels count as real, of a file of so many rows."""
+
+    has_labels = True
+
+    def __init__(self, model: Model, rows: int) -> None:
+        distributions = tuple(Uniform(table.rows) for table in model.tables)
+        super().__init__(model, distributions, varying=False, minibatch=model.minibatch, seed=0, description="labelled")
+        self.rows = rows
 
 
 class OutOfRange:
