@@ -37,6 +37,8 @@ class VerificationError(AutotuneError):
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""
+TERMINATED = 143
+"""Exit code after SIGTERM."""
 
 
 def error_class(exit_code: int) -> type[AutotuneError]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 from configs import recorded_with
 
@@ -16,9 +14,6 @@ from autotune.config.tuned import Gain, Interval, Launch, MeasuredPass, Predicti
 from autotune.ops.embedding_tables import EmbeddingForwardKnobs, EmbeddingUpdateKnobs
 from autotune.ops.interaction import InteractionKnobs
 from autotune.ops.layer import LayerKnobs
-
-# Processes that a test starts take the installed package, not the sources in the working directory, which hold no compiled kernels.
-os.environ["PYTHONSAFEPATH"] = "1"
 
 
 def around(median: float, spread: float = 0.02, samples: int = 30) -> Interval:

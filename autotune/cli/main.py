@@ -11,7 +11,8 @@ from typer.core import TyperGroup
 
 from autotune import __version__
 from autotune.cli import compare, explain, export, models, plan, probe, profile, run, scale, tune, validate, verify
-from autotune.errors import INTERRUPTED, AutotuneError, MachineError
+from autotune.cli.output import speaks
+from autotune.errors import AutotuneError, MachineError
 from autotune.ranks import interrupt
 from autotune.ranks.launch import allow_restart
 
@@ -24,14 +25,16 @@ class _Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            result = super().invoke(ctx)
-            sys.stdout.flush()
+            with interrupt.raising():
+                result = super().invoke(ctx)
+                sys.stdout.flush()
         except AutotuneError as error:
             _line(f"error: {error}")
             raise typer.Exit(error.exit_code) from None
-        except KeyboardInterrupt:
-            _line(interrupted(ctx.invoked_subcommand))
-            raise typer.Exit(INTERRUPTED) from None
+        except KeyboardInterrupt as error:
+            if speaks():
+                _line(interrupted(ctx.invoked_subcommand, error))
+            raise typer.Exit(interrupt.exit_code(error)) from None
         except BrokenPipeError:
             _leave_pipe()
         except OSError as error:
@@ -69,10 +72,10 @@ def _autotune(
     """
 
 
-def interrupted(command: str | None) -> str:
-    """What is said after Ctrl-C."""
+def interrupted(command: str | None, error: KeyboardInterrupt) -> str:
+    """What is said after Ctrl-C or SIGTERM."""
     goes_on = "; the same command goes on from its journal" if command == "tune" else ""
-    return f"interrupted; state kept{goes_on}"
+    return f"{'terminated' if isinstance(error, interrupt.Terminated) else 'interrupted'}; state kept{goes_on}"
 
 
 def _line(message: str) -> None:
@@ -102,12 +105,7 @@ def _open_closed_streams() -> None:
 
 
 def main() -> None:
-    """Entry point of the `autotune` script."""
+    """Parse the command line and do what it says."""
     _open_closed_streams()
     allow_restart()
-    interrupt.install()
-    try:
-        app(prog_name="autotune")
-    except KeyboardInterrupt:
-        _line(interrupted(None))
-        sys.exit(INTERRUPTED)
+    app(prog_name="autotune")

@@ -20,6 +20,9 @@ _BINDING = ("OMP_PLACES", "OMP_PROC_BIND", "GOMP_CPU_AFFINITY")
 # Of a rank, as torchrun sets them: they would count for more than those of another launcher.
 _LEFT_OUT = (*_BINDING, "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 
+# The installed package counts, wherever the script is started: Python does not search that folder.
+_SAFE_PATH = "PYTHONSAFEPATH"
+
 # torch's usual port: any free one above 1023 does.
 PORT = 29500
 
@@ -43,9 +46,9 @@ def script(launcher: str, config: TunedConfig, config_file: Path) -> str:
         config_file=str(config_file.absolute()),
         port=PORT,
         left_out=_LEFT_OUT,
-        exports=export_lines(launch, without=_LEFT_OUT),
-        unbound_exports=export_lines(launch, without=_BINDING),
-        forwarded=sorted({*environment(launch), "MASTER_ADDR", "MASTER_PORT"} - {*_LEFT_OUT, "GLOO_SOCKET_IFNAME"}),
+        exports=[f"export {_SAFE_PATH}=1", *export_lines(launch, without=_LEFT_OUT)],
+        unbound_exports=[f"export {_SAFE_PATH}=1", *export_lines(launch, without=_BINDING)],
+        forwarded=sorted({*environment(launch), _SAFE_PATH, "MASTER_ADDR", "MASTER_PORT"} - {*_LEFT_OUT, "GLOO_SOCKET_IFNAME"}),
         run='-m autotune run "$MODEL" --config "${AUTOTUNE_CONFIG:-$CONFIG}" "$@"',
     )
 

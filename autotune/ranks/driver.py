@@ -11,8 +11,6 @@ import inspect
 import json
 import os
 import pickle
-import sys
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, cast
@@ -21,9 +19,12 @@ from autotune.config.files import load_tuned
 from autotune.config.knobs import RunConfig
 from autotune.config.tuned import TunedConfig
 from autotune.errors import InputError
+from autotune.machine.scratch import scratch_folder
 from autotune.machine.topology import detect
 from autotune.ranks.binding import OVERSUBSCRIBE, core_sets
+from autotune.ranks.child import command_line
 from autotune.ranks.environment import from_environment
+from autotune.ranks.interfaces import check_loopback
 from autotune.ranks.supervisor import supervise
 
 P = ParamSpec("P")
@@ -85,14 +86,13 @@ def run_apart(function: Callable[..., T], arguments: Mapping[str, Any], *, ranks
     Raises:
         AutotuneError: see `supervise`.
     """
-    with tempfile.TemporaryDirectory(prefix="autotune-ranks-") as name:
-        folder = Path(name)
+    if ranks > 1:
+        check_loopback()
+    with scratch_folder("autotune-ranks-") as folder:
         sent = {key: value for key, value in arguments.items() if key != "progress"}
         (folder / CALL).write_bytes(pickle.dumps((function.__module__, function.__qualname__, sent, "progress" in arguments)))
         relay = _Relay(folder / PROGRESS, arguments.get("progress"))
-        # -P: the installed package counts, also where the user stands in the folder of a clone.
-        line = [sys.executable, "-P", "-m", "autotune.ranks.worker"]
-        supervise(ranks, line, folder, environ=environ, on_poll=relay.poll)
+        supervise(ranks, command_line("autotune.ranks.worker"), folder, environ=environ, on_poll=relay.poll)
         relay.poll()
         return cast(T, pickle.loads((folder / RESULT).read_bytes()))
 

@@ -21,8 +21,9 @@ from autotune.errors import InputError
 from autotune.machine.compatibility import check
 from autotune.machine.topology import available_memory_bytes, core_binding, detect, fingerprint
 from autotune.ranks.binding import OVERSUBSCRIBE, NetworkThreads, bind, core_sets, topology_of
-from autotune.ranks.environment import ALONE, Ranks, from_environment, interface
+from autotune.ranks.environment import ALONE, Ranks, from_environment
 from autotune.ranks.group import agree, joined
+from autotune.ranks.interfaces import interface
 from autotune.ranks.launch import ensure_environment, launch_of, start_tuned
 
 if TYPE_CHECKING:
