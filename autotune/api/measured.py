@@ -23,7 +23,6 @@ from autotune.ranks.environment import from_environment
 from autotune.ranks.session import Config, ModelName, Session, check_tuned, open_session, own_cores
 
 if TYPE_CHECKING:
-
     from autotune.comparing.compare import Comparison
     from autotune.comparing.peers import Peer
     from autotune.perf.table import OperatorTable
@@ -65,7 +64,8 @@ def probe(
 def run(
     model: ModelName,
     *,
-    steps: int = 50,
+    steps: int | None = None,
+    evaluate: bool = False,
     sockets: int | None = None,
     threads: int | None = None,
     config: Config = None,
@@ -77,9 +77,11 @@ def run(
     force: bool = False,
     progress: Progress = NO_PROGRESS,
 ) -> RunResult:
-    """Train for `steps` iterations and tell what they took.
+    """Train for `steps` iterations and tell what they took, or evaluate the weights as they are.
 
     Args:
+        steps: None trains for 50; to evaluate it takes every row of a file once, or 50 drawn batches.
+        evaluate: Forward passes alone: loss, AUC and accuracy.
         sockets: Ranks; default those of the config, else 1.
         threads: Of a rank, without a config; default one for each core.
         data: Instead of the model's.
@@ -92,9 +94,12 @@ def run(
         FingerprintError: the config belongs to another model, or to other hardware without `force`.
         MachineError: the model does not fit in memory.
     """
+    if evaluate and checkpoint_out is not None:
+        raise InputError(f"an evaluation changes no weights, got --checkpoint-out {checkpoint_out}; leave it out, or --evaluate")
     session = open_session(model, changes=changes, threads=threads, data=data, config=config, force=force)
-    from autotune.dlrm.checkpoint import load_into, read_checkpoint_of, save_checkpoint
-    from autotune.dlrm.train import train
+    from autotune.dlrm.checkpoint import CATEGORY_MAPPING, load_into, read_checkpoint_of, save_checkpoint
+    from autotune.dlrm.train import DEFAULT_STEPS, evaluation_steps, train
+    from autotune.dlrm.train import evaluate as evaluated
     from autotune.planning.planned import planned_config
     from autotune.ranks.group import broadcast
     from autotune.report.record import run_result
@@ -107,14 +112,25 @@ def run(
         progress.phase("building the model", None)
         planned = planned_config(session)
         lockstep = session.build(planned, network, seed)
-        dlrm = lockstep.dlrm
-        begun = () if start is None else load_into(dlrm, start)
-        progress.phase("training", steps)
-        training = train(dlrm, lockstep.source, steps, lambda _, loss: progress.advance(1, f"loss {loss:.4f}"))
+        dlrm, source = lockstep.dlrm, lockstep.source
+        begun = () if start is None else load_into(dlrm, start, source.mapping)
+
+        def advance(_: int, loss: float) -> None:
+            progress.advance(1, f"loss {loss:.4f}")
+
+        if evaluate:
+            progress.phase("evaluating", evaluation_steps(source, dlrm.minibatch, steps))
+            training = evaluated(dlrm, source, steps, advance)
+        else:
+            steps = DEFAULT_STEPS if steps is None else steps
+            progress.phase("training", steps)
+            training = train(dlrm, source, steps, advance)
         if checkpoint_out is not None:
             weights, sums = dlrm.state_dict(), dlrm.optimizer_state()
             if session.ranks.first:
-                save_checkpoint(checkpoint_out, weights, {"learning_rate": session.model.learning_rate, "iter": steps}, sums)
+                behind, mapping = (0, None) if start is None else (start.iterations, start.mapping)
+                meta = {"learning_rate": session.model.learning_rate, "iter": behind + len(training.losses)}
+                save_checkpoint(checkpoint_out, weights, meta | {CATEGORY_MAPPING: source.mapping or mapping}, sums)
         return broadcast(run_result(training, (*session.describe(planned), *begun)))
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_args
 
 import typer
 
 from autotune.catalog import load_model_by_name
 from autotune.config.base import MAX_SEARCH_SEED, MAX_SEED
-from autotune.config.model import DataSpec
+from autotune.config.model import Categories, DataSpec
 from autotune.errors import InputError
 
 DEFAULT_ALPHA = 1.05
@@ -47,13 +47,33 @@ ForceOption = Annotated[bool, typer.Option("--force", help="Use a config of othe
 BudgetOption = Annotated[str, typer.Option("--budget", metavar="TIME", help="Time to spend: 120s, 2m, 1h30m.")]
 
 
-def data_of(text: str | None, model: str) -> DataSpec | None:
-    """What ``--data`` asks for, for the model of that name or file; None without the option."""
-    return None if text is None else parse_data(text, load_model_by_name(model).data)
+def data_of(text: str | None, model: str, categories: str | None = None) -> DataSpec | None:
+    """What ``--data`` and ``--categories`` ask for, for the model of that name or file; None without these options.
+
+    Raises:
+        InputError: as `parse_data`, or categories of data that has none, or that no mapping is called so.
+    """
+    if text is None and categories is None:
+        return None
+    base = load_model_by_name(model).data
+    data = base if text is None else parse_data(text, base)
+    if categories is None:
+        return data
+    if data.distribution != "criteo":
+        rule = "categories belong to Criteo rows"
+        raise InputError(f"{rule}, got --categories {categories} with {data.distribution} data; give such a file with --data")
+    how, _, file = categories.partition(":")
+    if how not in get_args(Categories) or (how == "dictionary") != bool(file):
+        rule = "categories must be hashed, modulo, rows or dictionary:FILE"
+        raise InputError(f"{rule}, got {categories!r} (--categories); take the one that the checkpoint was trained with")
+    update: dict[str, Any] = {"hashed": True, "categories": how, "dictionary": None, "max_ind_range": None}
+    if file:
+        update |= {"dictionary": _existing(file, "--categories", categories), "max_ind_range": data.max_ind_range}
+    return data.model_copy(update=update)
 
 
 def parse_data(text: str, base: DataSpec) -> DataSpec:
-    """The data that ``--data`` asks for; how the pooling varies stays as in `base`.
+    """The data that ``--data`` asks for; how the pooling varies, and how categories become rows, stay as in `base`.
 
     Raises:
         InputError: no such distribution, a bad exponent, or no such file.
@@ -65,9 +85,10 @@ def parse_data(text: str, base: DataSpec) -> DataSpec:
     if kind == "zipf":
         return DataSpec.model_validate({"distribution": "zipf", "alpha": _alpha(rest) if ":" in text else DEFAULT_ALPHA, **keep})
     if kind in ("histogram", "criteo") and ":" in text:
-        return DataSpec.model_validate({"distribution": kind, "path": _existing(rest, text), **keep})
+        path = _existing(rest, "--data", text)
+        return _criteo(base, path) if kind == "criteo" else DataSpec.model_validate({"distribution": kind, "path": path, **keep})
     if Path(text).is_file():
-        return DataSpec.model_validate({"distribution": "criteo", "path": text, **keep})
+        return _criteo(base, text)
     rule = "data must be uniform, zipf, zipf:ALPHA, histogram:FILE or an existing Criteo file"
     raise InputError(f"{rule}, got {text!r} (--data); correct it")
 
@@ -82,7 +103,11 @@ def _alpha(text: str) -> float:
     return alpha
 
 
-def _existing(file: str, text: str) -> str:
+def _criteo(base: DataSpec, path: str) -> DataSpec:
+    return base.model_copy(update={"distribution": "criteo", "path": path, "alpha": None})
+
+
+def _existing(file: str, option: str, text: str) -> str:
     if not Path(file).is_file():
-        raise InputError(f"file not found: {file!r} (--data {text}); check the path")
+        raise InputError(f"file not found: {file!r} ({option} {text}); check the path")
     return file

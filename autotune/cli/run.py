@@ -14,7 +14,21 @@ from autotune.cli.progress import reporting
 from autotune.config.model import Changes
 from autotune.report import text
 
-Steps = Annotated[int, typer.Option("--steps", min=1, metavar="N", help="Training iterations.")]
+Steps = Annotated[
+    int | None,
+    typer.Option("--steps", min=1, metavar="N", help="Iterations; default 50, or to evaluate every row of a file once."),
+]
+Evaluate = Annotated[
+    bool, typer.Option("--evaluate", help="Forward passes alone: loss, AUC and accuracy of the weights, which stay as they are.")
+]
+Categories = Annotated[
+    str | None,
+    typer.Option(
+        "--categories",
+        metavar="hashed|modulo|rows|dictionary:FILE",
+        help="How a Criteo category becomes a row: as the checkpoint was trained. FILE is one of the public DLRM's ..._fea_dict_0.npz.",
+    ),
+]
 CheckpointIn = Annotated[
     Path | None, typer.Option("--checkpoint-in", metavar="FILE", help="Start from these weights, under the public DLRM's names.")
 ]
@@ -23,10 +37,12 @@ CheckpointOut = Annotated[Path | None, typer.Option("--checkpoint-out", metavar=
 
 def command(
     model: options.ModelArgument,
-    steps: Steps = 50,
+    steps: Steps = None,
+    evaluate: Evaluate = False,
     config: options.TunedOption = None,
     force: options.ForceOption = False,
     data: options.DataOption = None,
+    categories: Categories = None,
     max_rows: options.MaxRowsOption = None,
     minibatch: options.MinibatchOption = None,
     dtype: options.DtypeOption = None,
@@ -39,7 +55,7 @@ def command(
     as_json: options.JsonOption = False,
     output: options.OutputOption = None,
 ) -> None:
-    """Train a model: time per iteration, samples per second, loss, and AUC where labels are real.
+    """Train a model, or evaluate a checkpoint: time per iteration, samples per second, loss, and AUC where labels are real.
 
     Example: autotune run small --steps 100 --config small.tuned.yaml
     """
@@ -48,10 +64,11 @@ def command(
         result = api.run(
             model,
             steps=steps,
+            evaluate=evaluate,
             sockets=sockets,
             threads=threads,
             config=config,
-            data=options.data_of(data, model),
+            data=options.data_of(data, model, categories),
             changes=Changes(max_rows, minibatch, dtype, optimizer),
             seed=seed,
             checkpoint_in=checkpoint_in,

@@ -32,6 +32,7 @@ FLOAT_BYTES = 4
 
 Dtype = Literal["fp32", "bf16"]
 Optimizer = Literal["sgd", "adagrad"]
+Categories = Literal["hashed", "modulo", "dictionary", "rows"]
 DTYPES: tuple[Dtype, ...] = ("fp32", "bf16")
 OPTIMIZERS: tuple[Optimizer, ...] = ("sgd", "adagrad")
 
@@ -108,7 +109,15 @@ class DataSpec(Frozen):
     path: str | None = None
     """Histogram or Criteo file, relative to the working directory."""
     hashed: bool = True
-    """Criteo only: categories are hashed into the tables; False reads them as row numbers."""
+    """Criteo only: False is the older spelling of ``categories: rows``."""
+    categories: Categories | None = None
+    """Criteo only: how a category becomes a row, see `data.categories`. None hashes text; prepared ``.npy`` files hold row numbers."""
+    dictionary: str | None = None
+    """With ``categories: dictionary`` one of the 26 files ``..._fea_dict_0.npz`` that the public DLRM writes; the others lie beside it."""
+    max_ind_range: Annotated[
+        int | None, _must(lambda value: value is None or value >= 1, "max_ind_range must be positive", "leave it out for none")
+    ] = None
+    """With ``categories: dictionary`` the public DLRM's option of that name: values are taken modulo it before they are looked up."""
     pooling_kind: Literal["fixed", "varying"] = "fixed"
     """Whether every bag holds exactly `pooling` look-ups, or `pooling` on average."""
 
@@ -125,10 +134,16 @@ class DataSpec(Frozen):
             raise rule_error(
                 ("path",), f"a {kind} distribution reads no file", self.path, "drop path or set distribution: histogram or criteo"
             )
-        if kind != "criteo" and not self.hashed:
-            raise rule_error(
-                ("hashed",), f"hashed belongs to criteo, not to {kind}", self.hashed, "drop hashed or set distribution: criteo"
-            )
+        for key in ("hashed", "categories", "dictionary", "max_ind_range") if kind != "criteo" else ():
+            if (value := getattr(self, key)) != type(self).model_fields[key].default:
+                raise rule_error((key,), f"{key} belongs to criteo, not to {kind}", value, f"drop {key} or set distribution: criteo")
+        if not self.hashed and self.categories not in (None, "rows"):
+            raise rule_error(("hashed",), f"hashed: false means categories: rows, not {self.categories}", False, "drop hashed")
+        if (self.categories == "dictionary") != (self.dictionary is not None):
+            raise rule_error(("dictionary",), "a dictionary goes with categories: dictionary", self.dictionary, "set both or neither")
+        if self.max_ind_range is not None and self.dictionary is None:
+            rule = "max_ind_range belongs to categories: dictionary"
+            raise rule_error(("max_ind_range",), rule, self.max_ind_range, "drop it; modulo takes the rows of each table")
         return self
 
     @model_serializer(mode="wrap")

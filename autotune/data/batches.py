@@ -12,8 +12,10 @@ import numpy.typing as npt
 import torch
 
 from autotune.config.model import DataSpec, Model, Table
-from autotune.data.criteo import CATEGORIES, DENSE_FEATURES, CriteoFile
+from autotune.data.categories import TABLES, mapping_of
+from autotune.data.criteo import DENSE_FEATURES, CriteoFile
 from autotune.data.distributions import IndexDistribution, Reuse, Scatter, Uniform, Zipf, read_histogram
+from autotune.data.prepared import PREPARED_SUFFIX, PreparedFile
 from autotune.errors import InputError
 
 # First word of every random stream's seed: batches and row scatterings never share one.
@@ -41,6 +43,14 @@ class BatchSource(Protocol):
     """Whether the labels are real, so that a loss or an AUC means something."""
     description: str
     """Where the data comes from, for people."""
+
+    @property
+    def mapping(self) -> str | None:
+        """How categories became rows of the tables, by the name that a checkpoint keeps; None where indices are drawn."""
+
+    @property
+    def rows(self) -> int | None:
+        """Samples there are before they repeat; None where they never do. A file is read to its end for that."""
 
     def batch(self, i: int) -> Batch:
         """Batch `i` (0 or more): always the same for one source and seed, in whatever order batches are asked for."""
@@ -76,7 +86,7 @@ def make_source(
     if seed < 0:
         raise InputError(f"seed must not be negative, got {seed} (model {model.name}); set it to 0 or more")
     if spec.distribution == "criteo":
-        return CriteoSource(model, _path(spec), minibatch, spec.hashed)
+        return CriteoSource(model, spec, minibatch)
     table_distribution, name = _synthetic(spec, seed, scatter, histogram)
     distributions = tuple(table_distribution(t, table.rows) for t, table in enumerate(model.tables))
     return SyntheticSource(model, distributions, spec.pooling_kind == "varying", minibatch, seed, name)
@@ -116,6 +126,8 @@ class SyntheticSource:
     """
 
     has_labels = False
+    mapping: str | None = None
+    rows: int | None = None
 
     def __init__(
         self, model: Model, distributions: tuple[IndexDistribution, ...], varying: bool, minibatch: int, seed: int, description: str
@@ -163,15 +175,24 @@ class CriteoSource:
 
     has_labels = True
 
-    def __init__(self, model: Model, path: str | Path, minibatch: int, hashed: bool) -> None:
-        if model.dense_features != DENSE_FEATURES or model.num_tables != CATEGORIES:
-            rule = f"Criteo rows need bottom_mlp to begin with {DENSE_FEATURES} and {CATEGORIES} tables"
+    def __init__(self, model: Model, spec: DataSpec, minibatch: int) -> None:
+        if model.dense_features != DENSE_FEATURES or model.num_tables != TABLES:
+            rule = f"Criteo rows need bottom_mlp to begin with {DENSE_FEATURES} and {TABLES} tables"
             got = f"{model.dense_features} and {model.num_tables}"
             raise InputError(f"{rule}, got {got} (model {model.name}); take a model of that shape, such as mlperf-1m, or other data")
-        self._file = CriteoFile(path, [table.rows for table in model.tables], hashed)
+        path, table_rows = _path(spec), [table.rows for table in model.tables]
+        prepared = path.endswith(PREPARED_SUFFIX)
+        mapping = mapping_of(spec, prepared)
+        self._file = PreparedFile(path, table_rows, mapping) if prepared else CriteoFile(path, table_rows, mapping)
         self._minibatch = minibatch
         self._dtype = np.dtype(model.index_dtype)
-        self.description = f"Criteo rows, {self._file.layout}, {'hashed' if hashed else 'as row numbers'} ({Path(path).name})"
+        self.mapping: str | None = mapping.name
+        how = "as row numbers" if mapping.how == "rows" else f"by {mapping.name}" if mapping.dictionaries else mapping.how
+        self.description = f"Criteo rows, {self._file.layout}, {how} ({Path(path).name})"
+
+    @property
+    def rows(self) -> int:
+        return self._file.count
 
     def batch(self, i: int) -> Batch:
         """Batch `i`, see `BatchSource`.

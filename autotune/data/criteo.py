@@ -1,33 +1,45 @@
-"""Rows of the Criteo click logs: a label, 13 integer features, 26 categories, read in chunks and cycled over."""
+"""Rows of the Criteo click logs: a label, 13 integer features, 26 categories, read in chunks and cycled over.
+
+Two preparations of the integer features are in use: ``log(1 + max(x, 0))``, the public DLRM's, which is applied here to text, and
+``log(x - m + 2)`` with m the least value of the file, torchrec's, which its prepared ``.npy`` files already hold.
+"""
 
 from __future__ import annotations
 
+import bz2
 import csv
+import gzip
 import io
-import re
-from collections.abc import Iterator, Sequence
+import itertools
+import lzma
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from autotune.data.categories import TABLES, CategoryMapping
 from autotune.errors import InputError
 
 DENSE_FEATURES = 13
-CATEGORIES = 26
-COLUMNS = ("label", *(f"I{i + 1}" for i in range(DENSE_FEATURES)), *(f"C{i + 1}" for i in range(CATEGORIES)))
+COLUMNS = ("label", *(f"I{i + 1}" for i in range(DENSE_FEATURES)), *(f"C{i + 1}" for i in range(TABLES)))
 
 CHUNK_ROWS = 8192
 """Rows parsed at a time: about 2 MB of text, a few batches."""
 _CACHED_CHUNKS = 4
-_SCAN_BYTES = 4 * 1024**2
-_HEX = re.compile(r"[0-9a-fA-F]{1,16}", re.ASCII)
-_INTEGER = re.compile(r"-?[0-9]{1,18}", re.ASCII)
+_DETECT_BYTES = 65536
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_COMPRESSED: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
+"""First bytes of a file to what reads it; they are told apart by these, not by name."""
+_ARCHIVES = {b"PK\x03\x04": "a zip archive", b"\x28\xb5\x2f\xfd": "compressed with zstd"}
+_TAR_MARK = slice(257, 262)  # of a tar's first header: "ustar"
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +47,7 @@ class Rows:
     """Parsed rows."""
 
     dense: npt.NDArray[np.float32]
-    """[n, 13]: ``log(1 + max(x, 0))``; a missing value counts as 0."""
+    """[n, 13]: ``log(1 + max(x, 0))`` where the file holds text; a missing value counts as 0. As they are where it is prepared."""
     indices: npt.NDArray[np.int64]
     """[26, n]: row of each table."""
     labels: npt.NDArray[np.float32]
@@ -47,7 +59,6 @@ class _Layout:
     name: str
     separator: str
     header_lines: int
-    header_bytes: int
 
 
 @dataclass(frozen=True)
@@ -63,47 +74,52 @@ class _Flaw:
 
 
 class CriteoFile:
-    """Random access to the rows of a file in either layout, told apart by its first line.
+    """Random access to the rows of a text file in any layout, plain or compressed, told apart by its first bytes and its first line.
 
     The Kaggle layout is tab separated without a header; the CSV has the header ``label,I1,...,I13,C1,...,C26``. Fields other than
-    the label may be empty. Byte offsets of the chunks are noted as far as the file has been read, so opening is immediate at any size.
+    the label may be empty. Places of the chunks are noted as far as the file has been read, so opening is immediate at any size;
+    a compressed file is quick to read on in, and starts anew for rows before.
 
     Args:
         path: the file.
         table_rows: rows of the 26 tables.
-        hashed: True: a category is a hexadecimal string; 0 stands for a missing one, the others share ``1 .. rows - 1`` by a fixed hash
-            (splitmix64 of the value), the same in every run. False: it is a decimal row number already, and must be there.
+        mapping: of categories onto them.
 
     Raises:
-        InputError: the file cannot be read or is in neither layout.
+        InputError: the file cannot be read or is in no known layout.
     """
 
-    def __init__(self, path: str | Path, table_rows: Sequence[int], hashed: bool = True) -> None:
+    def __init__(self, path: str | Path, table_rows: Sequence[int], mapping: CategoryMapping | None = None) -> None:
         self.path = Path(path)
-        self.table_rows = tuple(table_rows)
-        self.hashed = hashed
-        if len(self.table_rows) != CATEGORIES:
-            rule = f"Criteo rows fill {CATEGORIES} tables"
-            raise InputError(f"{rule}, got {len(self.table_rows)} ({path}); give the model {CATEGORIES} tables")
+        self.table_rows = checked_rows(path, table_rows)
+        self._mapping = mapping or CategoryMapping()
         if self.path.exists() and not self.path.is_file():
             raise InputError(f"a Criteo file must be a regular file, got a folder or device ({path}); correct data.path")
-        head = self._read(0, 65536)
-        size = self.path.stat().st_size
-        tail_start = max(0, size - 4096)
-        self._end = tail_start + len(self._read(tail_start, size).rstrip(b"\r\n"))
-        self._layout = self._detect(head)
-        self._starts = [self._layout.header_bytes]
-        self._scanned_bytes = self._layout.header_bytes
-        self._scanned_rows = 0
+        with self._readable():
+            with self.path.open("rb") as file:
+                magic = file.read(8)
+            opener, self._compression = next(
+                ((opener, opener.__module__.strip("_")) for start, opener in _COMPRESSED.items() if magic.startswith(start)), (open, "")
+            )
+            self._file: Any = opener(self.path, "rb")
+            self._layout, start = self._detect(self._file.read(_DETECT_BYTES))
+        self._starts = [start]
         self._total: int | None = None
         self._chunk = lru_cache(maxsize=_CACHED_CHUNKS)(self._read_chunk)
-        if self._end <= self._layout.header_bytes:
+        if not self._lines(0):
             raise InputError(f"a Criteo file must hold at least one row, got none ({path}); correct data.path")
 
     @property
     def layout(self) -> str:
-        """``Kaggle TSV`` or ``CSV with header``."""
-        return self._layout.name
+        """``Kaggle TSV`` or ``CSV with header``, and how it is compressed."""
+        return self._layout.name + (f", {self._compression}" if self._compression else "")
+
+    @property
+    def count(self) -> int:
+        """Rows of the file, which is read to its end for that."""
+        while self._total is None:
+            self._lines(len(self._starts) - 1)
+        return self._total
 
     def rows(self, start: int, count: int) -> Rows:
         """`count` rows from row `start` on, beginning again at the first row after the last.
@@ -120,30 +136,53 @@ class CriteoFile:
 
     def _parts(self, start: int, count: int) -> Iterator[Rows]:
         while count > 0:
-            self._scan(start + 1)
+            while self._total is None and start // CHUNK_ROWS >= len(self._starts):
+                self._lines(len(self._starts) - 1)
             if self._total is not None:
                 start %= self._total
             chunk = self._chunk(start // CHUNK_ROWS)
             first = start % CHUNK_ROWS
             last = min(first + count, len(chunk.labels))
-            yield Rows(chunk.dense[first:last], chunk.indices[:, first:last], chunk.labels[first:last])
-            start += last - first
-            count -= last - first
+            if last > first:  # else the file has ended before: its rows are counted now
+                yield Rows(chunk.dense[first:last], chunk.indices[:, first:last], chunk.labels[first:last])
+                start += last - first
+                count -= last - first
 
-    def _read(self, start: int, end: int) -> bytes:
+    @contextmanager
+    def _readable(self) -> Iterator[None]:
         try:
-            with self.path.open("rb") as file:
-                file.seek(start)
-                return file.read(max(0, end - start))
-        except (OSError, ValueError) as error:
+            yield
+        except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
             raise InputError(f"a Criteo file must be readable, got {error} ({self.path}); correct data.path") from error
 
-    def _detect(self, head: bytes) -> _Layout:
+    def _lines(self, number: int) -> list[bytes]:
+        """The lines of a chunk whose place is known; notes the place of the next, or how many rows the file has."""
+        with self._readable():
+            self._file.seek(self._starts[number])
+            lines = list(itertools.islice(self._file, CHUNK_ROWS))
+            if self._total is None and number == len(self._starts) - 1:
+                end = self._file.tell()
+                if len(lines) == CHUNK_ROWS and any(line.strip(b"\r\n") for line in self._file):
+                    self._starts.append(end)
+                else:
+                    filled = [i for i, line in enumerate(lines, start=1) if line.strip(b"\r\n")]
+                    self._total = number * CHUNK_ROWS + (filled[-1] if filled else 0)
+        wanted = CHUNK_ROWS if self._total is None else min(CHUNK_ROWS, self._total - number * CHUNK_ROWS)
+        if len(lines) < wanted:
+            raise InputError(f"a Criteo file must not shrink while it is read, got its end early ({self.path}); start again")
+        return lines[:wanted]
+
+    def _detect(self, head: bytes) -> tuple[_Layout, int]:
+        """The layout, and where the first row begins."""
         line = head.split(b"\n", 1)[0]
         text = line.removeprefix(_BYTE_ORDER_MARK).decode("latin-1").rstrip("\r")
-        if "\t" in text:
-            return _Layout("Kaggle TSV", "\t", 0, 0)
-        names = text.split(",")
+        archive = next((what for start, what in _ARCHIVES.items() if head.startswith(start)), None)
+        if archive is not None or head[_TAR_MARK] == b"ustar":
+            raise InputError(f"a Criteo file must be text or gzipped text, got {archive or 'a tar archive'} ({self.path}); unpack it")
+        if text.count("\t") and not text.startswith(COLUMNS[0]):
+            return _Layout("Kaggle TSV", "\t", 0), 0
+        separator = "\t" if "\t" in text else ","
+        names = text.split(separator)
         if names[0] != COLUMNS[0]:
             rule = "a Criteo file must begin with a tab-separated row or with the header label,I1,...,I13,C1,...,C26"
             raise InputError(f"{rule}, got {_shown(text)} ({self.path}: line 1); convert the file or correct data.path")
@@ -152,28 +191,10 @@ class CriteoFile:
                 (i, got, want) for i, (got, want) in enumerate(zip_longest(names, COLUMNS, fillvalue="nothing"), start=1) if got != want
             )
             raise InputError(f"column {column} of the header must be {want}, got {_shown(got)} ({self.path}: line 1); correct the header")
-        return _Layout("CSV with header", ",", 1, len(line) + 1)
-
-    def _scan(self, rows: int) -> None:
-        """Note where chunks begin until `rows` rows or the end of the file have been seen."""
-        while self._total is None and self._scanned_rows < rows:
-            block = self._read(self._scanned_bytes, min(self._scanned_bytes + _SCAN_BYTES, self._end))
-            if not block:
-                raise InputError(f"a Criteo file must not shrink while it is read, got its end early ({self.path}); start again")
-            after = np.flatnonzero(np.frombuffer(block, dtype=np.uint8) == ord("\n")) + self._scanned_bytes + 1
-            complete = self._scanned_rows + np.arange(1, after.size + 1)
-            self._starts.extend(int(start) for start in after[complete % CHUNK_ROWS == 0])
-            self._scanned_rows += after.size
-            self._scanned_bytes += len(block)
-            if self._scanned_bytes >= self._end:
-                # Trailing newlines lie beyond the end, so the last row is not counted yet.
-                self._scanned_rows += 1
-                self._total = self._scanned_rows
+        return _Layout("CSV with header" if separator == "," else "TSV with header", separator, 1), len(line) + 1
 
     def _read_chunk(self, number: int) -> Rows:
-        self._scan((number + 1) * CHUNK_ROWS)
-        end = self._starts[number + 1] if number + 1 < len(self._starts) else self._end
-        return self._parse(self._read(self._starts[number], end), number * CHUNK_ROWS)
+        return self._parse(b"".join(self._lines(number)), number * CHUNK_ROWS)
 
     def _parse(self, data: bytes, first_row: int) -> Rows:
         if first_row == 0:
@@ -200,11 +221,13 @@ class CriteoFile:
         dense = np.empty((len(frame), DENSE_FEATURES), dtype=np.float32)
         for i in range(DENSE_FEATURES):
             dense[:, i] = np.log1p(np.maximum(_numbers(frame[COLUMNS[1 + i]], 1 + i, flaws), 0.0))
-        indices = np.empty((CATEGORIES, len(frame)), dtype=np.int64)
-        for t in range(CATEGORIES):
+        indices = np.empty((TABLES, len(frame)), dtype=np.int64)
+        for t in range(TABLES):
             column = 1 + DENSE_FEATURES + t
-            values, rows = frame[COLUMNS[column]].to_numpy(dtype=object), self.table_rows[t]
-            indices[t] = _hashed(values, column, rows, flaws) if self.hashed else _exact(values, column, t, rows, flaws)
+            texts = frame[COLUMNS[column]].to_numpy(dtype=object)
+            indices[t], refusal = self._mapping.of_texts(texts, t, self.table_rows[t])
+            if refusal is not None:
+                flaws.append(_Flaw(refusal.position, column, refusal.rule, texts[refusal.position], refusal.step, refusal.where))
         if flaws:
             self._refuse(min(flaws, key=lambda flaw: (flaw.row, flaw.column)), first_row)
         return Rows(dense, indices, labels.astype(np.float32))
@@ -219,7 +242,7 @@ class CriteoFile:
         if wrong.size:
             row = int(wrong[0])
             got = int(fields[row])
-            rule = f"a row must have {len(COLUMNS)} fields (label, {DENSE_FEATURES} integers, {CATEGORIES} categories)"
+            rule = f"a row must have {len(COLUMNS)} fields (label, {DENSE_FEATURES} integers, {TABLES} categories)"
             step = "correct or delete that line"
             if got == len(COLUMNS) - 1:
                 step += "; a file of test rows has no label and cannot be trained on"
@@ -237,6 +260,13 @@ class CriteoFile:
         raise InputError(f"{flaw.rule}, got {got} ({self.path}: line {line}, column {COLUMNS[flaw.column]}{flaw.where}); {flaw.step}")
 
 
+def checked_rows(path: str | Path, table_rows: Sequence[int]) -> tuple[int, ...]:
+    """Rows of the tables that Criteo rows fill. Raises: InputError: there are not 26."""
+    if len(table_rows) != TABLES:
+        raise InputError(f"Criteo rows fill {TABLES} tables, got {len(table_rows)} ({path}); give the model {TABLES} tables")
+    return tuple(table_rows)
+
+
 def _shown(text: str) -> str:
     return repr(text if len(text) <= 40 else text[:40] + "...")
 
@@ -252,45 +282,3 @@ def _numbers(field: pd.Series[str], column: int, flaws: list[_Flaw]) -> npt.NDAr
         flaws.append(_Flaw(int(wrong[0]), column, f"{what} must be a number", texts[wrong[0]]))
         values[wrong] = 0
     return values
-
-
-def _hashed(values: npt.NDArray[np.object_], column: int, rows: int, flaws: list[_Flaw]) -> npt.NDArray[np.int64]:
-    """Rows of one table for hexadecimal categories: 0 where missing, else ``1 + hash % (rows - 1)``."""
-    codes, texts = pd.factorize(values)
-    keys = np.zeros(len(texts), dtype=np.uint64)
-    for i, text in enumerate(texts):
-        if _HEX.fullmatch(text):
-            keys[i] = int(text, 16)
-        elif text:
-            rule, step = "a category must be a hexadecimal number of up to 16 digits", "correct or delete that line"
-            flaws.append(_Flaw(int(np.argmax(codes == i)), column, rule, text, step))
-    targets = 1 + (_splitmix64(keys) % np.uint64(rows - 1)).astype(np.int64) if rows > 1 else np.zeros(len(texts), dtype=np.int64)
-    targets[np.asarray(texts == "")] = 0
-    return np.asarray(targets[codes], dtype=np.int64)
-
-
-def _exact(values: npt.NDArray[np.object_], column: int, table: int, rows: int, flaws: list[_Flaw]) -> npt.NDArray[np.int64]:
-    """Rows of one table for categories that are row numbers already."""
-    codes, texts = pd.factorize(values)
-    targets = np.zeros(len(texts), dtype=np.int64)
-    for i, text in enumerate(texts):
-        row = int(np.argmax(codes == i))
-        if not _INTEGER.fullmatch(text):
-            step = "correct or delete that line, or have categories hashed (data.hashed: true)"
-            flaws.append(_Flaw(row, column, "a category read as a row number must be a decimal integer", text, step))
-        elif not 0 <= int(text) < rows:
-            where = f", table {table}: limit {rows} rows"
-            more = f"give table {table} more rows" if int(text) >= 0 else "correct or delete that line"
-            step = f"{more}, or have categories hashed (data.hashed: true)"
-            flaws.append(_Flaw(row, column, f"an index must be at least 0 and below {rows}", text, step, where))
-        else:
-            targets[i] = int(text)
-    return np.asarray(targets[codes], dtype=np.int64)
-
-
-def _splitmix64(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """A fixed mixing of 64 bits, one-to-one. Source: Steele, Lea and Flood, Fast Splittable Pseudorandom Number Generators, 2014."""
-    x = x + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))

@@ -6,18 +6,20 @@ import pickle
 import warnings
 import zipfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from autotune.config.files import replacing
 from autotune.config.model import Model
 from autotune.dlrm.model import DLRM
 from autotune.errors import InputError
+from autotune.ops.native import ADAGRAD_EPSILON
 
 _LISTED = 5
 """Names an error lists before it counts the rest."""
@@ -39,8 +41,10 @@ def state_shapes(model: Model) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-OPTIMIZER_STATE = "adagrad_sums"
-"""Key of Adagrad's sums in a checkpoint, by the name of their weight; the public DLRM does not read it."""
+_OWN_SUMS = "adagrad_sums"
+"""Where files of version 0.1.0 keep Adagrad's sums, by the name of their weight; now they lie where the public DLRM has them."""
+CATEGORY_MAPPING = "category_mapping"
+"""Key of how the categories of Criteo rows became rows of the tables, see `BatchSource.mapping`."""
 
 
 def save_checkpoint(
@@ -51,24 +55,23 @@ def save_checkpoint(
 ) -> None:
     """Write a checkpoint whole or not at all (temporary file, then rename).
 
-    Besides ``state_dict`` it holds what the public DLRM reads back (``epoch``, ``iter``, ``nbatches``, ``train_loss``, ... and the state of
-    a plain SGD optimizer), zero unless `meta` gives it.
+    Besides ``state_dict`` it holds what the public DLRM reads back (``epoch``, ``iter``, ``nbatches``, ``train_loss``, ...), zero unless
+    `meta` gives it, and ``opt_state_dict``: for plain SGD, or for its row-wise Adagrad where there is an optimizer's state.
 
     Args:
         path: the file; its folder must exist.
         state: tensors by name, see `state_shapes`.
-        meta: further entries: numbers, strings, lists and dicts of them. ``learning_rate`` also goes into the optimizer's state.
+        meta: further entries: numbers, strings, lists and dicts of them. ``learning_rate`` and ``iter`` also go into the optimizer's state.
         optimizer_state: of a `DLRM`; none or empty where the optimizer keeps none.
 
     Raises:
         InputError: the file cannot be written.
     """
-    entries = {**_public_entries(len(state), float((meta or {}).get("learning_rate", 0.0))), **(meta or {}), "state_dict": _compact(state)}
-    if optimizer_state:
-        entries[OPTIMIZER_STATE] = _compact(optimizer_state)
+    entries = {**dict.fromkeys(_PUBLIC_COUNTS, 0), **dict.fromkeys(_PUBLIC_METRICS, 0.0), **(meta or {}), "state_dict": _compact(state)}
+    optimizer = _public_optimizer(tuple(state), _compact(optimizer_state or {}), entries.get("learning_rate", 0.0), entries["iter"])
     try:
         with replacing(path) as file:
-            torch.save(entries, file)
+            torch.save({**entries, "opt_state_dict": optimizer}, file)
     except RuntimeError as error:
         raise InputError(f"a checkpoint must be writable, got {error} ({path}); choose another path or free space there") from error
 
@@ -81,13 +84,19 @@ class Checkpoint:
     """Weights by name."""
     optimizer_state: dict[str, torch.Tensor]
     """Adagrad's sums by the name of their weight; empty where the file has none."""
+    iterations: int = 0
+    """Training iterations behind it, 0 where the file does not say."""
+    mapping: str | None = None
+    """How categories became rows when it was trained; None where the file does not say."""
+    notes: tuple[str, ...] = ()
+    """What was converted."""
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
     """The tensors of a checkpoint: a state dict itself, or one under the key ``state_dict``.
 
-    Nothing but tensors and plain values is unpickled. Files in the current format are mapped, not copied: their pages are read
-    when touched, and writing to the tensors leaves the file alone.
+    Nothing but tensors and plain values is unpickled; numbers of numpy, which the public DLRM's metrics are, are read by code of our own.
+    Files in the current format are mapped, not copied: their pages are read when touched, and writing to the tensors leaves the file alone.
 
     Raises:
         InputError: the file cannot be read, or is not such a checkpoint.
@@ -96,29 +105,104 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     try:
         with path.open("rb"):
             pass
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.serialization.safe_globals(_NUMPY_NUMBERS):
             warnings.simplefilter("ignore", UserWarning)
             loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except OSError as error:
         raise InputError(f"a checkpoint must be a readable file, got {error.strerror or error} ({path}); correct the path") from error
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
-        # What torch says about pickles names a switch that runs code from the file.
-        unsafe = isinstance(error, pickle.UnpicklingError)
-        reason = "other content" if unsafe else (str(error) or "an empty file").splitlines()[0].split(". ")[0][:200]
+        # What torch says about pickles names a switch that runs code from the file, or a byte of it.
+        known = not isinstance(error, pickle.UnpicklingError | KeyError | IndexError | AttributeError | TypeError)
+        reason = (str(error) or "an empty file").splitlines()[0].split(". ")[0][:200] if known else "other content"
         raise InputError(f"a checkpoint must be a torch file of tensors and plain values, got {reason} ({path}); save it again") from error
-    state = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else loaded
-    sums = loaded.get(OPTIMIZER_STATE, {}) if isinstance(loaded, Mapping) and state is not loaded else {}
-    return Checkpoint(_tensors(state, path), _tensors(sums, path))
+    nested = isinstance(loaded, Mapping) and "state_dict" in loaded
+    entries: Mapping[str, Any] = loaded if nested else {}
+    state = _tensors(loaded["state_dict"] if nested else loaded, path)
+    sums, notes = _tensors(entries.get(_OWN_SUMS, {}), path), tuple[str, ...]()
+    if not sums:
+        sums, notes = _sums(state, entries.get("opt_state_dict"))
+    mapping, iterations = entries.get(CATEGORY_MAPPING), entries.get("iter")
+    return Checkpoint(
+        state,
+        sums,
+        iterations=iterations if isinstance(iterations, int) else 0,
+        mapping=mapping if isinstance(mapping, str) else None,
+        notes=notes,
+    )
+
+
+class _Dtype:
+    """A numpy dtype inside a checkpoint: its kind and size, ``f8``, and its byte order; whatever else a pickle says of it is left out."""
+
+    def __init__(self, code: str, *options: object) -> None:
+        if code not in _NUMBER_CODES:
+            raise pickle.UnpicklingError(f"a number of numpy type {code!r}")
+        self.code, self.order = code, "="
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.order = {"<": "<", ">": ">"}.get(state[1], "=")
+
+
+_NUMBER_CODES = ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")
+
+
+def _number(dtype: _Dtype, data: bytes) -> bool | int | float:
+    """The value of a numpy scalar inside a checkpoint."""
+    if not isinstance(dtype, _Dtype) or not isinstance(data, bytes):
+        raise pickle.UnpicklingError("a numpy scalar of other content")
+    value: bool | int | float = np.frombuffer(data, dtype=np.dtype(dtype.order + dtype.code), count=1)[0].item()
+    return value
+
+
+# numpy 2 moved the module; a file has the name of the version that wrote it.
+_NUMPY_NUMBERS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
+    (_Dtype, "numpy.dtype"),
+    (_number, "numpy.core.multiarray.scalar"),
+    (_number, "numpy._core.multiarray.scalar"),
+]
 
 
 def _tensors(state: Any, path: Path) -> dict[str, torch.Tensor]:
+    """A state dict by the names that a model has without its wrappers."""
     if not isinstance(state, Mapping):
         raise InputError(f"a checkpoint must hold a dict of tensors, got a {type(state).__name__} ({path}); save the model's state dict")
+    tensors: dict[str, torch.Tensor] = {}
     for name, value in state.items():
         if not (isinstance(name, str) and isinstance(value, torch.Tensor)):
             rule = "a state dict must map names to tensors"
             raise InputError(f"{rule}, got {name!r}: {type(value).__name__} ({path}); save it under the key 'state_dict' or by itself")
-    return dict(state)
+        plain = ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+        if plain in tensors:
+            raise InputError(f"a state dict must hold {plain} once, got it again as {name} ({path}); save the model without its wrapper")
+        tensors[plain] = value
+    return tensors
+
+
+_WRAPPERS = ("module", "_orig_mod")
+"""What DistributedDataParallel and torch.compile put into the names of the modules they wrap."""
+
+
+def _sums(state: Mapping[str, torch.Tensor], optimizer: Any) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
+    """Adagrad's sums by the name of their weight, from a torch optimizer's state, which numbers the weights in their order; and notes.
+
+    The public row-wise Adagrad keeps ``momentum`` [rows] of a table and ``sum`` of a layer, torch's own keeps ``sum`` of both. The mean of
+    a row of ``sum`` is what row-wise Adagrad would have added up over the same gradients.
+    """
+    saved = optimizer.get("state") if isinstance(optimizer, Mapping) else None
+    if not isinstance(saved, Mapping):
+        return {}, ()
+    sums: dict[str, torch.Tensor] = {}
+    notes: tuple[str, ...] = ()
+    for number, name in enumerate(state):
+        entry = saved.get(number)
+        value = entry.get("momentum", entry.get("sum")) if isinstance(entry, Mapping) else None
+        if not isinstance(value, torch.Tensor):
+            continue
+        if name.startswith("emb_l.") and value.ndim == 2:
+            value = value.mean(1)
+            notes = ("the checkpoint's Adagrad is element-wise in tables, ours is row-wise: it goes on from the mean of every row's sums",)
+        sums[name] = value
+    return sums, notes
 
 
 def check_state(model: Model, state: Mapping[str, torch.Tensor], place: str = "checkpoint") -> None:
@@ -148,15 +232,28 @@ def read_checkpoint_of(model: Model, path: str | Path) -> Checkpoint:
     return checkpoint
 
 
-def load_into(dlrm: DLRM, checkpoint: Checkpoint) -> tuple[str, ...]:
-    """Put a checkpoint into a model of its shapes; what is worth a note."""
+def load_into(dlrm: DLRM, checkpoint: Checkpoint, mapping: str | None = None) -> tuple[str, ...]:
+    """Put a checkpoint into a model of its shapes; what is worth a note.
+
+    Args:
+        mapping: how the data of this run makes rows of categories, see `BatchSource.mapping`; None where it has none.
+    """
     dlrm.load_state_dict(checkpoint.state)
+    notes = _mapping_notes(checkpoint.mapping, mapping)
     if dlrm.model.optimizer == "sgd":
-        return ()
+        return notes
     if not checkpoint.optimizer_state:
-        return ("the checkpoint holds no state of Adagrad: its sums begin at zero",)
+        return (*notes, "the checkpoint holds no state of Adagrad: its sums begin at zero")
     dlrm.load_optimizer_state(checkpoint.optimizer_state)
-    return ()
+    return (*notes, *checkpoint.notes)
+
+
+def _mapping_notes(trained: str | None, here: str | None) -> tuple[str, ...]:
+    if here is None or trained == here:
+        return ()
+    said = "does not say how categories became rows" if trained is None else f"was trained with categories {trained}"
+    step = "under another mapping its tables hold the rows of other categories; give --categories as it was trained"
+    return (f"the checkpoint {said}, and this run reads them {here}: {step}",)
 
 
 def _check(model: Model, state: Mapping[str, torch.Tensor], shapes: Mapping[str, tuple[int, ...]], what: str, place: str) -> None:
@@ -189,11 +286,20 @@ def _listed(names: list[str]) -> str:
     return ", ".join(names[:_LISTED]) + more
 
 
-def _public_entries(parameters: int, learning_rate: float) -> dict[str, Any]:
-    """What the public DLRM takes from a checkpoint besides the weights. Its plain SGD numbers the parameters and keeps nothing more."""
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.empty(0)) for _ in range(max(1, parameters))], lr=learning_rate)
-    counts = dict.fromkeys(("epoch", "nepochs", "iter", "nbatches", "nbatches_test"), 0)
-    return {**counts, **dict.fromkeys(("train_loss", "total_loss", "test_acc"), 0.0), "opt_state_dict": optimizer.state_dict()}
+_PUBLIC_COUNTS = ("epoch", "nepochs", "iter", "nbatches", "nbatches_test")
+_PUBLIC_METRICS = ("train_loss", "total_loss", "test_acc", "test_auc")
+
+
+def _public_optimizer(names: tuple[str, ...], sums: Mapping[str, torch.Tensor], learning_rate: float, iterations: int) -> dict[str, Any]:
+    """What the public DLRM's optimizers take from a checkpoint: the state of every weight by its number, and one group of them all, which
+    has the options of plain SGD and of row-wise Adagrad."""
+    state: dict[int, dict[str, Any]] = {number: {"step": iterations} for number in range(len(names))}
+    for number, name in enumerate(names):
+        if name in sums:
+            state[number]["momentum" if name.startswith("emb_l.") else "sum"] = sums[name]
+    zero = dict.fromkeys(("momentum", "dampening", "weight_decay", "lr_decay", "initial_accumulator_value"), 0.0)
+    options = {"lr": learning_rate, "eps": ADAGRAD_EPSILON, "nesterov": False, **zero}
+    return {"state": state, "param_groups": [{**options, "params": list(range(len(names)))}]}
 
 
 def _compact(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from autotune.bench.samples import Samples
 from autotune.config.knobs import RunConfig
 from autotune.config.tuned import Interval
-from autotune.dlrm.train import Training
+from autotune.dlrm.train import Evaluation, Training
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,8 @@ class RunResult:
     auc: float | None
     """None where labels are generated or of one kind."""
     notes: tuple[str, ...] = ()
+    evaluation: Evaluation | None = None
+    """With ``--evaluate``; None where weights were updated."""
 
 
 def run_result(training: Training, notes: tuple[str, ...] = ()) -> RunResult:
@@ -45,4 +47,5 @@ def run_result(training: Training, notes: tuple[str, ...] = ()) -> RunResult:
         losses=training.losses,
         auc=training.auc,
         notes=training.notes + notes + tuple(warning.message for warning in samples.warnings),
+        evaluation=training.evaluation,
     )

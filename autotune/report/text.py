@@ -100,15 +100,20 @@ def _resident(perturbation: Perturbation) -> str:
 
 def run_result(result: RunResult, width: int = 80) -> RenderableType:
     """`run`: speed, loss, and what was used."""
+    evaluated = result.evaluation
+    first_to_last = f"{result.losses[0]:.6f} first, {result.losses[-1]:.6f} last"
     facts = [
         ("iteration", time_interval(result.iteration_s)),
         ("samples/s", f"{result.samples_per_s:,.0f}"),
-        ("loss", f"{result.losses[0]:.6f} first, {result.losses[-1]:.6f} last"),
+        ("loss", first_to_last if evaluated is None else f"{evaluated.loss:.6f}"),
         ("AUC", "" if result.auc is None else f"{result.auc:.4f}"),
+        ("accuracy", "" if evaluated is None or evaluated.accuracy is None else f"{evaluated.accuracy:.2%}"),
         ("data", result.data),
         ("used", run_config(result.config)),
     ]
     head = f"{result.model}: {result.steps} steps of {result.minibatch} samples"
+    if evaluated is not None:
+        head = f"{result.model}: evaluated on {evaluated.samples} samples, {result.minibatch} at a time"
     return page(head, _facts(facts, width), *notes(result.notes))
 
 

@@ -170,7 +170,7 @@ def tune(
     def race_group(operators: OperatorGroup, seconds: float) -> RaceResult:
         return lockstep.everywhere(race, operators.keys, seconds, seed)
 
-    study = study_name(model, here, lockstep, sockets=ranks, seed=seed) + (f" wire={wire}" if several else "")
+    study = study_name(model, here, lockstep.source, sockets=ranks, seed=seed) + (f" wire={wire}" if several else "")
     with Journal(journal_path(output), study, seed) as journal:
         failed = list(journal.get("failed") or ())
         if marker.exists():
