@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from autotune import catalog
 from autotune.api.arguments import model_of, tuned_of
+from autotune.api.training import train_and_save
 from autotune.bench.progress import NO_PROGRESS, Progress
 from autotune.config.base import MAX_SEARCH_SEED
 from autotune.config.files import check_writable
@@ -16,7 +18,7 @@ from autotune.config.model import UNCHANGED, Changes, DataSpec
 from autotune.config.partition import CommunicationKnobs, Partition
 from autotune.config.profile import Profile, Topology
 from autotune.config.tuned import TunedConfig
-from autotune.errors import InputError, MachineError
+from autotune.errors import InputError, MachineError, NoSpaceError
 from autotune.machine.topology import available_memory_bytes
 from autotune.ranks.driver import on_every_rank, wanted_ranks
 from autotune.ranks.environment import from_environment
@@ -118,19 +120,26 @@ def run(
         def advance(_: int, loss: float) -> None:
             progress.advance(1, f"loss {loss:.4f}")
 
+        def save(steps: int) -> None:
+            if checkpoint_out is None:
+                return
+            weights, sums = dlrm.state_dict(), dlrm.optimizer_state()
+            if session.ranks.first:
+                behind, mapping = (0, None) if start is None else (start.iterations, start.mapping)
+                meta = {"learning_rate": session.model.learning_rate, "iter": behind + steps}
+                save_checkpoint(checkpoint_out, weights, meta | {CATEGORY_MAPPING: source.mapping or mapping}, sums)
+
         if evaluate:
             progress.phase("evaluating", evaluation_steps(source, dlrm.minibatch, steps))
             training = evaluated(dlrm, source, steps, advance)
         else:
             steps = DEFAULT_STEPS if steps is None else steps
             progress.phase("training", steps)
-            training = train(dlrm, source, steps, advance)
-        if checkpoint_out is not None:
-            weights, sums = dlrm.state_dict(), dlrm.optimizer_state()
-            if session.ranks.first:
-                behind, mapping = (0, None) if start is None else (start.iterations, start.mapping)
-                meta = {"learning_rate": session.model.learning_rate, "iter": behind + len(training.losses)}
-                save_checkpoint(checkpoint_out, weights, meta | {CATEGORY_MAPPING: source.mapping or mapping}, sums)
+            if checkpoint_out is not None and session.ranks.world == 1:
+                training = train_and_save(functools.partial(train, dlrm, source, steps), advance, save, checkpoint_out)
+            else:
+                training = train(dlrm, source, steps, advance)
+                save(steps)
         return broadcast(run_result(training, (*session.describe(planned), *begun)))
 
 
@@ -221,8 +230,8 @@ def tune(
         try:
             return _tune(model, sockets=sockets, **arguments, progress=progress)
         except MachineError as error:
-            # Ranks that a trial ended are started again, and go on with the next trial.
-            if not left or not marker.exists():
+            # Ranks that a trial ended are started again, and go on with the next trial. A full disk ends any.
+            if not left or not marker.exists() or isinstance(error, NoSpaceError):
                 marker.unlink(missing_ok=True)
                 raise
             progress.note(f"a trial failed, and tuning goes on: {error}")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated, Any, NoReturn
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -12,9 +14,11 @@ from typer.core import TyperGroup
 from autotune import __version__
 from autotune.cli import compare, explain, export, models, plan, probe, profile, run, scale, tune, validate, verify
 from autotune.cli.output import speaks
-from autotune.errors import AutotuneError, MachineError
+from autotune.cli.usage import refusal
 from autotune.ranks import interrupt
+from autotune.ranks.failures import told
 from autotune.ranks.launch import allow_restart
+from autotune.ranks.variables import check_variables
 
 CLOSED_PIPE = 141
 """128 + SIGPIPE, as other programs end when their reader has gone."""
@@ -23,25 +27,39 @@ CLOSED_PIPE = 141
 class _Commands(TyperGroup):
     """Turns what a command raises into one line and an exit code."""
 
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        with _told():
+            return super().make_context(*args, **kwargs)
+
     def invoke(self, ctx: Any) -> Any:
-        try:
-            with interrupt.raising():
-                result = super().invoke(ctx)
-                sys.stdout.flush()
-        except AutotuneError as error:
-            _line(f"error: {error}")
-            raise typer.Exit(error.exit_code) from None
-        except KeyboardInterrupt as error:
-            if speaks():
-                _line(interrupted(ctx.invoked_subcommand, error))
-            raise typer.Exit(interrupt.exit_code(error)) from None
-        except BrokenPipeError:
-            _leave_pipe()
-        except OSError as error:
-            _line(f"error: the system refused: {error}; free what it names, or choose another place")
-            _drop_output()
-            raise typer.Exit(MachineError.exit_code) from None
-        return result
+        with _told(ctx), interrupt.raising():
+            check_variables()
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+            return result
+
+
+@contextmanager
+def _told(context: Any = None) -> Iterator[None]:
+    """The one place where errors are caught. `context` knows the subcommand, once it is parsed."""
+    try:
+        yield
+    except (typer.Exit, typer.Abort):
+        raise
+    except KeyboardInterrupt as error:
+        if speaks():
+            _line(interrupted(context and context.invoked_subcommand, error))
+        raise typer.Exit(interrupt.exit_code(error)) from None
+    except BrokenPipeError:
+        _drop_output()
+        raise typer.Exit(CLOSED_PIPE) from None
+    except Exception as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            raise
+        problem = refusal(error) or told(error)
+        _line(f"error: {problem}")
+        _drop_output()
+        raise typer.Exit(problem.exit_code) from None
 
 
 app = typer.Typer(
@@ -73,13 +91,17 @@ def _autotune(
 
 
 def interrupted(command: str | None, error: KeyboardInterrupt) -> str:
-    """What is said after Ctrl-C or SIGTERM."""
-    goes_on = "; the same command goes on from its journal" if command == "tune" else ""
-    return f"{'terminated' if isinstance(error, interrupt.Terminated) else 'interrupted'}; state kept{goes_on}"
+    """What is said after Ctrl-C or SIGTERM: what was kept, by who stopped, else by the command."""
+    kept = error.args[0] if error.args else _KEPT.get(command or "", "no file is half written")
+    return f"{'terminated' if isinstance(error, interrupt.Terminated) else 'interrupted'}; {kept}"
+
+
+_KEPT = {"tune": "state kept; the same command goes on from its journal"}
 
 
 def _line(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
+    with suppress(OSError, ValueError):  # nobody can be told where standard error is gone
+        print(message, file=sys.stderr, flush=True)
 
 
 def _drop_output() -> None:
@@ -88,12 +110,6 @@ def _drop_output() -> None:
         sys.stdout.flush()
     except (OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _leave_pipe() -> NoReturn:
-    """The reader of standard output has gone."""
-    _drop_output()
-    raise typer.Exit(CLOSED_PIPE)
 
 
 def _open_closed_streams() -> None:

@@ -19,7 +19,7 @@ from autotune.config.model import MODEL_SCHEMA, Model
 from autotune.config.profile import PROFILE_SCHEMA, Profile
 from autotune.config.tuned import RECORD_SCHEMA, TUNED_SCHEMA, Record, TunedConfig
 from autotune.config.yaml_io import LineMap, dump_yaml, load_json, load_yaml
-from autotune.errors import InputError
+from autotune.errors import NO_SPACE, AutotuneError, InputError, NoSpaceError
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -261,9 +261,14 @@ def make_folder(path: str | Path) -> None:
 
 
 def write_text_atomic(path: str | Path, text: str) -> None:
-    """Replace a file by `text` in UTF-8. Raises: InputError, see `replacing`."""
+    """Replace a file by `text` in UTF-8. Raises: InputError, NoSpaceError, see `replacing`."""
+    write_bytes_atomic(path, text.encode())
+
+
+def write_bytes_atomic(path: str | Path, data: bytes) -> None:
+    """Replace a file by `data`. Raises: InputError, NoSpaceError, see `replacing`."""
     with replacing(path) as file:
-        file.write(text.encode())
+        file.write(data)
 
 
 @contextmanager
@@ -274,6 +279,7 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
 
     Raises:
         InputError: it cannot be written; names the folder and the next step.
+        NoSpaceError: the disk is full.
     """
     target = _target(path)
     temporary = _temporary(target)
@@ -315,8 +321,10 @@ def _temporary(target: Path) -> Path:
     return target.with_name(f".{target.name[:64]}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
 
 
-def _unwritable(target: Path, error: OSError) -> InputError:
+def _unwritable(target: Path, error: OSError) -> AutotuneError:
     folder = target.parent
+    if error.errno in NO_SPACE:
+        return NoSpaceError(f"{target.name} needs space in {folder}, got {error.strerror}; free space there, or choose another folder")
     if not folder.exists():
         return InputError(f"output folder does not exist: {folder} (for {target.name}); create it or choose another path")
     reason = error.strerror or type(error).__name__

@@ -32,10 +32,16 @@ def available() -> bool:
 
 @functools.cache
 def missing() -> str:
-    """Why libxsmm does not serve, in words; empty when it does."""
+    """Why libxsmm does not serve, in words; empty when it does.
+
+    Raises:
+        InputError: the library that the user names does not load.
+    """
     named = os.environ.get(VARIABLE)
     if named:
-        return kernels.libxsmm_open(named)
+        if reason := kernels.libxsmm_open(named):
+            raise InputError(f"{VARIABLE} must name a shared library of libxsmm, got {named!r} ({reason}); correct it, or unset it")
+        return ""
     reasons = []
     for name in _NAMES:
         reasons.append(kernels.libxsmm_open(name))

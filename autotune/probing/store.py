@@ -9,7 +9,7 @@ from pathlib import Path
 from autotune.bench.progress import NO_PROGRESS, Progress
 from autotune.config.files import cache_folder, load_profile, write_yaml
 from autotune.config.profile import PROFILE_SCHEMA, Fingerprint, Profile
-from autotune.errors import InputError
+from autotune.errors import AutotuneError, InputError
 from autotune.machine.topology import detect, fingerprint, fingerprint_differences, hardware_id, software_differences
 from autotune.ops.native import kernels
 from autotune.probing.probe import probe
@@ -102,7 +102,7 @@ def write_profile(path: Path, profile: Profile, progress: Progress) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_yaml(path, profile)
-    except (InputError, OSError) as error:
+    except (AutotuneError, OSError) as error:
         progress.note(f"the profile is not kept ({error}); set AUTOTUNE_CACHE to a folder you can write to, or every command probes again")
 
 

@@ -21,7 +21,7 @@ from autotune.config.tuned import TunedConfig
 from autotune.errors import InputError
 from autotune.machine.scratch import scratch_folder
 from autotune.machine.topology import detect
-from autotune.ranks.binding import OVERSUBSCRIBE, core_sets
+from autotune.ranks.binding import core_sets, shares_cores
 from autotune.ranks.child import command_line
 from autotune.ranks.environment import from_environment
 from autotune.ranks.interfaces import check_loopback
@@ -47,7 +47,7 @@ def on_every_rank(function: Callable[P, T]) -> Callable[P, T]:
         count = wanted_ranks(arguments.get("sockets"), arguments.get("config"))
         if count == 1 or from_environment() is not None:
             return function(*args, **kwargs)
-        core_sets(detect(), count, oversubscribe=OVERSUBSCRIBE in os.environ)
+        core_sets(detect(), count, oversubscribe=shares_cores())
         return run_apart(function, arguments, ranks=count)
 
     return call

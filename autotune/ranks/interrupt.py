@@ -23,6 +23,7 @@ _RETRY_S = 0.001
 _CONVERSIONS = frozenset({"__dlpack__", "__dlpack_device__"})
 _FIRST = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
 _held_back = signal.SIGINT
+_boundary: Boundary | None = None
 
 
 class Terminated(KeyboardInterrupt):
@@ -59,6 +60,33 @@ def raising() -> Iterator[None]:
             signal.signal(number, _leave)
 
 
+class Boundary:
+    """Holds back the first signal inside `at_boundaries`."""
+
+    def __init__(self) -> None:
+        self.held: type[KeyboardInterrupt] | None = None
+        """What it would have raised; None before it came."""
+        self.reached = False
+        """Whether `check` has raised it."""
+
+    def check(self) -> None:
+        """Nothing is half done here. Raises: KeyboardInterrupt: a signal came."""
+        if self.held:
+            self.reached = True
+            raise self.held
+
+
+@contextmanager
+def at_boundaries() -> Iterator[Boundary]:
+    """Inside, the first signal waits for `check`; a second one does not. For the block of `raising`; not nested."""
+    global _boundary
+    _boundary = Boundary()
+    try:
+        yield _boundary
+    finally:
+        _boundary = None
+
+
 def _leave(number: int, _frame: FrameType | None) -> NoReturn:
     line, code = (b"terminated\n", TERMINATED) if number == signal.SIGTERM else (b"interrupted\n", INTERRUPTED)
     os.write(2, line)
@@ -68,11 +96,15 @@ def _leave(number: int, _frame: FrameType | None) -> NoReturn:
 def _interrupt(number: int, frame: FrameType | None) -> None:
     global _held_back
     wanted = _held_back if number == signal.SIGALRM else signal.Signals(number)
+    kind = Terminated if wanted == signal.SIGTERM else KeyboardInterrupt
+    if _boundary is not None and _boundary.held is None:
+        _boundary.held = kind
+        return
     if _converting(frame):
         _held_back = wanted
         signal.setitimer(signal.ITIMER_REAL, _RETRY_S)
         return
-    raise Terminated if wanted == signal.SIGTERM else KeyboardInterrupt
+    raise kind
 
 
 def _converting(frame: FrameType | None) -> bool:

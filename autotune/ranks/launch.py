@@ -12,6 +12,7 @@ from autotune.config.profile import Topology
 from autotune.config.tuned import Launch, TunedConfig
 from autotune.errors import InputError
 from autotune.machine.topology import core_binding
+from autotune.ranks.failures import check_threads
 from autotune.ranks import child
 
 # Activations of up to this size come from a heap that is kept from step to step instead of fresh zero pages of mmap: the largest
@@ -139,4 +140,5 @@ def start_tuned(tuned: TunedConfig, topology: Topology, force: bool = False) -> 
     if outside:
         launch = launch_of(tuned.config, topology)
     ensure_environment(launch)
+    check_threads(len(launch.cpus))
     return launch

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,8 +19,9 @@ from autotune.config.tuned import Launch, TunedConfig
 from autotune.errors import InputError
 from autotune.machine.compatibility import check
 from autotune.machine.topology import available_memory_bytes, core_binding, detect, fingerprint
-from autotune.ranks.binding import OVERSUBSCRIBE, NetworkThreads, bind, core_sets, topology_of
+from autotune.ranks.binding import NetworkThreads, bind, core_sets, shares_cores, topology_of
 from autotune.ranks.environment import ALONE, Ranks, from_environment
+from autotune.ranks.failures import check_threads
 from autotune.ranks.group import agree, joined
 from autotune.ranks.interfaces import interface
 from autotune.ranks.launch import ensure_environment, launch_of, start_tuned
@@ -55,6 +55,7 @@ class Cores:
         pages = huge_pages is not False if several else self.topology.huge_pages != "never"
         launch = launch_of(RunConfig(threads=self.topology.physical_cores, huge_pages=pages), self.topology)
         ensure_environment(launch, keep=not several)
+        check_threads(len(launch.cpus))
         if several:
             bind([cpus[0] for cpus in self.topology.core_cpus])
         return launch
@@ -62,7 +63,7 @@ class Cores:
     @property
     def rank_cpus(self) -> tuple[tuple[int, ...], ...]:
         """The cores of every rank on this host."""
-        return core_sets(self.whole, self.ranks.local_world, oversubscribe=OVERSUBSCRIBE in os.environ)
+        return core_sets(self.whole, self.ranks.local_world, oversubscribe=shares_cores())
 
 
 def own_cores() -> Cores:
@@ -74,7 +75,7 @@ def own_cores() -> Cores:
     ranks, whole = from_environment() or ALONE, detect()
     if ranks.world == 1:
         return Cores(ranks, whole, whole)
-    cpus = core_sets(whole, ranks.local_world, oversubscribe=OVERSUBSCRIBE in os.environ)[ranks.local_rank]
+    cpus = core_sets(whole, ranks.local_world, oversubscribe=shares_cores())[ranks.local_rank]
     return Cores(ranks, whole, topology_of(whole, cpus))
 
 
@@ -132,7 +133,7 @@ class Session:
         knobs = config.communication or CommunicationKnobs()
         overlap = "overlapped" if knobs.overlap else "not overlapped"
         network = f"{knobs.backend} on {interface()}, all-to-all {knobs.all_to_all.replace('_', ' ')} in {knobs.wire_dtype}, {overlap}"
-        shared = ("more ranks than cores: fit for tests only, the times say nothing",) if OVERSUBSCRIBE in os.environ else ()
+        shared = ("more ranks than cores: fit for tests only, the times say nothing",) if shares_cores() else ()
         return (f"{self.ranks.world} ranks; tables {config.partition.summary}", network, *shared, *self.notes)
 
 

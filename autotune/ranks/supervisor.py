@@ -58,9 +58,8 @@ def beat(folder: Path, rank: int) -> None:
 
     def run() -> None:
         clock, doing, begin_s, beats = AwakeClock(), current_activity(), 0.0, 0
-        # The folder goes when the supervisor has ended.
-        with suppress(OSError):
-            while True:
+        while folder.exists():  # it goes when the supervisor has ended
+            with suppress(OSError):  # a disk may be full for a while
                 now_s, now = clock(), current_activity()
                 if now is not doing:
                     doing, begin_s = now, now_s
@@ -68,7 +67,7 @@ def beat(folder: Path, rank: int) -> None:
                 temporary = folder / f"beating.{rank}"
                 temporary.write_text(f"{beats} {int(now.waits)} {int(now.limited)} {now_s - begin_s:.1f} {now.what}", encoding="utf-8")
                 temporary.replace(folder / f"beat.{rank}")
-                time.sleep(BEAT_S)
+            time.sleep(BEAT_S)
 
     threading.Thread(target=run, daemon=True, name="autotune-beat").start()
 
@@ -221,8 +220,8 @@ def _blame(codes: Sequence[int | None], folder: Path) -> None:
         )
     own = {rank: error for rank, error in errors.items() if error is not None and error[1] != PeerLostError.__name__}
     if own:
-        rank, (code, _, message) = next(iter(own.items()))
-        kind = error_class(code)
+        rank, (code, name, message) = next(iter(own.items()))
+        kind = error_class(code, name)
         # A result that says no is the result of all ranks.
         raise kind(message if kind is VerificationError else f"rank {rank}: {message}")
     # Who lost a peer is never the cause.

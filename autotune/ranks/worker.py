@@ -8,12 +8,13 @@ import os
 import pickle
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
-from autotune.errors import AutotuneError, MachineError
 from autotune.ranks import interrupt
 from autotune.ranks.driver import CALL, PROGRESS, RESULT
 from autotune.ranks.environment import FOLDER
+from autotune.ranks.failures import told
 from autotune.ranks.launch import allow_restart
 from autotune.ranks.supervisor import beat, report_error
 
@@ -60,15 +61,14 @@ def main() -> int:
     try:
         with interrupt.raising():
             return _call(folder, rank)
-    except AutotuneError as error:
-        report_error(folder, rank, error)
-        # Not through torch's destructors: with a collective under way they may wait, or abort.
-        os._exit(error.exit_code)
     except KeyboardInterrupt as error:
         os._exit(interrupt.exit_code(error))
-    except OSError as error:
-        print(f"error: the system refused: {error}; free what it names, or choose another place", file=sys.stderr, flush=True)
-        return MachineError.exit_code
+    except Exception as error:
+        problem = told(error)
+        with suppress(OSError):  # on a full disk the exit code alone tells
+            report_error(folder, rank, problem)
+        # Not through torch's destructors: with a collective under way they may wait, or abort.
+        os._exit(problem.exit_code)
 
 
 def _call(folder: Path, rank: int) -> int:
