@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autotune import catalog
-from autotune.api.arguments import model_of, tuned_of
+from autotune.api.arguments import model_of, say_config, tuned_of
 from autotune.api.training import train_and_save
 from autotune.bench.progress import NO_PROGRESS, Progress
 from autotune.config.base import MAX_SEARCH_SEED
-from autotune.config.files import check_writable
+from autotune.config.files import check_readable, check_writable
 from autotune.config.model import UNCHANGED, Changes, DataSpec
 from autotune.config.partition import CommunicationKnobs, Partition
 from autotune.config.profile import Profile, Topology
@@ -98,6 +98,8 @@ def run(
     """
     if evaluate and checkpoint_out is not None:
         raise InputError(f"an evaluation changes no weights, got --checkpoint-out {checkpoint_out}; leave it out, or --evaluate")
+    if checkpoint_in is not None:
+        check_readable(checkpoint_in)
     session = open_session(model, changes=changes, threads=threads, data=data, config=config, force=force)
     from autotune.dlrm.checkpoint import CATEGORY_MAPPING, load_into, read_checkpoint_of, save_checkpoint
     from autotune.dlrm.train import DEFAULT_STEPS, evaluation_steps, train
@@ -109,7 +111,7 @@ def run(
     if checkpoint_out is not None and session.ranks.world == 1:
         catalog.check_fits(session.model, available_memory_bytes(session.topology), written=True)
     start = None if checkpoint_in is None else read_checkpoint_of(session.model, checkpoint_in)
-    _say_config(session, config, progress)
+    say_config(session, config, progress)
     with session.joined() as network:
         progress.phase("building the model", None)
         planned = planned_config(session)
@@ -170,7 +172,7 @@ def profile(
     from autotune.planning.planned import planned_config
     from autotune.probing.shared import shared_profile
 
-    _say_config(session, config, progress)
+    say_config(session, config, progress)
     with session.joined() as network:
         machine = shared_profile(session.cores.whole, backend=session.communication.backend, progress=progress)
         planned = planned_config(session, machine)
@@ -309,7 +311,7 @@ def verify(
     from autotune.tuning.study import default_for_ranks, models_in_memory
     from autotune.tuning.verify import verify as verify_in_lockstep
 
-    _say_config(session, config, progress)
+    say_config(session, config, progress)
     with session.joined() as network:
         default = default_for_ranks(session.model, planned_partition(session), session.topology, CommunicationKnobs())
         progress.phase("building the model", None)
@@ -396,12 +398,3 @@ def compare(
 def _cache_bytes(machine: Topology, threads: int) -> int:
     """All that a team can fill."""
     return machine.l2_bytes * threads + machine.l3_bytes * machine.l3_instances
-
-
-def _say_config(session: Session, config: Config, progress: Progress) -> None:
-    """What a run on one socket uses, in one line."""
-    from autotune.report.text import run_config
-
-    if session.tuned is not None and session.ranks.world == 1 and not isinstance(config, TunedConfig):
-        cpus = " ".join(map(str, session.launch.cpus[: session.config.threads]))
-        progress.note(f"using {config}: {run_config(session.config)}, bound to CPU {cpus}")

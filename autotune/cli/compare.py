@@ -42,7 +42,7 @@ def command(
 
     Example: autotune compare small --config small.tuned.yaml --budget 120s
     """
-    check_outputs(output)
+    check_outputs(output, inputs=[model, config])
     with reporting() as progress:
         result = api.compare(
             model,

@@ -15,6 +15,7 @@ from autotune import __version__
 from autotune.cli import compare, explain, export, models, plan, probe, profile, run, scale, tune, validate, verify
 from autotune.cli.output import speaks
 from autotune.cli.usage import refusal
+from autotune.errors import InputError
 from autotune.ranks import interrupt
 from autotune.ranks.failures import told
 from autotune.ranks.launch import allow_restart
@@ -24,11 +25,18 @@ CLOSED_PIPE = 141
 """128 + SIGPIPE, as other programs end when their reader has gone."""
 
 
+_LONGEST = 4096
+"""No path can be longer (PATH_MAX)."""
+
+
 class _Commands(TyperGroup):
     """Turns what a command raises into one line and an exit code."""
 
     def make_context(self, *args: Any, **kwargs: Any) -> Any:
         with _told():
+            for word in args[1] if len(args) > 1 else kwargs.get("args", ()):
+                if len(word) > _LONGEST:
+                    raise InputError(f"a word of the command line must have at most {_LONGEST} characters, got {word[:40]}...; shorten it")
             return super().make_context(*args, **kwargs)
 
     def invoke(self, ctx: Any) -> Any:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 from rich.console import Console, RenderableType
 
 from autotune.config.files import check_writable, write_text_atomic
+from autotune.errors import InputError
 from autotune.ranks.environment import from_environment
 from autotune.report.json import to_json
 
@@ -23,11 +24,23 @@ class _Console(Console):
         raise BrokenPipeError
 
 
-def check_outputs(*files: Path | None) -> None:
-    """Before a long job. Raises: InputError: one of them cannot be written."""
+def check_outputs(*files: Path | None, inputs: Sequence[Path | str | None] = ()) -> None:
+    """Before a long job.
+
+    Args:
+        inputs: Files that the command reads, or names that may be files.
+
+    Raises:
+        InputError: a result cannot be written, or would take the place of another one or of what is read.
+    """
+    taken = {Path(file).resolve() for file in inputs if file is not None and Path(file).is_file()}
     for file in files:
-        if file is not None:
-            check_writable(file)
+        if file is None:
+            continue
+        check_writable(file)
+        if file.resolve() in taken:
+            raise InputError(f"each result needs a file of its own, got {file} for two, or for what is read; rename one")
+        taken.add(file.resolve())
 
 
 def speaks() -> bool:

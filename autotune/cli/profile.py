@@ -38,7 +38,7 @@ def command(
 
     Example: autotune profile mlperf-1m --threads 2 --prove
     """
-    check_outputs(output)
+    check_outputs(output, inputs=[model, config])
     with reporting() as progress:
         result = api.profile(
             model,

@@ -59,7 +59,7 @@ def command(
 
     Example: autotune run small --steps 100 --config small.tuned.yaml
     """
-    check_outputs(checkpoint_out, output)
+    check_outputs(checkpoint_out, output, inputs=[model, config])
     with reporting() as progress:
         result = api.run(
             model,

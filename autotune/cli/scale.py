@@ -52,7 +52,7 @@ def command(
 
     Example: autotune scale mlperf --profile xeon-8380h-4s --sockets 4,8,16,32 --global-minibatch 32768
     """
-    check_outputs(output)
+    check_outputs(output, inputs=[model, profile])
     counts = _counts(sockets)
     chosen = (("--placing", placing, ("planned", "columns")), ("--wire", wire, DTYPES), ("--all-to-all", all_to_all, ALL_TO_ALL_FORMS))
     for name, value, known in chosen:

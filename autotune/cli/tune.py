@@ -9,7 +9,7 @@ import typer
 
 from autotune import api
 from autotune.cli import options
-from autotune.cli.output import show
+from autotune.cli.output import check_outputs, show
 from autotune.cli.progress import reporting
 from autotune.config.model import Changes
 from autotune.exporting.targets import default_output
@@ -39,6 +39,7 @@ def command(
     """
     changes = Changes(max_rows, minibatch, dtype, optimizer)
     file = output or default_output(api.load_model(model).changed(changes).name)
+    check_outputs(file, inputs=[model])
     with reporting() as progress:
         result = api.tune(
             model,

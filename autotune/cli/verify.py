@@ -23,7 +23,7 @@ def command(
 
     Example: autotune verify small.tuned.yaml --budget 60s
     """
-    check_outputs(output)
+    check_outputs(output, inputs=[config])
     with reporting() as progress:
         result = api.verify(config, sockets=sockets, budget_s=parse_duration(budget), force=force, progress=progress)
     show(result, text.verification, as_json, output)

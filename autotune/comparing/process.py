@@ -13,13 +13,14 @@ from typing import Any
 from autotune.config.knobs import RunConfig
 from autotune.config.model import Model
 from autotune.config.profile import Profile
+from autotune.errors import MachineError
 from autotune.ranks.child import command_line, start
 
 _END_S = 5.0
 
 
-class ContestantError(Exception):
-    """A contestant's process ended; the message has its last words."""
+class ContestantError(MachineError):
+    """A contestant's process ended; the message has its last words. Where it is ours, there is nothing to compare with."""
 
 
 class Contestant:
@@ -89,7 +90,8 @@ class Contestant:
         code = self._process.wait()
         self._errors.seek(0)
         lines = [line.strip() for line in self._errors.read().splitlines() if line.strip()]
-        return f"it ended with code {code}" + (f": {lines[-1]}" if lines else "")
+        words = f": {lines[-1]}" if lines else ""
+        return f"the process of {self.kind} must run to its end, got code {code}{words}; look for the reason there, or free memory"
 
     def _end(self, at_once: bool) -> None:
         if at_once:

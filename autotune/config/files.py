@@ -246,6 +246,17 @@ def check_writable(path: str | Path) -> None:
         raise _unwritable(target, error) from None
 
 
+def check_readable(path: str | Path) -> None:
+    """Make sure, before a long job, that a file can be read. Raises: InputError: it is not there, no regular file, or not readable."""
+    file = Path(path)
+    try:
+        if file.exists() and not file.is_file():
+            raise InputError(f"an input must be a regular file, got {path}; check the path")
+        file.open("rb").close()
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}; check the path and its permissions") from None
+
+
 def make_folder(path: str | Path) -> None:
     """Make a folder for several outputs, with its parents; one that is there is used as it is.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -68,7 +69,18 @@ def profile_path(here: Fingerprint, network: str = "") -> Path:
     Raises:
         InputError: there is no cache folder.
     """
-    return cache_folder() / "profiles" / f"{hardware_id(here)}{network}.yaml"
+    file = cache_folder() / "profiles" / f"{hardware_id(here)}{network}.yaml"
+    # A newer version's profile stays: both versions may serve the same user.
+    return file.with_name(f"{file.stem}.schema-{PROFILE_SCHEMA}.yaml") if _is_newer(file) else file
+
+
+def _is_newer(file: Path) -> bool:
+    try:
+        with file.open(encoding="utf-8", errors="replace") as lines:
+            first = re.fullmatch(r"schema: (\d{1,9})", lines.readline().strip(), re.ASCII)
+    except OSError:
+        return False
+    return first is not None and int(first[1]) > PROFILE_SCHEMA
 
 
 def read_profile(path: Path, here: Fingerprint, current: bool = False) -> Profile | None:

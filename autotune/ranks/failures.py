@@ -16,8 +16,9 @@ from pathlib import Path
 
 from autotune import __version__
 from autotune.config.files import cache_folder
-from autotune.errors import NO_SPACE, AutotuneError, InternalError, MachineError, NoSpaceError
+from autotune.errors import NO_SPACE, AutotuneError, InputError, InternalError, MachineError, NoSpaceError
 from autotune.machine.cgroups import Cgroups
+
 
 def told(error: Exception) -> AutotuneError:
     """The error to show for any exception: itself if it was raised on purpose, what the system refused, else an `InternalError`."""
@@ -27,6 +28,8 @@ def told(error: Exception) -> AutotuneError:
     if isinstance(error, OSError):
         if error.errno in NO_SPACE:
             return NoSpaceError(f"a file must find space, got {reason}; free space there, or choose another place")
+        if error.errno == errno.ENAMETOOLONG:
+            return InputError(f"a path must be one that the system can have, got {reason[:80]}...; shorten it")
         if error.errno == errno.EAGAIN:
             return _no_thread(reason)
         return MachineError(f"the system refused: {reason}; free what it names, or choose another place")

@@ -32,7 +32,7 @@ def comparison(result: Comparison, width: int = 80) -> RenderableType:
     head = f"{result.model}: minibatch {result.minibatch}, {result.threads} threads, {result.machine}"
     rounds = min(line.iteration_s.samples for line in lines)
     summary = (
-        f"bound {format_time(result.bound_s)}: the least time of every pass by ceilings probed in this run, added up. "
+        f"bound {format_time(result.bound_s)}: the least time of every pass by the machine's measured ceilings, added up. "
         f"over default, over tuned: how much longer than ours it takes, median [95 %], {rounds} interleaved rounds."
     )
     absent = [Text(f"not compared: {name}: {why}") for name, why in result.absent.items()]

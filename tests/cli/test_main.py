@@ -368,3 +368,15 @@ def test_standard_output_may_be_closed(options: list[str]) -> None:
 
 def test_a_folder_is_no_model(tmp_path: Path) -> None:
     refused(invoke("run", tmp_path), 2, "got the folder")
+
+
+def test_no_result_takes_the_place_of_another_or_of_what_is_read(tmp_path: Path, config_file: Path, model_file: Path) -> None:
+    same = tmp_path / "same"
+    refused(invoke("run", "tiny", "--checkpoint-out", same, "-o", same), 2, "a file of its own", str(same), "rename one")
+    refused(invoke("explain", config_file, "--html", same, "--trace", same), 2, "a file of its own")
+    before = config_file.read_bytes(), model_file.read_bytes()
+    for words in (("explain", config_file, "-o", config_file), ("export", config_file, "--to", "env", "-o", record_path(config_file))):
+        refused(invoke(*words), 2, "a file of its own")
+    refused(invoke("tune", model_file, "-o", model_file), 2, "a file of its own")
+    refused(invoke("plan", model_file, "--sockets", "2", "-o", model_file), 2, "a file of its own")
+    assert (config_file.read_bytes(), model_file.read_bytes()) == before

@@ -84,9 +84,7 @@ def test_a_contestant_that_cannot_start_is_absent_with_its_last_words(profile: P
 
 def test_a_contestant_with_other_losses_is_not_timed(profile: Profile, monkeypatch: pytest.MonkeyPatch) -> None:
     step = Contestant.step
-    monkeypatch.setattr(
-        Contestant, "step", lambda self, batch, config: (step(self, batch, config)[0], 0.5 if self.kind == "ours" else 0.7)
-    )
+    monkeypatch.setattr(Contestant, "step", lambda self, batch, config: (step(self, batch, config)[0], 0.5 if self.kind == "ours" else 0.7))
     result = compare(load_model_by_name("tiny"), profile=profile, topology=detect(), peers=PEERS[:1], budget_s=0.1)
     assert [line.name for line in result.lines] == ["default"]
     assert "losses differ" in result.absent[BASELINE]
