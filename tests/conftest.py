@@ -95,7 +95,9 @@ def tuned_config(topology: Topology) -> TunedConfig:
         minibatch=2048,
         config=RunConfig(threads=2, operators=operators),
         launch=Launch(
-            threads=2, cpus=(0, 1), environment={"OMP_NUM_THREADS": "2", "GLIBC_TUNABLES": "a=1:b=2", "AUTOTUNE_TARGET": "it's $HOME"}
+            threads=2,
+            cpus=(0, 1),
+            environment={"OMP_NUM_THREADS": "2", "GLIBC_TUNABLES": "a=1:b=2", "AUTOTUNE_TARGET": "it's $HOME"},
         ),
         default_iteration_s=around(0.09),
         tuned_iteration_s=around(0.078),

@@ -22,7 +22,7 @@ from autotune.errors import InputError, MachineError, NoSpaceError
 from autotune.machine.topology import available_memory_bytes
 from autotune.ranks.driver import on_every_rank, wanted_ranks
 from autotune.ranks.environment import from_environment
-from autotune.ranks.session import Config, ModelName, Session, check_tuned, open_session, own_cores
+from autotune.ranks.session import Config, ModelName, check_tuned, open_session, own_cores
 
 if TYPE_CHECKING:
     from autotune.comparing.compare import Comparison

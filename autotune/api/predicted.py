@@ -79,7 +79,9 @@ def scale(
     )
 
 
-def explain(config: TunedConfig | str | Path, *, changes: Sequence[str] = (), common: bool = False, timeline: bool = False) -> Explanation:
+def explain(
+    config: TunedConfig | str | Path, *, changes: Sequence[str] = (), common: bool = False, timeline: bool = False
+) -> Explanation:
     """What was chosen, what each choice gained, what bounds every operator pass, and what is left.
 
     Args:

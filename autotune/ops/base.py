@@ -125,43 +125,34 @@ class Rates(Protocol):
     @property
     def lanes(self) -> int:
         """Floats in a vector."""
-
     @property
     def cycle_s(self) -> float:
         """Length of a core's cycle."""
-
     @property
     def flops_per_s(self) -> float:
         """Arithmetic of all threads together."""
-
     @property
     def stream_bytes_per_s(self) -> float: ...
     @property
     def shared_bytes_per_s(self) -> float:
         """From the last-level cache."""
-
     @property
     def own_bytes(self) -> float:
         """Capacity of the cores' own caches together."""
-
     @property
     def shared_bytes(self) -> float:
         """Capacity of the last-level cache."""
-
     @property
     def l2_bytes(self) -> float:
         """Capacity of one core's own cache, nominal."""
-
     @property
     def l3_bytes(self) -> float:
         """Capacity of one last-level cache, nominal."""
-
     @property
     def dtype(self) -> Dtype: ...
     @property
     def huge_pages(self) -> bool:
         """Whether tables lie on 2 MiB pages."""
-
     def rows_per_s(self, access: Literal["gather", "scatter"], row_bytes: int, working_set_bytes: float) -> float:
         """Row bytes per second of random rows."""
 

@@ -207,7 +207,9 @@ def _ranks(model: Model, config: RunConfig, sockets: int, predictor: Predictor) 
     return ranks
 
 
-def _rank(model: Model, config: RunConfig, rank: int, parts: Sequence[Part], predictor: Predictor, tables: int | None = None) -> _Rank:
+def _rank(
+    model: Model, config: RunConfig, rank: int, parts: Sequence[Part], predictor: Predictor, tables: int | None = None
+) -> _Rank:
     steps = schedule(model, config.partition, rank, config.communication)
     times = tuple(predictor.passes(steps, complete(config, steps)))
     samples = steps.samples[1] - steps.samples[0]

@@ -40,7 +40,6 @@ _OUTSIDE = 1.25
 _UNSEEN, _TIMES_SEEN = 0.1, 2.0
 """A feature is extrapolated where it takes more than a tenth of a pass, and twice what it took of any reference pass."""
 
-
 @dataclass(frozen=True, eq=False)
 class Reference:
     """One pass of a reference model."""

@@ -12,8 +12,8 @@ from autotune.config.profile import Topology
 from autotune.config.tuned import Launch, TunedConfig
 from autotune.errors import InputError
 from autotune.machine.topology import core_binding
-from autotune.ranks.failures import check_threads
 from autotune.ranks import child
+from autotune.ranks.failures import check_threads
 
 # Activations of up to this size come from a heap that is kept from step to step instead of fresh zero pages of mmap: the largest
 # minibatch x width of the shipped models is 0.3 GB. glibc before 2.35 takes at most 32 MiB and ignores more, which then is its default.

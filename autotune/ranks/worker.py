@@ -6,7 +6,6 @@ import importlib
 import json
 import os
 import pickle
-import sys
 import time
 from contextlib import suppress
 from pathlib import Path

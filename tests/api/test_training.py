@@ -9,9 +9,11 @@ from typing import Any, cast
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from autotune.api.training import OnStep, train_and_save
-from autotune.dlrm.checkpoint import save_checkpoint
+from autotune.cli.main import app
+from autotune.dlrm.checkpoint import read_checkpoint, save_checkpoint
 from autotune.errors import InputError, NoSpaceError
 from autotune.ranks import interrupt
 
@@ -97,9 +99,25 @@ def test_a_signal_while_the_weights_are_written_waits_for_that() -> None:
         ctrl_c()
         saved.append(steps)
 
-    with pytest.raises(KeyboardInterrupt, match="after 2 steps are in w.pt"):
+    with pytest.raises(KeyboardInterrupt, match=r"after 2 steps are in w\.pt"):
         train_and_save(trained(2, {}), lambda step, loss: None, save, FILE)
     assert saved == [2]
+
+
+def test_ctrl_c_of_a_run_with_a_checkpoint_leaves_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    advanced: list[float] = []
+
+    def advance(_: object, amount: float, detail: str = "") -> None:
+        advanced.append(amount)
+        if len(advanced) == 5:
+            ctrl_c()
+
+    monkeypatch.setattr("autotune.cli.progress._Lines.advance", advance)
+    file = tmp_path / "w.pt"
+    result = CliRunner().invoke(app, ["run", "tiny", "--steps", "1000000", "--threads", "1", "--checkpoint-out", str(file)])
+    assert (result.exit_code, result.stdout) == (130, "")
+    assert result.stderr.splitlines()[-1] == f"interrupted; the weights after 5 steps are in {file}"
+    assert read_checkpoint(file).iterations == 5
 
 
 @pytest.mark.parametrize(("failure", "kind"), [(KeyboardInterrupt(), KeyboardInterrupt), (OSError(28, "No space left"), NoSpaceError)])
@@ -130,9 +148,12 @@ def test_what_ends_the_writing_of_a_checkpoint_is_told_as_it_is(
             self._file.close()
 
     plain = open
-    monkeypatch.setattr(
-        "builtins.open", lambda file, *rest, **kw: Failing(plain(file, *rest, **kw)) if isinstance(file, int) else plain(file, *rest, **kw)
-    )
+
+    def opened(file: Any, *rest: Any, **named: Any) -> Any:
+        made = plain(file, *rest, **named)
+        return Failing(made) if isinstance(file, int) else made
+
+    monkeypatch.setattr("builtins.open", opened)
     with pytest.raises(kind):
         save_checkpoint(path, {"x": torch.zeros(1000)})
     assert path.read_bytes() == b"before"

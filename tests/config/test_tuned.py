@@ -261,11 +261,7 @@ def test_a_profile_comes_back_equal(tmp_path: Path) -> None:
         ("schema: 3", "schema: 9", "schema 9 is newer"),
         ("bn: 32", "bn: 99999999999999999999", r"bn should be less than or equal to 65536, got 9"),
         *(
-            (
-                "AUTOTUNE_TARGET: ",
-                f"{name!r}: ",
-                rf"a launch sets only OMP_NUM_THREADS, .*, got '{name}' \(.*:\d+: launch.environment.{name}\)",
-            )
+            ("AUTOTUNE_TARGET: ", f"{name!r}: ", rf"sets only OMP_NUM_THREADS, .*, got '{name}' \(.*:\d+: launch.environment.{name}\)")
             for name in ("LD_PRELOAD", "PYTHONPATH", "PATH", "PYTHONSTARTUP", "A=B; false", "AUTOTUNE_CACHE")
         ),
         ("OMP_NUM_THREADS: '2'", 'OMP_NUM_THREADS: "2\\0"', r"must not hold a NUL, got '2\\x00' \(.*: launch.environment.OMP_NUM\w+\)"),

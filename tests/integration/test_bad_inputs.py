@@ -23,7 +23,8 @@ from autotune.ranks.session import Cores
 
 REFUSALS = {2, 3}
 VALUES = (
-    "-1", "0", "''", "x", "null", "[]", "{}", "1e400", ".nan", "-.inf", "true", "99999999999999999999", "[1, [2]]", "!!python/name:os.system",
+    "-1", "0", "''", "x", "null", "[]", "{}", "1e400", ".nan", "-.inf", "true", "99999999999999999999", "[1, [2]]",
+    "!!python/name:os.system",
     "!!set {a}", "*alias", "&a 1", "'\\0'", "1.5", "{a: 1}", "\"\\ud800\"", "@", "2024-01-01", "[" * 60,
 )  # fmt: skip
 
@@ -163,14 +164,23 @@ OPTIONS = [
     *(["run", "tiny", "--seed", value] for value in ("-1", "x", "", "1e3", "99999999999999999999")),
     *(["tune", "tiny", "--budget", value] for value in ("-1", "0", "x", "", "nan", "inf", "5 s s", "1h-3s", "1e400", "-5s")),
     *(["verify", "nowhere.yaml", "--budget", value] for value in ("-1", "x", "")),
-    *(["run", "tiny", "--data", value] for value in ("", "x", "zipf:", "zipf:0", "zipf:nan", "zipf:-1", "histogram:", "criteo:x", "/dev/null", "/")),
+    *(
+        ["run", "tiny", "--data", value]
+        for value in ("", "x", "zipf:", "zipf:0", "zipf:nan", "zipf:-1", "histogram:", "criteo:x", "/dev/null", "/")
+    ),
     *(["run", "tiny", "--dtype", value] for value in ("", "fp16", "FP32", "0")),
     *(["run", "tiny", "--optimizer", value] for value in ("", "adam", "SGD")),
-    *(["run", name] for name in ("", "x" * 5000, "../..", "/dev/null", "tiny[", "tiny[max_rows=]", "tiny[max_rows=x]", "tiny[a=1]", "tiny[]", "a\0b")),
+    *(
+        ["run", name]
+        for name in ("", "x" * 5000, "../..", "/dev/null", "tiny[", "tiny[max_rows=]", "tiny[max_rows=x]", "tiny[a=1]", "tiny[]", "a\0b")
+    ),
     *(["run", "tiny", "--config", name] for name in ("", "x" * 5000, "/", "/dev/null", "nowhere.yaml", "a\0b")),
     *(["scale", "tiny", "--profile", name] for name in ("", "x" * 5000, "/", "nowhere")),
     *(["scale", "tiny", "--profile", "xeon-8280", "--sockets", value] for value in ("", "0", "1,", "1,x", "-1", "1e3", "1,99999999")),
-    *(["scale", "tiny", "--profile", "xeon-8280", *pair] for pair in (("--wire", "x"), ("--placing", "x"), ("--all-to-all", "x"), ("--overhead", "x"))),
+    *(
+        ["scale", "tiny", "--profile", "xeon-8280", *pair]
+        for pair in (("--wire", "x"), ("--placing", "x"), ("--all-to-all", "x"), ("--overhead", "x"))
+    ),
     *(["plan", "tiny", "--sockets", "2", "--pin", value] for value in ("", "x", "0", "0=9", "9=0", "0=0,1", "=", "-1=0")),
     *(["plan", "tiny", "--sockets", "2", "--kinds", value] for value in ("", "x", ",", "table_wise,x")),
     *(["plan", "tiny", "--sockets", "2", "--memory-per-socket", value] for value in ("", "x", "-1GB", "0", "1XB", "nan")),

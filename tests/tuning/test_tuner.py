@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from autotune.errors import NoSpaceError
 from autotune.ops.interaction import InteractionKnobs
 from autotune.ops.layer import LayerKnobs
 from autotune.tuning.tuner import Tuner
