@@ -25,7 +25,7 @@ def refusal(error: Exception) -> InputError | None:
 def _rule(error: Any) -> str:
     parameter, cause = getattr(error, "param", None), error.__cause__
     if parameter is None or not error.message:
-        said = error.format_message().rstrip(".").replace(". Did", "; did")
+        said: str = error.format_message().rstrip(".").replace(". Did", "; did")
         return said[:1].lower() + said[1:]
     name = parameter.opts[0] if parameter.opts[0].startswith("-") else parameter.human_readable_name
     if hasattr(cause, "errors"):  # what pydantic found: it keeps the value apart

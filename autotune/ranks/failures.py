@@ -78,9 +78,9 @@ def _log(error: Exception) -> Path | str:
     trace = "".join(traceback.format_exception(error))
     text = f"autotune {__version__}, Python {sys.version.split()[0]}, {now:%Y-%m-%d %H:%M:%S} UTC\n{shlex.join(sys.orig_argv)}\n\n{trace}"
     name = f"error-{now:%Y%m%d-%H%M%S}-{os.getpid()}.log"
-    for folder in (lambda: cache_folder() / "logs", lambda: Path(tempfile.gettempdir()) / f"autotune-logs-{os.getuid()}"):
+    for in_cache in (True, False):
         with suppress(OSError, AutotuneError):
-            path = folder() / name
+            path = (cache_folder() / "logs" if in_cache else Path(tempfile.mkdtemp(prefix="autotune-error-"))) / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8", errors="backslashreplace")
             return path
