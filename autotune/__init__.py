@@ -13,10 +13,12 @@ They load on first use, so that importing the package is quick.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+import os
+import sys
 
 __version__ = "0.1.0"
+
+TYPE_CHECKING = False  # for type checkers; `typing` itself is left out, since every command begins here
 
 if TYPE_CHECKING:
     from autotune.api import (
@@ -56,7 +58,24 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name in __all__:
-        return getattr(importlib.import_module("autotune.api"), name)
+        from autotune import api
+
+        return getattr(api, name)
     raise AttributeError(f"module 'autotune' has no attribute {name!r}")
+
+
+def _take_installed() -> None:
+    """In the folder of a clone Python finds these sources first, without compiled kernels: where a package that has them is installed, its
+    modules count."""
+
+    def holds(module: str, folders: list[str]) -> bool:
+        return any(finder.find_spec(f"autotune.{module}", folders) for finder in sys.meta_path)
+
+    if not holds("_kernels", __path__):
+        elsewhere = [os.path.join(entry, "autotune") for entry in sys.path]
+        __path__[:] = [folder for folder in elsewhere if holds("_kernels", [folder]) and holds("__main__", [folder])][:1] or __path__
+
+
+_take_installed()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 
 class AutotuneError(Exception):
     """Base of all errors raised on purpose.
@@ -29,6 +31,20 @@ class MachineError(AutotuneError):
     exit_code = 3
 
 
+class NoSpaceError(MachineError):
+    """A disk is full, or a file has reached the size that the user may write. Whatever was being done is not to blame."""
+
+
+NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""Numbers of the system's errors that are a `NoSpaceError`: a full disk, a full quota, a file above the user's limit."""
+
+
+class InternalError(AutotuneError):
+    """Something that nobody foresaw; the message names the log that holds the traceback."""
+
+    exit_code = 70
+
+
 class VerificationError(AutotuneError):
     """A check ran to its end and said no."""
 
@@ -37,9 +53,12 @@ class VerificationError(AutotuneError):
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""
+TERMINATED = 143
+"""Exit code after SIGTERM."""
 
 
-def error_class(exit_code: int) -> type[AutotuneError]:
-    """The class that stands for an exit code; `MachineError` for a code that no class has."""
-    classes: tuple[type[AutotuneError], ...] = (VerificationError, InputError, MachineError)
-    return next((kind for kind in classes if kind.exit_code == exit_code), MachineError)
+def error_class(exit_code: int, name: str = "") -> type[AutotuneError]:
+    """The class of that name, else the one that stands for an exit code; `MachineError` for a code that no class has."""
+    classes: tuple[type[AutotuneError], ...] = (VerificationError, InputError, MachineError, NoSpaceError, InternalError)
+    named = next((kind for kind in classes if kind.__name__ == name), None)
+    return named or next((kind for kind in classes if kind.exit_code == exit_code), MachineError)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 from configs import recorded_with
 
@@ -16,9 +14,6 @@ from autotune.config.tuned import Gain, Interval, Launch, MeasuredPass, Predicti
 from autotune.ops.embedding_tables import EmbeddingForwardKnobs, EmbeddingUpdateKnobs
 from autotune.ops.interaction import InteractionKnobs
 from autotune.ops.layer import LayerKnobs
-
-# Processes that a test starts take the installed package, not the sources in the working directory, which hold no compiled kernels.
-os.environ["PYTHONSAFEPATH"] = "1"
 
 
 def around(median: float, spread: float = 0.02, samples: int = 30) -> Interval:
@@ -99,7 +94,11 @@ def tuned_config(topology: Topology) -> TunedConfig:
         sockets=1,
         minibatch=2048,
         config=RunConfig(threads=2, operators=operators),
-        launch=Launch(threads=2, cpus=(0, 1), environment={"OMP_NUM_THREADS": "2", "GLIBC_TUNABLES": "a=1:b=2", "ODD": "it's $HOME"}),
+        launch=Launch(
+            threads=2,
+            cpus=(0, 1),
+            environment={"OMP_NUM_THREADS": "2", "GLIBC_TUNABLES": "a=1:b=2", "AUTOTUNE_TARGET": "it's $HOME"},
+        ),
         default_iteration_s=around(0.09),
         tuned_iteration_s=around(0.078),
         speedup=around(1.15),

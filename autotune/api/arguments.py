@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autotune import catalog
+from autotune.bench.progress import Progress
 from autotune.config.files import load_tuned as load_config
 from autotune.config.files import load_tuned_and_record
 from autotune.config.model import Model
@@ -13,7 +14,7 @@ from autotune.config.profile import Profile
 from autotune.config.tuned import TunedConfig
 
 if TYPE_CHECKING:
-    from autotune.ranks.session import ModelName
+    from autotune.ranks.session import Config, ModelName, Session
 
 load_model = catalog.load_model_by_name
 load_tuned = load_tuned_and_record
@@ -37,3 +38,12 @@ def tuned_of(config: TunedConfig | str | Path) -> TunedConfig:
 def recorded_of(config: TunedConfig | str | Path) -> TunedConfig:
     """The same with its record."""
     return config if isinstance(config, TunedConfig) else load_tuned(config)
+
+
+def say_config(session: Session, config: Config, progress: Progress) -> None:
+    """What a run on one socket uses, in one line."""
+    from autotune.report.text import run_config
+
+    if session.tuned is not None and session.ranks.world == 1 and not isinstance(config, TunedConfig):
+        cpus = " ".join(map(str, session.launch.cpus[: session.config.threads]))
+        progress.note(f"using {config}: {run_config(session.config)}, bound to CPU {cpus}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -9,20 +10,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autotune import catalog
-from autotune.api.arguments import model_of, tuned_of
+from autotune.api.arguments import model_of, say_config, tuned_of
+from autotune.api.training import train_and_save
 from autotune.bench.progress import NO_PROGRESS, Progress
-from autotune.config.files import check_writable
+from autotune.config.files import check_readable, check_writable
 from autotune.config.model import UNCHANGED, Changes, DataSpec
 from autotune.config.partition import CommunicationKnobs, Partition
 from autotune.config.profile import Profile, Topology
 from autotune.config.tuned import TunedConfig
 from autotune.config.words import MAX_SEARCH_SEED
-from autotune.errors import InputError, MachineError
+from autotune.errors import InputError, MachineError, NoSpaceError
 from autotune.machine.limits import limits, remarks
 from autotune.machine.memory import available_memory_bytes
 from autotune.ranks.driver import on_every_rank, wanted_ranks
 from autotune.ranks.environment import from_environment
-from autotune.ranks.session import Config, ModelName, Session, check_tuned, open_session, own_cores
+from autotune.ranks.session import Config, ModelName, check_tuned, open_session, own_cores
 
 if TYPE_CHECKING:
     from autotune.comparing.compare import Comparison
@@ -98,6 +100,8 @@ def run(
     """
     if evaluate and checkpoint_out is not None:
         raise InputError(f"an evaluation changes no weights, got --checkpoint-out {checkpoint_out}; leave it out, or --evaluate")
+    if checkpoint_in is not None:
+        check_readable(checkpoint_in)
     session = open_session(
         model, changes=changes, threads=threads, data=data, config=config, force=force, started=partial(_loading, progress)
     )
@@ -111,7 +115,7 @@ def run(
     from autotune.report.record import run_result
 
     start = None if checkpoint_in is None else read_checkpoint_of(session.model, checkpoint_in)
-    _say_config(session, config, progress)
+    say_config(session, config, progress)
     with session.joined() as (session, network):
         progress.phase("building the model", None)
         planned = planned_config(session)
@@ -122,19 +126,26 @@ def run(
         def advance(_: int, loss: float) -> None:
             progress.advance(1, f"loss {loss:.4f}")
 
+        def save(steps: int) -> None:
+            if checkpoint_out is None:
+                return
+            weights, sums = dlrm.state_dict(), dlrm.optimizer_state()
+            if session.ranks.first:
+                behind, mapping = (0, None) if start is None else (start.iterations, start.mapping)
+                meta = {"learning_rate": session.model.learning_rate, "iter": behind + steps}
+                save_checkpoint(checkpoint_out, weights, meta | {CATEGORY_MAPPING: source.mapping or mapping}, sums)
+
         if evaluate:
             progress.phase("evaluating", evaluation_steps(source, dlrm.minibatch, steps))
             training = evaluated(dlrm, source, steps, advance)
         else:
             steps = DEFAULT_STEPS if steps is None else steps
             progress.phase("training", steps)
-            training = train(dlrm, source, steps, advance)
-        if checkpoint_out is not None:
-            weights, sums = dlrm.state_dict(), dlrm.optimizer_state()
-            if session.ranks.first:
-                behind, mapping = (0, None) if start is None else (start.iterations, start.mapping)
-                meta = {"learning_rate": session.model.learning_rate, "iter": behind + len(training.losses)}
-                save_checkpoint(checkpoint_out, weights, meta | {CATEGORY_MAPPING: source.mapping or mapping}, sums)
+            if checkpoint_out is not None and session.ranks.world == 1:
+                training = train_and_save(functools.partial(train, dlrm, source, steps), advance, save, checkpoint_out)
+            else:
+                training = train(dlrm, source, steps, advance)
+                save(steps)
         return broadcast(run_result(training, (*session.describe(planned), *begun)))
 
 
@@ -168,7 +179,7 @@ def profile(
     from autotune.planning.planned import planned_config
     from autotune.probing.shared import shared_profile
 
-    _say_config(session, config, progress)
+    say_config(session, config, progress)
     with session.joined() as (session, network):
         machine = shared_profile(session.cores.whole, backend=session.communication.backend, progress=progress)
         planned = planned_config(session, machine)
@@ -228,8 +239,8 @@ def tune(
         try:
             return _tune(model, sockets=sockets, **arguments, progress=progress)
         except MachineError as error:
-            # Ranks that a trial ended are started again, and go on with the next trial.
-            if not left or not marker.exists():
+            # Ranks that a trial ended are started again, and go on with the next trial. A full disk ends any.
+            if not left or not marker.exists() or isinstance(error, NoSpaceError):
                 marker.unlink(missing_ok=True)
                 raise
             progress.note(f"a trial failed, and tuning goes on: {error}")
@@ -308,7 +319,7 @@ def verify(
     from autotune.tuning.study import default_for_ranks, models_in_memory
     from autotune.tuning.verify import verify as verify_in_lockstep
 
-    _say_config(session, config, progress)
+    say_config(session, config, progress)
     with session.joined() as (session, network):
         default = default_for_ranks(session.model, planned_partition(session), session.topology, CommunicationKnobs())
         progress.phase("building the model", None)
@@ -409,12 +420,3 @@ def _cache_bytes(machine: Topology, threads: int) -> int:
 
 def _loading(progress: Progress) -> None:
     progress.phase("loading torch", None)  # takes seconds from a cold disk
-
-
-def _say_config(session: Session, config: Config, progress: Progress) -> None:
-    """What a run on one socket uses, in one line."""
-    from autotune.report.text import run_config
-
-    if session.tuned is not None and session.ranks.world == 1 and not isinstance(config, TunedConfig):
-        cpus = " ".join(map(str, session.launch.cpus[: session.config.threads]))
-        progress.note(f"using {config}: {run_config(session.config)}, bound to CPU {cpus}")

@@ -43,7 +43,7 @@ def command(
     from autotune import api
     from autotune.report.compare import comparison
 
-    check_outputs(output)
+    check_outputs(output, inputs=[model, config])
     with reporting() as progress:
         result = api.compare(
             model,

@@ -33,12 +33,9 @@ def command(
     Example: autotune explain small.tuned.yaml --html report.html
     """
     from autotune import api
-    from autotune.config.files import make_folder, write_text_atomic
+    from autotune.config.files import make_folder, record_path, write_text_atomic
 
-    check_outputs(html, trace, output)
-    given = [file.resolve() for file in (html, trace, output) if file is not None]
-    if len(set(given)) < len(given):
-        raise InputError("each result needs a file of its own, got one twice (--html, --trace, --output); rename one")
+    check_outputs(html, trace, output, inputs=[config, record_path(config)])
     files = not (html is figures is trace is None)
     if what_if is not None and html is None and files:
         raise InputError("a what-if is shown in the terminal or on the page, got it with --figures or --trace alone; add --html FILE")

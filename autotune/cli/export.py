@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from autotune.cli.options import ConfigArgument
+from autotune.cli.output import check_outputs
 from autotune.exporting.targets import TARGETS
 
 To = Annotated[str, typer.Option("--to", metavar="|".join(TARGETS), help="Shell lines, JSON, or a script for one or several hosts.")]
@@ -23,8 +24,9 @@ def command(config: ConfigArgument, to: To, output: Output = None) -> None:
     Example: eval "$(autotune export small.tuned.yaml --to env)"
     """
     from autotune import api
-    from autotune.config.files import write_text_atomic
+    from autotune.config.files import record_path, write_text_atomic
 
+    check_outputs(output, inputs=[config, record_path(config)])
     text = api.export(config, to)
     if output is None:
         sys.stdout.write(text)

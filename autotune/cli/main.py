@@ -4,41 +4,70 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated, Any, NoReturn
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from autotune import __version__
 from autotune.cli import compare, explain, export, models, plan, probe, profile, run, scale, tune, validate, verify
-from autotune.errors import INTERRUPTED, AutotuneError, MachineError
+from autotune.cli.output import speaks
+from autotune.cli.usage import refusal
+from autotune.errors import InputError
 from autotune.ranks import interrupt
+from autotune.ranks.failures import told
 from autotune.ranks.launch import allow_restart
+from autotune.ranks.variables import check_variables
 
 CLOSED_PIPE = 141
 """128 + SIGPIPE, as other programs end when their reader has gone."""
 
 
+_LONGEST = 4096
+"""No path can be longer (PATH_MAX)."""
+
+
 class _Commands(TyperGroup):
     """Turns what a command raises into one line and an exit code."""
 
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        with _told():
+            for word in args[1] if len(args) > 1 else kwargs.get("args", ()):
+                if len(word) > _LONGEST:
+                    raise InputError(f"a word of the command line must have at most {_LONGEST} characters, got {word[:40]}...; shorten it")
+            return super().make_context(*args, **kwargs)
+
     def invoke(self, ctx: Any) -> Any:
-        try:
+        with _told(ctx), interrupt.raising():
+            check_variables()
             result = super().invoke(ctx)
             sys.stdout.flush()
-        except AutotuneError as error:
-            _line(f"error: {error}")
-            raise typer.Exit(error.exit_code) from None
-        except KeyboardInterrupt:
-            _line(interrupted(ctx.invoked_subcommand))
-            raise typer.Exit(INTERRUPTED) from None
-        except BrokenPipeError:
-            _leave_pipe()
-        except OSError as error:
-            _line(f"error: the system refused: {error}; free what it names, or choose another place")
-            _drop_output()
-            raise typer.Exit(MachineError.exit_code) from None
-        return result
+            return result
+
+
+@contextmanager
+def _told(context: Any = None) -> Iterator[None]:
+    """The one place where errors are caught. `context` knows the subcommand, once it is parsed."""
+    try:
+        yield
+    except (typer.Exit, typer.Abort):
+        raise
+    except KeyboardInterrupt as error:
+        if speaks():
+            _line(interrupted(context and context.invoked_subcommand, error))
+        raise typer.Exit(interrupt.exit_code(error)) from None
+    except BrokenPipeError:
+        _drop_output()
+        raise typer.Exit(CLOSED_PIPE) from None
+    except Exception as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            raise
+        problem = refusal(error) or told(error)
+        _line(f"error: {problem}")
+        _drop_output()
+        raise typer.Exit(problem.exit_code) from None
 
 
 app = typer.Typer(
@@ -69,14 +98,18 @@ def _autotune(
     """
 
 
-def interrupted(command: str | None) -> str:
-    """What is said after Ctrl-C."""
-    goes_on = "; the same command goes on from its journal" if command == "tune" else ""
-    return f"interrupted; state kept{goes_on}"
+def interrupted(command: str | None, error: KeyboardInterrupt) -> str:
+    """What is said after Ctrl-C or SIGTERM: what was kept, by who stopped, else by the command."""
+    kept = error.args[0] if error.args else _KEPT.get(command or "", "no file is half written")
+    return f"{'terminated' if isinstance(error, interrupt.Terminated) else 'interrupted'}; {kept}"
+
+
+_KEPT = {"tune": "state kept; the same command goes on from its journal"}
 
 
 def _line(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
+    with suppress(OSError, ValueError):  # nobody can be told where standard error is gone
+        print(message, file=sys.stderr, flush=True)
 
 
 def _drop_output() -> None:
@@ -85,12 +118,6 @@ def _drop_output() -> None:
         sys.stdout.flush()
     except (OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _leave_pipe() -> NoReturn:
-    """The reader of standard output has gone."""
-    _drop_output()
-    raise typer.Exit(CLOSED_PIPE)
 
 
 def _open_closed_streams() -> None:
@@ -102,12 +129,7 @@ def _open_closed_streams() -> None:
 
 
 def main() -> None:
-    """Entry point of the `autotune` script."""
+    """Parse the command line and do what it says."""
     _open_closed_streams()
     allow_restart()
-    interrupt.install()
-    try:
-        app(prog_name="autotune")
-    except KeyboardInterrupt:
-        _line(interrupted(None))
-        sys.exit(INTERRUPTED)
+    app(prog_name="autotune")

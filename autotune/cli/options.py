@@ -94,7 +94,7 @@ def parse_data(text: str, base: DataSpec) -> DataSpec:
         return _criteo(base, path) if kind == "criteo" else DataSpec.model_validate({"distribution": kind, "path": path, **keep})
     if Path(text).is_file():
         return _criteo(base, text)
-    rule = "data must be uniform, zipf, zipf:ALPHA, histogram:FILE or an existing Criteo file"
+    rule = "data must be uniform, zipf, zipf:ALPHA, histogram:FILE or a Criteo file that is there, no pipe"
     raise InputError(f"{rule}, got {text!r} (--data); correct it")
 
 

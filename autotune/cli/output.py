@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
+
+from autotune.errors import InputError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -13,15 +15,25 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def check_outputs(*files: Path | None) -> None:
-    """Before a long job. Raises: InputError: one of them cannot be written."""
-    given = [file for file in files if file is not None]
-    if not given:
-        return
-    from autotune.config.files import check_writable
+def check_outputs(*files: Path | None, inputs: Sequence[Path | str | None] = ()) -> None:
+    """Before a long job.
 
-    for file in given:
+    Args:
+        inputs: Files that the command reads, or names that may be files.
+
+    Raises:
+        InputError: a result cannot be written, or would take the place of another one or of what is read.
+    """
+    taken = {Path(file).resolve() for file in inputs if file is not None and Path(file).is_file()}
+    for file in files:
+        if file is None:
+            continue
+        from autotune.config.files import check_writable
+
         check_writable(file)
+        if file.resolve() in taken:
+            raise InputError(f"each result needs a file of its own, got {file} for two, or for what is read; rename one")
+        taken.add(file.resolve())
 
 
 def speaks() -> bool:

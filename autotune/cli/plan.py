@@ -63,7 +63,7 @@ def command(
 
     Example: autotune plan mlperf --sockets 8 --memory-per-socket 64GB --pin 0=3 --kinds table_wise,row_wise
     """
-    check_outputs(output)
+    check_outputs(output, inputs=[model, profile])
     constraints = _constraints(pin or (), forbid or (), together or (), kinds, split_above)
     limit = None if memory_per_socket is None else parse_bytes(memory_per_socket)
     if limit == 0:

@@ -60,7 +60,7 @@ def command(
     from autotune import api
     from autotune.report import text
 
-    check_outputs(checkpoint_out, output)
+    check_outputs(checkpoint_out, output, inputs=[model, config])
     with reporting() as progress:
         result = api.run(
             model,

@@ -53,7 +53,7 @@ def command(
     from autotune.config.partition import CommunicationKnobs
     from autotune.report.predict import scaling
 
-    check_outputs(output)
+    check_outputs(output, inputs=[model, profile])
     counts = _counts(sockets)
     chosen = (("--placing", placing, ("planned", "columns")), ("--wire", wire, DTYPES), ("--all-to-all", all_to_all, ALL_TO_ALL_FORMS))
     for name, value, known in chosen:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from autotune.cli import options
-from autotune.cli.output import show
+from autotune.cli.output import check_outputs, show
 from autotune.cli.progress import reporting
 from autotune.config.words import Changes
 from autotune.units import parse_duration
@@ -40,6 +40,7 @@ def command(
 
     changes = Changes(max_rows, minibatch, dtype, optimizer)
     file = output or default_output(api.load_model(model).changed(changes).name)
+    check_outputs(file, inputs=[model])
     with reporting() as progress:
         result = api.tune(
             model,

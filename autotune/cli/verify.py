@@ -24,7 +24,7 @@ def command(
     from autotune import api
     from autotune.report import text
 
-    check_outputs(output)
+    check_outputs(output, inputs=[config])
     with reporting() as progress:
         result = api.verify(config, sockets=sockets, budget_s=parse_duration(budget), force=force, progress=progress)
     show(result, text.verification, as_json, output)

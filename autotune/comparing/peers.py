@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+from autotune.ranks.launch import GUARD, TUNABLES, put_into
+
 if TYPE_CHECKING:
     from autotune.config.model import Model
     from autotune.config.tuned import Launch
 
 # An allocator that keeps its memory, in huge pages: without it, stock PyTorch loses 13-80 % of an iteration to page faults.
 _KEEPS_MEMORY = {
-    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+    TUNABLES: "glibc.malloc.hugetlb=1",
     "MALLOC_TRIM_THRESHOLD_": "17179869184",
     "MALLOC_MMAP_THRESHOLD_": "17179869184",
     "MALLOC_TOP_PAD_": "268435456",
@@ -87,10 +89,13 @@ def environment_of(peer: Peer | None, launch: Launch, threads: int, environ: Map
         threads: Of every contestant.
         environ: Of this process. What it says of threads, places and allocation is not passed on.
     """
-    owned = ("OMP_", "GOMP_", "KMP_", "MALLOC_", "GLIBC_TUNABLES", "AUTOTUNE_RESTARTED")
+    owned = ("OMP_", "GOMP_", "KMP_", "MALLOC_", GUARD)
     kept = {name: value for name, value in environ.items() if not name.startswith(owned)}
+    # Other settings stay: without some of them torch may not even load.
+    settings = [setting for setting in kept.pop(TUNABLES, "").split(":") if setting and not setting.startswith("glibc.malloc.")]
+    kept |= {TUNABLES: ":".join(settings)} if settings else {}
     if peer is None:
-        return kept | launch.environment
+        return put_into(kept, launch.environment)
     if not peer.best_environment:
         return kept
-    return kept | {"OMP_NUM_THREADS": str(threads)} | _KEEPS_MEMORY
+    return put_into(kept, {"OMP_NUM_THREADS": str(threads)} | _KEEPS_MEMORY)

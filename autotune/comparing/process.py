@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from autotune.config.knobs import RunConfig
 from autotune.config.model import Model
 from autotune.config.profile import Profile
+from autotune.errors import MachineError
+from autotune.ranks.child import command_line, start
 
 _END_S = 5.0
 
 
-class ContestantError(Exception):
-    """A contestant's process ended; the message has its last words."""
+class ContestantError(MachineError):
+    """A contestant's process ended; the message has its last words. Where it is ours, there is nothing to compare with."""
 
 
 class Contestant:
@@ -43,11 +42,9 @@ class Contestant:
     ) -> None:
         self.kind = kind
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
-        root = str(Path(__file__).parents[2])
-        path = os.pathsep.join(filter(None, (root, environment.get("PYTHONPATH"))))
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "autotune.comparing.worker", *map(str, cpus)],
-            env={**environment, "PYTHONPATH": path},
+        self._process = start(
+            command_line("autotune.comparing.worker", *map(str, cpus)),
+            environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -57,14 +54,14 @@ class Contestant:
         try:
             self.threads = int(self._ask({"kind": kind, "model": model.model_dump(mode="json"), "configs": dumped})["threads"])
         except BaseException:
-            self._end()
+            self._end(at_once=True)
             raise
 
     def __enter__(self) -> Contestant:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._end()
+        self._end(at_once=error is not None)
 
     def step(self, batch: int, config: str) -> tuple[float, float]:
         """Train on a batch: seconds and loss. Raises: ContestantError: the process ended."""
@@ -93,9 +90,12 @@ class Contestant:
         code = self._process.wait()
         self._errors.seek(0)
         lines = [line.strip() for line in self._errors.read().splitlines() if line.strip()]
-        return f"it ended with code {code}" + (f": {lines[-1]}" if lines else "")
+        words = f": {lines[-1]}" if lines else ""
+        return f"the process of {self.kind} must run to its end, got code {code}{words}; look for the reason there, or free memory"
 
-    def _end(self) -> None:
+    def _end(self, at_once: bool) -> None:
+        if at_once:
+            self._process.kill()
         if self._process.stdin and not self._process.stdin.closed:
             with suppress(BrokenPipeError):
                 self._process.stdin.close()

@@ -1,9 +1,7 @@
 """A contestant in a process of its own: builds its model, then answers one line of JSON with another until its input ends.
 
-    python -m autotune.comparing.worker 0 1
-
-The arguments are the CPUs it may use. The first line of its input says what to build; each further one which batch to train on, and in
-which configuration. Whatever a library prints on standard output goes to standard error.
+It is a child, see `ranks.child`. The arguments are the CPUs it may use. The first line of its input says what to build; each further one
+which batch to train on, and in which configuration. Whatever a library prints on standard output goes to standard error.
 """
 
 from __future__ import annotations
@@ -87,7 +85,3 @@ def main() -> None:
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     serve(iter(sys.stdin), out)
-
-
-if __name__ == "__main__":
-    main()

@@ -19,7 +19,7 @@ from autotune.config.model import MODEL_SCHEMA, Model
 from autotune.config.profile import PROFILE_SCHEMA, Profile
 from autotune.config.tuned import RECORD_SCHEMA, TUNED_SCHEMA, Record, TunedConfig
 from autotune.config.yaml_io import LineMap, dump_yaml, load_json, load_yaml
-from autotune.errors import InputError
+from autotune.errors import NO_SPACE, AutotuneError, InputError, NoSpaceError
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -246,6 +246,17 @@ def check_writable(path: str | Path) -> None:
         raise _unwritable(target, error) from None
 
 
+def check_readable(path: str | Path) -> None:
+    """Make sure, before a long job, that a file can be read. Raises: InputError: it is not there, no regular file, or not readable."""
+    file = Path(path)
+    try:
+        if file.exists() and not file.is_file():
+            raise InputError(f"an input must be a regular file, got {path}; check the path")
+        file.open("rb").close()
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}; check the path and its permissions") from None
+
+
 def make_folder(path: str | Path) -> None:
     """Make a folder for several outputs, with its parents; one that is there is used as it is.
 
@@ -261,9 +272,14 @@ def make_folder(path: str | Path) -> None:
 
 
 def write_text_atomic(path: str | Path, text: str) -> None:
-    """Replace a file by `text` in UTF-8. Raises: InputError, see `replacing`."""
+    """Replace a file by `text` in UTF-8. Raises: InputError, NoSpaceError, see `replacing`."""
+    write_bytes_atomic(path, text.encode())
+
+
+def write_bytes_atomic(path: str | Path, data: bytes) -> None:
+    """Replace a file by `data`. Raises: InputError, NoSpaceError, see `replacing`."""
     with replacing(path) as file:
-        file.write(text.encode())
+        file.write(data)
 
 
 @contextmanager
@@ -274,6 +290,7 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
 
     Raises:
         InputError: it cannot be written; names the folder and the next step.
+        NoSpaceError: the disk is full.
     """
     target = _target(path)
     temporary = _temporary(target)
@@ -315,8 +332,10 @@ def _temporary(target: Path) -> Path:
     return target.with_name(f".{target.name[:64]}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
 
 
-def _unwritable(target: Path, error: OSError) -> InputError:
+def _unwritable(target: Path, error: OSError) -> AutotuneError:
     folder = target.parent
+    if error.errno in NO_SPACE:
+        return NoSpaceError(f"{target.name} needs space in {folder}, got {error.strerror}; free space there, or choose another folder")
     if not folder.exists():
         return InputError(f"output folder does not exist: {folder} (for {target.name}); create it or choose another path")
     reason = error.strerror or type(error).__name__

@@ -49,7 +49,7 @@ class InterfaceRate(Frozen):
     """A candidate for the ranks' traffic."""
 
     name: str
-    bandwidth_bytes_per_s: float | None
+    bandwidth_bytes_per_s: float | None = Field(gt=0)
     """Bandwidth of a transfer of 1 MiB; None where the ranks do not reach each other through it."""
     used: bool
 
@@ -57,13 +57,13 @@ class InterfaceRate(Frozen):
 class Together(Frozen):
     """What talking and computing at the same time cost each other, on one rank."""
 
-    compute_s: float
+    compute_s: float = Field(gt=0)
     """A fixed piece of computation alone."""
-    transfer_s: float
+    transfer_s: float = Field(gt=0)
     """A fixed all-to-all alone."""
-    both_s: float
+    both_s: float = Field(gt=0)
     """Both started together, until both are done."""
-    compute_while_talking_s: float
+    compute_while_talking_s: float = Field(gt=0)
     """The computation, with the transfer under way."""
 
     @property

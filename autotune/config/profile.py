@@ -42,23 +42,23 @@ class Topology(Frozen):
     """Kind of each entry of `core_cpus`, 0 the fastest; empty where all are of one kind. Left out of files then."""
     numa_nodes: dict[int, tuple[int, ...]]
     """NUMA node -> its allowed logical CPUs."""
-    l1d_bytes: int
-    l2_bytes: int
+    l1d_bytes: int = Field(ge=0)
+    l2_bytes: int = Field(ge=0)
     """Per core."""
-    l3_bytes: int
+    l3_bytes: int = Field(ge=0)
     """Per shared instance; 0 where there is none."""
-    l3_instances: int
+    l3_instances: int = Field(ge=0)
     """How many L3 instances the allowed CPUs see."""
-    memory_side_cache_bytes: int = 0
+    memory_side_cache_bytes: int = Field(0, ge=0)
     """Cache between the cores and memory, over all nodes, such as fast memory in cache mode. Left out of files where there is none."""
-    line_bytes: int = 64
+    line_bytes: int = Field(64, gt=0)
     isa: tuple[str, ...]
     """Instruction sets that the CPU and the kernel offer: avx2, fma, avx512f, avx512bw, avx512vl, avx512_bf16, amx_bf16 ..."""
-    cpu_quota: float | None
+    cpu_quota: float | None = Field(gt=0)
     """CPUs' worth of time that the cgroup grants; None when unlimited."""
-    memory_bytes: int
+    memory_bytes: int = Field(gt=0)
     """Physical memory."""
-    memory_limit_bytes: int | None
+    memory_limit_bytes: int | None = Field(gt=0)
     """Least limit of the control groups, the job or the shell; None when unlimited."""
     huge_pages: Literal["always", "madvise", "never", "unknown"]
     """Transparent huge pages setting of the kernel."""
@@ -94,8 +94,8 @@ class Fingerprint(Frozen):
 class ComputePoint(Frozen):
     """Arithmetic reached at one thread count."""
 
-    threads: int
-    flops_per_s: float
+    threads: int = Field(ge=1)
+    flops_per_s: float = Field(gt=0)
     shape: str = ""
     """For a GEMM: MxNxK and the implementation."""
 
@@ -104,23 +104,23 @@ class StreamPoint(Frozen):
     """Sequential bandwidth: read, copy, triad, copy_nt (non-temporal), update (in place)."""
 
     kind: Literal["read", "copy", "triad", "copy_nt", "update"]
-    threads: int
-    bandwidth_bytes_per_s: float
+    threads: int = Field(ge=1)
+    bandwidth_bytes_per_s: float = Field(gt=0)
 
 
 class RowPoint(Frozen):
     """Random whole rows of a table: pooled sums (gather) or read-modify-write (scatter)."""
 
-    row_bytes: int
-    working_set_bytes: int
-    threads: int
-    bandwidth_bytes_per_s: float
+    row_bytes: int = Field(ge=1)
+    working_set_bytes: int = Field(ge=1)
+    threads: int = Field(ge=1)
+    bandwidth_bytes_per_s: float = Field(gt=0)
     """Row bytes per second; for scatter a row counts twice, once read and once written."""
 
 
 class TimePoint(Frozen):
-    threads: int
-    time_s: float
+    threads: int = Field(ge=1)
+    time_s: float = Field(gt=0)
 
 
 class Ceilings(Frozen):
@@ -151,7 +151,7 @@ class Profile(Frozen):
     """What passes took inside the steps of reference models; empty where nothing could be run."""
     bf16_gain: float = Field(1.0, gt=0)
     """Arithmetic in bf16 over that in fp32; 1 where the CPU has no instructions for it, or nobody looked."""
-    memory_per_socket_bytes: int | None = None
+    memory_per_socket_bytes: int | None = Field(None, gt=0)
     """For models, where the topology's memory is not to be had whole; None takes the topology's over its sockets."""
     sources: dict[str, str] = Field(default_factory=dict)
     """Origin of single numbers by name: ``measured``, ``datasheet: ...`` or ``assumed: ...``; empty where all are measured."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -28,7 +27,16 @@ TUNED_SCHEMA = 3
 # 1: first version; what it holds was part of the config up to schema 2 of that.
 RECORD_SCHEMA = 1
 
-_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
+LAUNCH_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "OMP_PROC_BIND",
+    "OMP_PLACES",
+    "MALLOC_MMAP_THRESHOLD_",
+    "MALLOC_TRIM_THRESHOLD_",
+    "GLIBC_TUNABLES",
+    "AUTOTUNE_TARGET",
+)
+"""What `ranks.launch` writes. A config may come from somebody else, so that no other variable is taken from it: some run code."""
 
 
 class Interval(Frozen):
@@ -82,10 +90,10 @@ class Launch(Frozen):
     @field_validator("environment")
     @classmethod
     def _environment(cls, variables: dict[str, str]) -> dict[str, str]:
-        # Names go into shell scripts as they are.
         for name, value in variables.items():
-            if not _VARIABLE.fullmatch(name):
-                raise rule_error((name,), "an environment variable's name must be letters, digits and _", repr(name), "correct or drop it")
+            if name not in LAUNCH_VARIABLES:
+                rule = f"a launch sets only {', '.join(LAUNCH_VARIABLES)}"
+                raise rule_error((name,), rule, repr(name), "remove it from the config, and set it by hand if you trust it")
             if "\0" in value:
                 raise rule_error((name,), "an environment variable must not hold a NUL", repr(value), "take it out")
         return variables

@@ -23,6 +23,7 @@ _FLOAT = re.compile(
     re.ASCII,
 )
 _BREAKS = frozenset("\n\r\x85\u2028\u2029\ufeff")
+_PLAIN = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
 _FLOW_CHARACTERS = 120
 """A mapping longer than this gets a line for each key."""
 
@@ -142,6 +143,8 @@ _EMPTY = object()
 
 def _walk(loader: _Loader, node: Any, path: KeyPath, marks: dict[KeyPath, tuple[int, int]]) -> Any:
     marks.setdefault(path, (node.start_mark.line + 1, node.start_mark.column + 1))
+    if not isinstance(node, yaml.ScalarNode) and node.tag not in _PLAIN:
+        raise yaml.constructor.ConstructorError(None, None, f"tags ({node.tag}) are not supported", node.start_mark)
     if isinstance(node, yaml.SequenceNode):
         return [_walk(loader, child, (*path, str(i)), marks) for i, child in enumerate(node.value)]
     if not isinstance(node, yaml.MappingNode):
@@ -167,6 +170,8 @@ def read_text(path: str | Path) -> str:
         InputError: it is missing, is no readable file, or is not UTF-8.
     """
     try:
+        if Path(path).is_fifo():
+            raise InputError(f"a file must be one that can be read twice, got the pipe {path}; write it to a file")
         return Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:
         raise InputError(f"file not found: {path}; check the path") from None

@@ -22,7 +22,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from autotune.config.model import Categories, DataSpec
+from autotune.config.model import DataSpec
+from autotune.config.words import Categories
 from autotune.errors import InputError
 
 TABLES = 26

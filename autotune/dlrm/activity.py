@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+
+LOADING = "loading"
+"""What a process does until it says otherwise: importing torch, which may take long and lets no other thread run meanwhile."""
 
 
 @dataclass(frozen=True)
 class Activity:
-    """What the main thread does, and since when."""
+    """What the main thread does. Each is an object of its own, so that two that follow each other are told apart."""
 
-    what: str = "starting"
+    what: str = LOADING
     waits: bool = False
     """It only waits for other ranks."""
     limited: bool = False
     """It never takes long: where it does, the supervisor ends the run."""
-    since_s: float = field(default_factory=time.monotonic)
 
 
 _activity = Activity()

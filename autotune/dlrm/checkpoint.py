@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -70,10 +71,35 @@ def save_checkpoint(
     entries = {**dict.fromkeys(_PUBLIC_COUNTS, 0), **dict.fromkeys(_PUBLIC_METRICS, 0.0), **(meta or {}), "state_dict": _compact(state)}
     optimizer = _public_optimizer(tuple(state), _compact(optimizer_state or {}), entries.get("learning_rate", 0.0), entries["iter"])
     try:
-        with replacing(path) as file:
-            torch.save({**entries, "opt_state_dict": optimizer}, file)
+        with replacing(path) as file, _Writer(file) as writer:
+            torch.save({**entries, "opt_state_dict": optimizer}, writer)
     except RuntimeError as error:
         raise InputError(f"a checkpoint must be writable, got {error} ({path}); choose another path or free space there") from error
+
+
+class _Writer:
+    """A file whose failure is raised as it was: torch puts an error of its own in the place of any, Ctrl-C and a full disk among them."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._failure: BaseException | None = None
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if isinstance(error, RuntimeError) and self._failure is not None:
+            raise self._failure from None
+
+    def write(self, data: Any) -> int:
+        try:
+            return self._file.write(data)
+        except BaseException as error:
+            self._failure = self._failure or error
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
-from autotune.ranks.launch import environment
+from autotune.ranks.launch import TUNABLES, environment
 from autotune.ranks.launcher import OPENMP_BINDING
 
 if TYPE_CHECKING:
@@ -14,8 +14,11 @@ if TYPE_CHECKING:
 
 
 def export_lines(launch: Launch, without: Collection[str] = ()) -> list[str]:
-    """``export NAME=value`` for every variable but those `without`, values quoted for the shell."""
-    return [f"export {name}={shlex.quote(value)}" for name, value in environment(launch).items() if name not in without]
+    """``export NAME=value`` for every variable but those `without`, values quoted for the shell; GLIBC_TUNABLES beside what is there."""
+    there = {TUNABLES: f"${{{TUNABLES}:+${TUNABLES}:}}"}
+    return [
+        f"export {name}={there.get(name, '')}{shlex.quote(value)}" for name, value in environment(launch).items() if name not in without
+    ]
 
 
 def to_env(config: TunedConfig) -> str:

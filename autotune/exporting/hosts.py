@@ -27,6 +27,9 @@ _SRUN_OPTIONS = (
     "SLURM_PTY_PORT",
 )
 
+# The installed package counts, wherever the script is started: Python does not search that folder.
+_SAFE_PATH = "PYTHONSAFEPATH"
+
 # torch's usual port: any free one above 1023 does.
 PORT = 29500
 
@@ -52,9 +55,9 @@ def script(launcher: str, config: TunedConfig, config_file: Path) -> str:
         left_out=_LEFT_OUT,
         binding=OPENMP_BINDING,
         srun_options=_SRUN_OPTIONS,
-        exports=export_lines(launch, without=_LEFT_OUT),
-        unbound_exports=export_lines(launch, without=OPENMP_BINDING),
-        forwarded=sorted({*environment(launch), "MASTER_ADDR", "MASTER_PORT"} - {*_LEFT_OUT, "GLOO_SOCKET_IFNAME"}),
+        exports=[f"export {_SAFE_PATH}=1", *export_lines(launch, without=_LEFT_OUT)],
+        unbound_exports=[f"export {_SAFE_PATH}=1", *export_lines(launch, without=OPENMP_BINDING)],
+        forwarded=sorted({*environment(launch), _SAFE_PATH, "MASTER_ADDR", "MASTER_PORT"} - {*_LEFT_OUT, "GLOO_SOCKET_IFNAME"}),
         run='-m autotune run "$MODEL" --config "${AUTOTUNE_CONFIG:-$CONFIG}" "$@"',
     )
 

@@ -82,6 +82,12 @@ class Cgroups:
                     return set(numbers)
         return set()
 
+    @property
+    def pids(self) -> int | None:
+        """Processes and threads, the least on the path; None when unlimited."""
+        limits = [read_text(folder / "pids.max") for folder in self._folders("pids")]
+        return min((int(limit) for limit in limits if limit.isdigit()), default=None)
+
     def _folders(self, controller: str) -> Iterator[Path]:
         """Folders of the cgroups of this process, its own first: those of the controller's own hierarchy, then those of version 2."""
         for key in (controller, ""):

@@ -10,12 +10,12 @@ import functools
 import os
 import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 
 from autotune.config.files import cache_folder
 from autotune.config.knobs import RunConfig
 from autotune.errors import InputError, MachineError
+from autotune.machine.scratch import scratch_folder
 from autotune.ops.layer import LayerKnobs
 from autotune.ops.native import kernels
 
@@ -32,10 +32,16 @@ def available() -> bool:
 
 @functools.cache
 def missing() -> str:
-    """Why libxsmm does not serve, in words; empty when it does."""
+    """Why libxsmm does not serve, in words; empty when it does.
+
+    Raises:
+        InputError: the library that the user names does not load.
+    """
     named = os.environ.get(VARIABLE)
     if named:
-        return kernels.libxsmm_open(named)
+        if reason := kernels.libxsmm_open(named):
+            raise InputError(f"{VARIABLE} must name a shared library of libxsmm, got {named!r} ({reason}); correct it, or unset it")
+        return ""
     reasons = []
     for name in _NAMES:
         reasons.append(kernels.libxsmm_open(name))
@@ -79,8 +85,8 @@ def _linked() -> Path | None:
     whole = ["-Wl,--whole-archive", str(archive), *([str(blas)] if blas else []), "-Wl,--no-whole-archive"]
     try:
         library.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=library.parent) as work:
-            made = Path(work) / library.name
+        with scratch_folder("libxsmm-link-", library.parent) as work:
+            made = work / library.name
             command = [compiler, "-shared", "-o", str(made), *whole, "-lpthread", "-lrt", "-ldl", "-lm"]
             subprocess.run(command, check=True, capture_output=True, timeout=_LINK_S)
             made.replace(library)  # whole or not at all, whoever else is at it

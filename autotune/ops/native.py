@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autotune.errors import MachineError
+from autotune.errors import InputError, MachineError
 
 if TYPE_CHECKING:
     import torch
@@ -65,7 +65,11 @@ else:
     def _load_kernels() -> Any:
         importlib.import_module("torch")  # first: the kernels must share the OpenMP library that torch carries
         try:
-            return importlib.import_module("autotune._kernels")
+            module = importlib.import_module("autotune._kernels")
+            module.target()  # it reads AUTOTUNE_TARGET
+            return module
+        except ValueError as error:
+            raise InputError(str(error)) from None
         except ImportError as error:
             folder = Path(__file__).parents[1]
             raise MachineError(

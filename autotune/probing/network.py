@@ -24,9 +24,9 @@ from autotune.config.partition import ALL_TO_ALL_FORMS, CommunicationKnobs
 from autotune.ops.all_to_all import AllToAll, Exchange
 from autotune.ops.native import dist
 from autotune.probing.fit import fits
-from autotune.probing.interfaces import hosts, rates
+from autotune.probing.interface_rates import hosts, rates
 from autotune.ranks import group
-from autotune.ranks.environment import interface
+from autotune.ranks.interfaces import VARIABLE, interface
 from autotune.units import format_bytes, format_time
 
 _SIZES = (1 << 12, 1 << 16, 1 << 20, 1 << 22, 1 << 24)
@@ -85,7 +85,7 @@ def measure_network(backend: str = "gloo", *, budget_s: float = 12.0, progress: 
     notes += measured.notes
     times_s = [samples.median_s for samples in measured.samples.values()]
     points = tuple(point(time_s=time_s) for (point, _), time_s in zip(transfers, times_s, strict=True))
-    used = os.environ.get("GLOO_SOCKET_IFNAME")
+    used = os.environ.get(VARIABLE)
     return Network(
         backend=backend,
         interface=interface(),

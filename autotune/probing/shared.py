@@ -17,8 +17,9 @@ from autotune.probing.network import measure_network
 from autotune.probing.store import load_or_probe, profile_path, read_profile, write_profile
 from autotune.ranks import group
 from autotune.ranks.driver import run_apart
-from autotune.ranks.environment import VARIABLES, interface
-from autotune.ranks.launch import environment, launch_of
+from autotune.ranks.environment import VARIABLES
+from autotune.ranks.interfaces import interface
+from autotune.ranks.launch import environment, launch_of, put_into
 
 
 def shared_profile(
@@ -82,7 +83,7 @@ def _probe_apart(whole: Topology, refresh: bool, progress: Progress) -> Profile:
     kept = {name: value for name, value in os.environ.items() if name not in VARIABLES}
     environ = {name: value for name, value in kept.items() if not name.startswith(("OMP_", "AUTOTUNE_RANKS", "AUTOTUNE_RESTARTED"))}
     team = RunConfig(threads=whole.physical_cores, huge_pages=whole.huge_pages != "never")
-    environ |= environment(launch_of(team, whole))
+    environ = put_into(environ, environment(launch_of(team, whole)))
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, set(whole.allowed_cpus))
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 from autotune.bench.progress import NO_PROGRESS, Progress
 from autotune.config.files import cache_folder, load_profile, write_yaml
 from autotune.config.profile import PROFILE_SCHEMA, Fingerprint, Profile
-from autotune.errors import InputError
+from autotune.errors import AutotuneError, InputError
 from autotune.machine.topology import detect, fingerprint, fingerprint_differences, hardware_id, software_differences
 from autotune.ops.native import kernels
 from autotune.probing.probe import probe
@@ -77,7 +78,18 @@ def profile_path(here: Fingerprint, network: str = "") -> Path:
     Raises:
         InputError: there is no cache folder.
     """
-    return cache_folder() / "profiles" / f"{hardware_id(here)}{network}.yaml"
+    file = cache_folder() / "profiles" / f"{hardware_id(here)}{network}.yaml"
+    # A newer version's profile stays: both versions may serve the same user.
+    return file.with_name(f"{file.stem}.schema-{PROFILE_SCHEMA}.yaml") if _is_newer(file) else file
+
+
+def _is_newer(file: Path) -> bool:
+    try:
+        with file.open(encoding="utf-8", errors="replace") as lines:
+            first = re.fullmatch(r"schema: (\d{1,9})", lines.readline().strip(), re.ASCII)
+    except OSError:
+        return False
+    return first is not None and int(first[1]) > PROFILE_SCHEMA
 
 
 def read_profile(path: Path, here: Fingerprint, current: bool = False) -> Profile | None:
@@ -111,7 +123,7 @@ def write_profile(path: Path, profile: Profile, progress: Progress) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_yaml(path, profile)
-    except (InputError, OSError) as error:
+    except (AutotuneError, OSError) as error:
         progress.note(f"the profile is not kept ({error}); set AUTOTUNE_CACHE to a folder you can write to, or every command probes again")
 
 

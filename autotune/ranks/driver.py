@@ -11,8 +11,6 @@ import inspect
 import json
 import os
 import pickle
-import sys
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, cast
@@ -21,9 +19,12 @@ from autotune.config.files import load_tuned
 from autotune.config.knobs import RunConfig
 from autotune.config.tuned import TunedConfig
 from autotune.errors import InputError
+from autotune.machine.scratch import scratch_folder
 from autotune.machine.topology import detect
-from autotune.ranks.binding import OVERSUBSCRIBE, core_sets
+from autotune.ranks.binding import core_sets, shares_cores
+from autotune.ranks.child import command_line
 from autotune.ranks.environment import from_environment
+from autotune.ranks.interfaces import check_loopback
 from autotune.ranks.supervisor import supervise
 
 P = ParamSpec("P")
@@ -46,7 +47,7 @@ def on_every_rank(function: Callable[P, T]) -> Callable[P, T]:
         count = wanted_ranks(arguments.get("sockets"), arguments.get("config"))
         if count == 1 or from_environment() is not None:
             return function(*args, **kwargs)
-        core_sets(detect(), count, oversubscribe=OVERSUBSCRIBE in os.environ)
+        core_sets(detect(), count, oversubscribe=shares_cores())
         return run_apart(function, arguments, ranks=count)
 
     return call
@@ -85,17 +86,16 @@ def run_apart(function: Callable[..., T], arguments: Mapping[str, Any], *, ranks
     Raises:
         AutotuneError: see `supervise`.
     """
-    with tempfile.TemporaryDirectory(prefix="autotune-ranks-") as name:
-        folder = Path(name)
+    if ranks > 1:
+        check_loopback()
+    with scratch_folder("autotune-ranks-") as folder:
         sent = {key: value for key, value in arguments.items() if key != "progress"}
         (folder / CALL).write_bytes(pickle.dumps((function.__module__, function.__qualname__, sent, "progress" in arguments)))
         progress = arguments.get("progress")
         if progress is not None:
             progress.phase(f"starting {ranks} ranks" if ranks > 1 else "starting a process", None)
         relay = _Relay(folder / PROGRESS, progress)
-        # -P: the installed package counts, also where the user stands in the folder of a clone.
-        line = [sys.executable, "-P", "-m", "autotune.ranks.worker"]
-        supervise(ranks, line, folder, environ=environ, on_poll=relay.poll)
+        supervise(ranks, command_line("autotune.ranks.worker"), folder, environ=environ, on_poll=relay.poll)
         relay.poll()
         return cast(T, pickle.loads((folder / RESULT).read_bytes()))
 

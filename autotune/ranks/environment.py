@@ -17,6 +17,10 @@ from typing import NoReturn
 
 from autotune.errors import InputError
 
+START_VARIABLE = "AUTOTUNE_START_S"
+START_S = 600.0
+"""Seconds in which every rank must have loaded torch and met the others; `AUTOTUNE_START_S` sets another limit."""
+
 FOLDER = "AUTOTUNE_RANKS_FOLDER"
 """Folder in which the ranks of our own supervisor meet, beat, and leave their errors and results. Set by the supervisor alone."""
 
@@ -214,6 +218,17 @@ def _number(environ: Mapping[str, str], name: str, least: int, end: int | None) 
     return int(text)
 
 
-def interface() -> str:
-    """The network interface that gloo is told to use; ``by host name`` where nobody told it."""
-    return os.environ.get("GLOO_SOCKET_IFNAME", "by host name")
+def seconds(name: str, default: float) -> float:
+    """A time limit that a variable may set.
+
+    Raises:
+        InputError: it is not a positive number.
+    """
+    text = os.environ.get(name, str(default))
+    try:
+        limit_s = float(text)
+    except ValueError:
+        limit_s = 0.0
+    if not 0.0 < limit_s < float("inf"):
+        raise InputError(f"a time limit must be a positive number of seconds, got {text!r} ({name}); write for example 60")
+    return limit_s

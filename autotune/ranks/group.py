@@ -12,13 +12,18 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import TypeVar
 
+from autotune.dlrm.activity import busy
 from autotune.errors import InputError, MachineError
 from autotune.ranks.environment import FOLDER, Ranks
+from autotune.ranks.interfaces import check_interface
+from autotune.ranks.meeting import meet
 
 T = TypeVar("T")
 
 TIMEOUT_S = 600.0
 """Limit of one collective: building a large model on one rank may take minutes. A dead peer is noticed at once, through its connection."""
+# A week: our supervisor finds ranks that hang, and does not count the time in which all were stopped (Ctrl-Z over night), as gloo does.
+_WATCHED_TIMEOUT_S = 7 * 24 * 3600.0
 
 
 class PeerLostError(MachineError):
@@ -26,30 +31,34 @@ class PeerLostError(MachineError):
 
 
 @contextmanager
-def joined(ranks: Ranks, backend: str = "gloo", timeout_s: float = TIMEOUT_S) -> Iterator[None]:
+def joined(ranks: Ranks, backend: str = "gloo") -> Iterator[None]:
     """Inside, torch.distributed is initialised, unless this process is the only rank.
 
     Ranks of our own supervisor meet in a file of a private folder and talk over loopback; others at MASTER_ADDR and MASTER_PORT.
 
     Raises:
-        InputError: no such backend here, or nobody said where to meet.
+        InputError: no such backend or interface here, or nobody said where to meet.
+        MachineError: not every rank came.
         PeerLostError: inside the block, a collective failed since another rank ended.
     """
     if ranks.world == 1:
         yield
         return
     import torch.distributed as dist
+    from torch._C._distributed_c10d import FileStore
 
     if not dist.is_backend_available(backend):
         known = ", ".join(name for name in dist.Backend.backend_list if name != "undefined" and dist.is_backend_available(name))
         raise InputError(f"a backend of torch.distributed must be available, got {backend!r} (communication.backend); take one of {known}")
     folder = os.environ.get(FOLDER)
-    if folder is None and not ("MASTER_ADDR" in os.environ and "MASTER_PORT" in os.environ):
-        rule = f"ranks started by {ranks.launcher} must know where to meet"
-        raise InputError(f"{rule}, got no MASTER_ADDR and MASTER_PORT; export both, the same everywhere")
-    where = "env://" if folder is None else f"file://{folder}/meeting"
+    if backend == "gloo":
+        check_interface()
     try:
-        dist.init_process_group(backend, init_method=where, rank=ranks.rank, world_size=ranks.world, timeout=timedelta(seconds=timeout_s))
+        with busy("joining the other ranks", waits=True):
+            store = FileStore(f"{folder}/meeting", ranks.world) if folder else meet(ranks)
+            timeout = timedelta(seconds=_WATCHED_TIMEOUT_S if folder else TIMEOUT_S)
+            store.set_timeout(timeout)
+            dist.init_process_group(backend, store=store, rank=ranks.rank, world_size=ranks.world, timeout=timeout)
         yield
     except (RuntimeError, dist.DistError) as error:
         # gloo's own words for a connection that ended, or a peer that did not come.

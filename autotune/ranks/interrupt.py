@@ -1,32 +1,110 @@
-"""Ctrl-C that is never lost.
+"""Ctrl-C and SIGTERM that are never lost, and that end a command with one line.
 
 The bindings read a tensor through its ``__dlpack__``, and take any exception raised there as "cannot be read this way" and try another
 way: a KeyboardInterrupt that falls into it is gone. On small models it fell there once in five times, so it is held back until the
-conversion is over.
+conversion is over. While a command loads its modules, and once it has told its result, there is nothing to keep: it leaves at once.
 """
 
 from __future__ import annotations
 
+import os
 import signal
-from types import FrameType
+from contextlib import contextmanager
+
+from autotune.errors import INTERRUPTED, TERMINATED
+
+TYPE_CHECKING = False  # little is imported: until the handlers stand, Ctrl-C ends in a traceback
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import FrameType
+    from typing import NoReturn
 
 _RETRY_S = 0.001
 _CONVERSIONS = frozenset({"__dlpack__", "__dlpack_device__"})
+_FIRST = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+_held_back = signal.SIGINT
+_boundary: Boundary | None = None
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: whatever ends on Ctrl-C ends on it the same way."""
+
+
+def exit_code(error: KeyboardInterrupt) -> int:
+    """How a command ends after it."""
+    return TERMINATED if isinstance(error, Terminated) else INTERRUPTED
 
 
 def install() -> None:
-    """Handle SIGINT this way, and take SIGALRM for the retry. For the main thread of a command."""
-    # A shell starts background jobs with SIGINT ignored; that stays.
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, _interrupt)
-        signal.signal(signal.SIGALRM, _interrupt)
+    """Leave at once on SIGINT and SIGTERM, until `raising`. For the main thread of a command, before it imports much."""
+    for number, first in _FIRST.items():
+        # A shell starts background jobs with SIGINT ignored, and our supervisor its ranks; that stays.
+        if signal.getsignal(number) == first:
+            signal.signal(number, _leave)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _FIRST)
 
 
-def _interrupt(_signal: int, frame: FrameType | None) -> None:
+@contextmanager
+def raising() -> Iterator[None]:
+    """Inside, SIGINT and SIGTERM raise KeyboardInterrupt and `Terminated`, and SIGALRM is taken for the retry.
+
+    Only in a process that has called `install`.
+    """
+    ours = [number for number in _FIRST if signal.getsignal(number) is _leave]
+    for number in (*ours, *([signal.SIGALRM] if ours else [])):
+        signal.signal(number, _interrupt)
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, _leave)
+
+
+class Boundary:
+    """Holds back the first signal inside `at_boundaries`."""
+
+    def __init__(self) -> None:
+        self.held: type[KeyboardInterrupt] | None = None
+        """What it would have raised; None before it came."""
+        self.reached = False
+        """Whether `check` has raised it."""
+
+    def check(self) -> None:
+        """Nothing is half done here. Raises: KeyboardInterrupt: a signal came."""
+        if self.held:
+            self.reached = True
+            raise self.held
+
+
+@contextmanager
+def at_boundaries() -> Iterator[Boundary]:
+    """Inside, the first signal waits for `check`; a second one does not. For the block of `raising`; not nested."""
+    global _boundary
+    _boundary = Boundary()
+    try:
+        yield _boundary
+    finally:
+        _boundary = None
+
+
+def _leave(number: int, _frame: FrameType | None) -> NoReturn:
+    line, code = (b"terminated\n", TERMINATED) if number == signal.SIGTERM else (b"interrupted\n", INTERRUPTED)
+    os.write(2, line)
+    os._exit(code)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    global _held_back
+    wanted = _held_back if number == signal.SIGALRM else signal.Signals(number)
+    kind = Terminated if wanted == signal.SIGTERM else KeyboardInterrupt
+    if _boundary is not None and _boundary.held is None:
+        _boundary.held = kind
+        return
     if _converting(frame):
+        _held_back = wanted
         signal.setitimer(signal.ITIMER_REAL, _RETRY_S)
         return
-    raise KeyboardInterrupt
+    raise kind
 
 
 def _converting(frame: FrameType | None) -> bool:

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from autotune.errors import InputError
+from autotune.ranks import child
+from autotune.ranks.failures import check_threads
 from autotune.ranks.launcher import undo_openmp_binding
 
 if TYPE_CHECKING:
@@ -22,6 +24,8 @@ _MALLOC_KEEPS_BYTES = 1 << 30
 # Memory at the top of the heap that goes back to the system only beyond this.
 _MALLOC_TRIM_BYTES = 4 << 30
 _TARGET_VARIABLE = "AUTOTUNE_TARGET"
+TUNABLES = "GLIBC_TUNABLES"
+"""One variable for many settings, ``name=value`` joined by colons: ours stand beside the user's, who may need theirs to load anything."""
 GUARD = "AUTOTUNE_RESTARTED"
 """Holds the id of the process that has started itself again: execve keeps the id, and children have another."""
 
@@ -53,7 +57,7 @@ def launch_of(config: RunConfig, topology: Topology, environ: Mapping[str, str] 
         "MALLOC_TRIM_THRESHOLD_": str(_MALLOC_TRIM_BYTES),
     }
     if config.huge_pages and topology.huge_pages in ("always", "madvise"):
-        environment["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
+        environment[TUNABLES] = "glibc.malloc.hugetlb=1"
     target = (os.environ if environ is None else environ).get(_TARGET_VARIABLE)
     if target:
         environment[_TARGET_VARIABLE] = target
@@ -73,6 +77,21 @@ def environment(launch: Launch) -> dict[str, str]:
     return dict(sorted((derived | launch.environment).items()))
 
 
+def put_into(environ: Mapping[str, str], variables: Mapping[str, str], keep: bool = False) -> dict[str, str]:
+    """`environ` with `variables` set; what else `environ` has in GLIBC_TUNABLES stays beside ours.
+
+    Args:
+        keep: What `environ` sets already stays as it is.
+    """
+    merged = {**variables, **environ} if keep else {**environ, **variables}
+    if TUNABLES in environ and TUNABLES in variables:
+        theirs, ours = (dict.fromkeys(filter(None, each[TUNABLES].split(":"))) for each in (environ, variables))
+        weak, strong = (ours, theirs) if keep else (theirs, ours)
+        decided = {setting.partition("=")[0] for setting in strong}
+        merged[TUNABLES] = ":".join([setting for setting in weak if setting.partition("=")[0] not in decided] + list(strong))
+    return merged
+
+
 def allow_restart() -> None:
     """Let `ensure_environment` replace this process. For processes that are commands or ranks of ours, never for a user's program."""
     undo_openmp_binding()
@@ -82,9 +101,9 @@ def allow_restart() -> None:
 
 def missing(launch: Launch, keep: bool = False) -> dict[str, str]:
     """Variables of `launch` that this process was not started with. With `keep`, those set to something else are left alone."""
-    return {
-        name: value for name, value in environment(launch).items() if os.environ.get(name) != value and not (keep and name in os.environ)
-    }
+    variables = environment(launch)
+    wanted = put_into(os.environ, variables, keep)
+    return {name: wanted[name] for name in variables if os.environ.get(name) != wanted[name]}
 
 
 def ensure_environment(launch: Launch, keep: bool = False) -> None:
@@ -109,7 +128,8 @@ def ensure_environment(launch: Launch, keep: bool = False) -> None:
         )
     sys.stdout.flush()
     sys.stderr.flush()
-    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **variables, GUARD: str(os.getpid())})
+    with child.held_back():
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **variables, GUARD: str(os.getpid())})
 
 
 def start_tuned(tuned: TunedConfig, topology: Topology, force: bool = False) -> Launch:
@@ -127,4 +147,5 @@ def start_tuned(tuned: TunedConfig, topology: Topology, force: bool = False) -> 
     if outside:
         launch = launch_of(tuned.config, topology)
     ensure_environment(launch)
+    check_threads(len(launch.cpus))
     return launch

@@ -23,9 +23,11 @@ from autotune.machine.compatibility import check
 from autotune.machine.limits import remarks, thread_notes
 from autotune.machine.memory import available_memory_bytes
 from autotune.machine.topology import core_binding, detect, fingerprint
-from autotune.ranks.binding import OVERSUBSCRIBE, NetworkThreads, RankCores, bind, core_sets, cores_by_rank, topology_of
-from autotune.ranks.environment import ALONE, FOLDER, Ranks, from_environment, interface
+from autotune.ranks.binding import NetworkThreads, RankCores, bind, core_sets, cores_by_rank, shares_cores, topology_of
+from autotune.ranks.environment import ALONE, FOLDER, Ranks, from_environment
+from autotune.ranks.failures import check_threads
 from autotune.ranks.group import agree, gather, joined
+from autotune.ranks.interfaces import interface
 from autotune.ranks.launch import ensure_environment, launch_of, start_tuned
 from autotune.ranks.launcher import given_by_launcher, meeting_place
 from autotune.units import plural
@@ -63,6 +65,7 @@ class Cores:
         pages = huge_pages is not False if several else self.topology.huge_pages != "never"
         launch = launch_of(RunConfig(threads=self.topology.physical_cores, huge_pages=pages), self.topology)
         ensure_environment(launch, keep=not several)
+        check_threads(len(launch.cpus))
         if several:
             bind([cpus[0] for cpus in self.topology.core_cpus])
         return launch
@@ -71,7 +74,7 @@ class Cores:
     def rank_cpus(self) -> tuple[tuple[int, ...], ...]:
         """The cores of every rank on this host."""
         here = tuple(rank.cpus for rank in self.by_rank if rank.host == self.of_rank.host)
-        return here or core_sets(self.whole, self.ranks.local_world, oversubscribe=OVERSUBSCRIBE in os.environ)
+        return here or core_sets(self.whole, self.ranks.local_world, oversubscribe=shares_cores())
 
     @property
     def of_rank(self) -> RankCores:
@@ -91,7 +94,7 @@ def own_cores() -> Cores:
     given = None if FOLDER in os.environ else given_by_launcher(ranks, here.allowed_cpus)
     os.environ.update(meeting_place(ranks))
     sharing, place = (ranks.local_world, ranks.local_rank) if given is None else (given.sharing, given.place)
-    own = topology_of(here, core_sets(here, sharing, oversubscribe=OVERSUBSCRIBE in os.environ)[place])
+    own = topology_of(here, core_sets(here, sharing, oversubscribe=shares_cores())[place])
     if given is None:
         return Cores(ranks, here, own)
     host = detect(allowed=given.host)
@@ -176,7 +179,7 @@ class Session:
         knobs = config.communication or CommunicationKnobs()
         overlap = "overlapped" if knobs.overlap else "not overlapped"
         network = f"{knobs.backend} on {interface()}, all-to-all {knobs.all_to_all.replace('_', ' ')} in {knobs.wire_dtype}, {overlap}"
-        shared = ("more ranks than cores: fit for tests only, the times say nothing",) if OVERSUBSCRIBE in os.environ else ()
+        shared = ("more ranks than cores: fit for tests only, the times say nothing",) if shares_cores() else ()
         told = (*cores_by_rank(self.cores.by_rank), *([self.ranks.note] if self.ranks.note else []))
         return (f"{self.ranks.world} ranks; tables {config.partition.summary}", network, *told, *shared, *self.notes)
 

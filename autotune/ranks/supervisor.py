@@ -7,7 +7,6 @@ here too.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import subprocess
@@ -15,40 +14,60 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from autotune.dlrm.activity import current_activity
-from autotune.errors import AutotuneError, InputError, MachineError, VerificationError, error_class
-from autotune.ranks.environment import FOLDER
+from autotune.dlrm.activity import LOADING, current_activity
+from autotune.errors import AutotuneError, MachineError, VerificationError, error_class
+from autotune.ranks import child
+from autotune.ranks.environment import FOLDER, START_S, START_VARIABLE, seconds
 from autotune.ranks.group import PeerLostError
+from autotune.ranks.interfaces import LOOPBACK, VARIABLE
 
 BEAT_S = 0.5
-SILENT_S = 12.0
-"""A rank that has beaten and then is silent for so long is taken for hung: 24 beats."""
 HANG_VARIABLE = "AUTOTUNE_HANG_S"
 HANG_S = 20.0
-"""A training step that takes longer is taken for hung; `AUTOTUNE_HANG_S` sets another limit."""
-_START_S = 60.0
+"""A training step that takes longer is taken for hung, and so is a rank that has loaded and then is silent for as long (40 beats).
+`AUTOTUNE_HANG_S` sets another limit."""
+_MISSED_S = 2 * BEAT_S
 _POLL_S = 0.05
 # A rank that ends takes the others with it through their connections; the first to be seen is not always the cause.
 _SETTLE_S = 0.7
 _END_S = 3.0
-_PR_SET_PDEATHSIG = 1
+
+
+class AwakeClock:
+    """Seconds in which this process was there to look: while it was stopped (Ctrl-Z, a paused machine), at most a second passes.
+
+    It must be read more often than once a second. It does not follow the time of day, which may be set.
+    """
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._now, self._last_s, self._awake_s = now, now(), 0.0
+
+    def __call__(self) -> float:
+        now_s = self._now()
+        self._awake_s += min(now_s - self._last_s, _MISSED_S)
+        self._last_s = now_s
+        return self._awake_s
 
 
 def beat(folder: Path, rank: int) -> None:
     """Start a thread that writes twice a second what this rank does and for how long, while this process lives and is not stopped."""
 
     def run() -> None:
-        # The folder goes when the supervisor has ended.
-        with suppress(OSError):
-            while True:
-                now = current_activity()
-                text = f"{int(now.waits)} {int(now.limited)} {time.monotonic() - now.since_s:.1f} {now.what}"
+        clock, doing, begin_s, beats = AwakeClock(), current_activity(), 0.0, 0
+        while folder.exists():  # it goes when the supervisor has ended
+            with suppress(OSError):  # a disk may be full for a while
+                now_s, now = clock(), current_activity()
+                if now is not doing:
+                    doing, begin_s = now, now_s
+                beats += 1
                 temporary = folder / f"beating.{rank}"
-                temporary.write_text(text, encoding="utf-8")
+                temporary.write_text(f"{beats} {int(now.waits)} {int(now.limited)} {now_s - begin_s:.1f} {now.what}", encoding="utf-8")
                 temporary.replace(folder / f"beat.{rank}")
-                time.sleep(BEAT_S)
+            time.sleep(BEAT_S)
 
     threading.Thread(target=run, daemon=True, name="autotune-beat").start()
 
@@ -64,15 +83,14 @@ def supervise(
     folder: Path,
     *,
     environ: Mapping[str, str] = os.environ,
-    silent_s: float = SILENT_S,
     on_poll: Callable[[], object] = lambda: None,
 ) -> None:
     """Run `command` as every rank and wait for all. Rank 0 has this process's standard error; no rank has its standard output.
 
     Args:
+        command: Of a child; see `child.command_line`.
         folder: Empty, private to these ranks.
         environ: What the ranks inherit.
-        silent_s: Seconds without a beat that count as hung.
         on_poll: Called every 50 ms while the ranks run.
 
     Raises:
@@ -80,93 +98,107 @@ def supervise(
             No process is left.
         KeyboardInterrupt: passed on, once every rank has ended.
     """
-    processes = [_start(rank, ranks, command, folder, environ) for rank in range(ranks)]
+    watch = _Watch(folder, seconds(START_VARIABLE, START_S), seconds(HANG_VARIABLE, HANG_S))
+    processes: list[subprocess.Popen[Any]] = []
     try:
-        _watch(processes, folder, silent_s, on_poll)
+        for rank in range(ranks):
+            processes.append(_start(rank, ranks, command, folder, environ))
+        while any([process.poll() != 0 for process in processes]):
+            on_poll()
+            if any(process.returncode not in (None, 0) for process in processes):
+                time.sleep(_SETTLE_S)
+                _blame([process.poll() for process in processes], folder)
+            watch.check({rank: process.pid for rank, process in enumerate(processes) if process.returncode is None})
+            time.sleep(_POLL_S)
+        on_poll()
     finally:
         _end(processes)
 
 
-def _start(rank: int, ranks: int, line: Sequence[str], folder: Path, environ: Mapping[str, str]) -> subprocess.Popen[bytes]:
+def _start(rank: int, ranks: int, line: Sequence[str], folder: Path, environ: Mapping[str, str]) -> subprocess.Popen[Any]:
     numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
     own = {name: str(number) for name, number in numbers.items()} | {FOLDER: str(folder)}
     # Everything is on this machine; the address of another interface would be found by host name, or not at all.
-    own["GLOO_SOCKET_IFNAME"] = "lo"
+    own[VARIABLE] = LOOPBACK
     with (folder / f"stderr.{rank}").open("wb") as errors:
-        return subprocess.Popen(
-            line,
-            env={**environ, **own},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=None if rank == 0 else errors,
-            preexec_fn=_end_with_parent,
-        )
+        streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": None if rank == 0 else errors}
+        return child.start(line, {**environ, **own}, **streams)
 
 
-def _end_with_parent() -> None:
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+@dataclass
+class _Told:
+    """The last beat of a rank."""
+
+    beat: str = ""
+    heard_s: float = 0.0
+    """When it came, by the supervisor's clock."""
+    waits: bool = False
+    limited: bool = False
+    lasting_s: float = 0.0
+    what: str = LOADING
+    loaded: bool = False
+    """It has told of something else than loading."""
 
 
-def _watch(processes: Sequence[subprocess.Popen[bytes]], folder: Path, silent_s: float, on_poll: Callable[[], object]) -> None:
-    begin_s, hang_s = time.time(), _hang_s()
-    while True:
-        codes = [process.poll() for process in processes]
-        on_poll()
-        if all(code == 0 for code in codes):
-            return
-        if any(code not in (None, 0) for code in codes):
-            time.sleep(_SETTLE_S)
-            _blame([process.poll() for process in processes], folder)
-        for rank, code in enumerate(codes):
-            silent, limit_s = _silence_s(folder / f"beat.{rank}", begin_s), silent_s
-            if silent is None:
-                silent, limit_s = time.time() - begin_s, _START_S
-            if code is None and silent > limit_s:
+class _Watch:
+    """Hears the ranks' beats, and finds the rank that hangs.
+
+    Args:
+        folder: Where they beat.
+        start_s: Limit of loading.
+        hang_s: Limit of a training step, and of silence after loading.
+        clock: Passes only while this process looks.
+    """
+
+    def __init__(self, folder: Path, start_s: float, hang_s: float, clock: Callable[[], float] | None = None) -> None:
+        self._folder, self._start_s, self._hang_s, self._clock = folder, start_s, hang_s, clock or AwakeClock()
+        self._told: dict[int, _Told] = {}
+
+    def check(self, pids: Mapping[int, int]) -> None:
+        """Look once.
+
+        Args:
+            pids: Of the ranks that run.
+
+        Raises:
+            MachineError: a rank is silent, or a step takes too long; names the ranks that keep the others waiting.
+        """
+        now_s = self._clock()
+        self._told = {rank: self._hear(rank, now_s) for rank in pids}
+        for rank, told in self._told.items():
+            limit_s, variable = (self._hang_s, HANG_VARIABLE) if told.loaded else (self._start_s, START_VARIABLE)
+            if now_s - told.heard_s > limit_s:
                 raise MachineError(
-                    f"every rank must answer within {limit_s:g} s, got no sign of rank {rank} (process {processes[rank].pid}): "
-                    "it is stopped or hangs; all ranks were ended, look at that process's core and start again"
+                    f"every rank must {'answer' if told.loaded else 'load torch'} within {limit_s:g} s ({variable}), "
+                    f"got no sign of rank {rank} (process {pids[rank]}): "
+                    "it is stopped or hangs; all ranks were ended, look at that process's core, or allow more, and start again"
                 )
-        _check_progress([folder / f"beat.{rank}" for rank, code in enumerate(codes) if code is None], processes, hang_s)
-        time.sleep(_POLL_S)
+        self._check_steps(pids)
 
-
-def _hang_s() -> float:
-    text = os.environ.get(HANG_VARIABLE, str(HANG_S))
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0.0 < seconds < float("inf"):
-        raise InputError(f"a time limit must be a positive number of seconds, got {text!r} ({HANG_VARIABLE}); write for example 60")
-    return seconds
-
-
-def _check_progress(beats: Sequence[Path], processes: Sequence[subprocess.Popen[bytes]], hang_s: float) -> None:
-    """Raises: MachineError: a step takes too long; names the ranks that keep the others waiting."""
-    doing: dict[int, tuple[bool, bool, float, str]] = {}
-    for file in beats:
+    def _hear(self, rank: int, now_s: float) -> _Told:
+        before = self._told.get(rank) or _Told(heard_s=now_s)
         try:
-            waits, limited, lasting_s, what = file.read_text(encoding="utf-8").split(" ", 3)
+            text = (self._folder / f"beat.{rank}").read_text(encoding="utf-8")
+            _, waits, limited, lasting_s, what = text.split(" ", 4)
         except (FileNotFoundError, ValueError):
-            continue
-        doing[int(file.suffix[1:])] = (waits == "1", limited == "1", float(lasting_s), what)
-    if not any(limited and lasting_s > hang_s for _, limited, lasting_s, _ in doing.values()):
-        return
-    slow = [rank for rank, (waits, _, _, _) in doing.items() if not waits]
-    rule = f"a training step must end within {hang_s:g} s"
-    step = f"all ranks were ended; look at what keeps it, or allow more with {HANG_VARIABLE}"
-    if slow:
-        where = ", ".join(f"rank {rank} (process {processes[rank].pid}) in {doing[rank][3]} for {doing[rank][2]:.0f} s" for rank in slow)
-        raise MachineError(f"{rule}, got {where}, the others waiting; {step}")
-    where = ", ".join(f"rank {rank} in {what}" for rank, (_, _, _, what) in doing.items())
-    raise MachineError(f"{rule}, got every rank waiting for another ({where}): is the network between them up? {step}")
+            return before
+        if text == before.beat:
+            return before
+        return _Told(text, now_s, waits == "1", limited == "1", float(lasting_s), what, before.loaded or what != LOADING)
 
-
-def _silence_s(file: Path, begin_s: float) -> float | None:
-    try:
-        return time.time() - max(file.stat().st_mtime, begin_s)
-    except FileNotFoundError:
-        return None
+    def _check_steps(self, pids: Mapping[int, int]) -> None:
+        if not any(told.limited and told.lasting_s > self._hang_s for told in self._told.values()):
+            return
+        slow = {rank: told for rank, told in self._told.items() if not told.waits}
+        rule = f"a training step must end within {self._hang_s:g} s"
+        step = f"all ranks were ended; look at what keeps it, or allow more with {HANG_VARIABLE}"
+        if slow:
+            where = ", ".join(
+                f"rank {rank} (process {pids[rank]}) in {told.what} for {told.lasting_s:.0f} s" for rank, told in slow.items()
+            )
+            raise MachineError(f"{rule}, got {where}, the others waiting; {step}")
+        where = ", ".join(f"rank {rank} in {told.what}" for rank, told in self._told.items())
+        raise MachineError(f"{rule}, got every rank waiting for another ({where}): is the network between them up? {step}")
 
 
 def _blame(codes: Sequence[int | None], folder: Path) -> None:
@@ -188,8 +220,8 @@ def _blame(codes: Sequence[int | None], folder: Path) -> None:
         )
     own = {rank: error for rank, error in errors.items() if error is not None and error[1] != PeerLostError.__name__}
     if own:
-        rank, (code, _, message) = next(iter(own.items()))
-        kind = error_class(code)
+        rank, (code, name, message) = next(iter(own.items()))
+        kind = error_class(code, name)
         # A result that says no is the result of all ranks.
         raise kind(message if kind is VerificationError else f"rank {rank}: {message}")
     # Who lost a peer is never the cause.
@@ -217,7 +249,7 @@ def _last_words(rank: int, folder: Path) -> str:
     return f" ({reasons[-1]})" if reasons else ""
 
 
-def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+def _end(processes: Sequence[subprocess.Popen[Any]]) -> None:
     """Ask, then kill; a stopped process cannot answer, and is killed."""
     for process in processes:
         if process.poll() is None:

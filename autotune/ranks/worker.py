@@ -1,4 +1,4 @@
-"""The process of one rank: ``python -m autotune.ranks.worker``, started by `ranks.driver`."""
+"""The process of one rank, started by `ranks.driver` as a child; see `ranks.child`."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import importlib
 import json
 import os
 import pickle
-import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
-from autotune.errors import INTERRUPTED, AutotuneError, MachineError
 from autotune.ranks import interrupt
 from autotune.ranks.driver import CALL, PROGRESS, RESULT
 from autotune.ranks.environment import FOLDER
+from autotune.ranks.failures import told
 from autotune.ranks.launch import allow_restart
 from autotune.ranks.supervisor import beat, report_error
 
@@ -58,25 +58,25 @@ def main() -> int:
     folder, rank = Path(os.environ[FOLDER]), int(os.environ["RANK"])
     beat(folder, rank)
     try:
-        module, function, arguments, reports = pickle.loads((folder / CALL).read_bytes())
-        progress = FileProgress(folder / PROGRESS)
-        if rank == 0 and reports:
-            arguments["progress"] = progress
-        result = getattr(importlib.import_module(module), function)(**arguments)
-        if rank == 0:
-            progress.close()
-            (folder / RESULT).write_bytes(pickle.dumps(result))
-        return 0
-    except AutotuneError as error:
-        report_error(folder, rank, error)
+        with interrupt.raising():
+            return _call(folder, rank)
+    except KeyboardInterrupt as error:
+        os._exit(interrupt.exit_code(error))
+    except Exception as error:
+        problem = told(error)
+        with suppress(OSError):  # on a full disk the exit code alone tells
+            report_error(folder, rank, problem)
         # Not through torch's destructors: with a collective under way they may wait, or abort.
-        os._exit(error.exit_code)
-    except KeyboardInterrupt:
-        os._exit(INTERRUPTED)
-    except OSError as error:
-        print(f"error: the system refused: {error}; free what it names, or choose another place", file=sys.stderr, flush=True)
-        return MachineError.exit_code
+        os._exit(problem.exit_code)
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _call(folder: Path, rank: int) -> int:
+    module, function, arguments, reports = pickle.loads((folder / CALL).read_bytes())
+    progress = FileProgress(folder / PROGRESS)
+    if rank == 0 and reports:
+        arguments["progress"] = progress
+    result = getattr(importlib.import_module(module), function)(**arguments)
+    if rank == 0:
+        progress.close()
+        (folder / RESULT).write_bytes(pickle.dumps(result))
+    return 0

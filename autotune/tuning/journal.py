@@ -17,7 +17,8 @@ import optuna
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock, JournalStorage
 from optuna.trial import TrialState
 
-from autotune.errors import InputError
+from autotune.config.files import write_bytes_atomic
+from autotune.errors import NO_SPACE, AutotuneError, InputError, NoSpaceError
 
 _ENCODING = "utf-8"
 
@@ -65,9 +66,8 @@ class Journal:
         self.notes: list[str] = []
         self._descriptor = _open_locked(path)
         try:
-            cut_bytes = _cut_broken_tail(self._descriptor, path)
-            if cut_bytes:
-                self.notes.append(f"the journal {path.name} ended in {cut_bytes} broken bytes, which were cut off")
+            if repaired := _repair(self._descriptor, path):
+                self.notes.append(repaired)
             self._storage = JournalStorage(JournalFileBackend(str(path), lock_obj=_HeldLock()))
             names = [study.study_name for study in self._storage.get_all_studies()]
             self.resumed = name in names
@@ -83,7 +83,8 @@ class Journal:
                 self.study.sampler = _sampler(seed + len(self.finished_trials()))
         except BaseException as error:
             self.close()
-            if isinstance(error, InputError) or not isinstance(error, Exception):
+            # A full disk says nothing about the journal.
+            if isinstance(error, AutotuneError | OSError) or not isinstance(error, Exception):
                 raise
             raise InputError(f"not a journal that can be gone on with: {path} ({error}); remove it to start anew") from error
 
@@ -130,6 +131,8 @@ def _open_locked(path: Path) -> int:
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         except OSError as error:
+            if error.errno in NO_SPACE:
+                raise NoSpaceError(f"the journal needs space, got none for {path}; free space there, or choose another output") from None
             raise InputError(f"cannot open the journal {path}: {error.strerror}; choose another output") from None
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -148,25 +151,35 @@ def _open_locked(path: Path) -> int:
         os.close(descriptor)  # the run that held it has just finished and removed it
 
 
-def _cut_broken_tail(descriptor: int, path: Path) -> int:
-    """Truncate behind the last line up to which every line is whole; returns the bytes cut.
+def _repair(descriptor: int, path: Path) -> str:
+    """Leave nothing but whole entries in the journal; says in words what was taken out, empty where nothing was.
+
+    A kill leaves a half last line, which is cut off. Anything else was done to the file from outside (network file systems fill gaps with
+    zeros or empty lines): the whole entries behind it stay, and the file as it was is kept as a copy.
 
     Raises:
-        InputError: the very first line is whole, and is no journal entry.
+        InputError: there is no whole entry, although there are lines.
     """
     with open(os.dup(descriptor), "rb") as file:
+        file.seek(0)
         data = file.read()
-    good = 0
-    for line in data.splitlines(keepends=True):
-        if not (line.endswith(b"\n") and _is_entry(line)):
-            break
-        good += len(line)
-    if good == 0 and b"\n" in data:
+    lines = data.splitlines(keepends=True)
+    entries = [line for line in lines if line.endswith(b"\n") and _is_entry(line)]
+    good = sum(map(len, entries))
+    if good == len(data):
+        return ""
+    if not entries and b"\n" in data:
         raise InputError(f"not a journal: {path}; remove it or choose another output")
-    if good < len(data):
-        os.ftruncate(descriptor, good)
-        os.fsync(descriptor)
-    return len(data) - good
+    if entries != lines[: len(entries)] or b"\n" in data[good:]:
+        copy = path.with_name(f"{path.name}.broken")
+        write_bytes_atomic(copy, data)
+        os.pwrite(descriptor, b"".join(entries), 0)
+        said = f"{len(lines) - len(entries)} broken lines were taken out of the journal {path.name}; the file as it was is {copy.name}"
+    else:
+        said = f"the journal {path.name} ended in {len(data) - good} broken bytes, which were cut off"
+    os.ftruncate(descriptor, good)
+    os.fsync(descriptor)
+    return said
 
 
 def _is_entry(line: bytes) -> bool:

@@ -19,6 +19,7 @@ from autotune.config.model import Model
 from autotune.config.partition import Partition
 from autotune.config.profile import Topology
 from autotune.config.tuned import Gain, RaceResult
+from autotune.errors import NoSpaceError
 from autotune.machine.memory import available_memory_bytes
 from autotune.perf.table import OTHER, OperatorTable
 from autotune.ranks.lockstep import Lockstep
@@ -266,15 +267,19 @@ class Tuner:
                 continue
             duplicates = 0
             seen.add(text)
-            self.before_trial(text)
-            paired = self.bench.compare(
-                self.default, config, budget_s=end_s - begin_s, max_rounds=_TRIAL_ROUNDS, until=decided, on_round=self.progress.advance
-            )
+            try:
+                self.before_trial(text)
+                paired = self.bench.compare(
+                    self.default, config, budget_s=end_s - begin_s, max_rounds=_TRIAL_ROUNDS, until=decided, on_round=self.progress.advance
+                )
+                trial.set_user_attr("config", text)
+                trial.set_user_attr("speedup", paired.speedup.model_dump())
+                study.tell(trial, 1.0 / paired.speedup.median)
+                self.journal.put("spent_s", self.deadline.spent_s)
+            except (KeyboardInterrupt, OSError, NoSpaceError):
+                self.after_trial()  # not to blame: it is tried again
+                raise
             self.after_trial()
-            trial.set_user_attr("config", text)
-            trial.set_user_attr("speedup", paired.speedup.model_dump())
-            study.tell(trial, 1.0 / paired.speedup.median)
-            self.journal.put("spent_s", self.deadline.spent_s)
             trial_s = max(self.clock() - begin_s, 0.7 * trial_s)
 
     def _planned(self, space: Space) -> Iterator[Params]:

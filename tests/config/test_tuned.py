@@ -73,7 +73,7 @@ def tuned(time_s: float = 0.1 + 0.2) -> TunedConfig:
         minibatch=2048,
         config=RunConfig(threads=2, operators=operators),
         knobs_hash=knobs_hash(operators),
-        launch=Launch(threads=2, cpus=(0, 1), environment={"OMP_NUM_THREADS": "2", "FLAG": "on", "GLIBC_TUNABLES": "a=1:b=2"}),
+        launch=Launch(threads=2, cpus=(0, 1), environment={"OMP_NUM_THREADS": "2", "AUTOTUNE_TARGET": "avx2", "GLIBC_TUNABLES": "a=1:b=2"}),
         default_iteration_s=interval(time_s),
         tuned_iteration_s=interval(time_s / 7),
         speedup=interval(7.0),
@@ -260,7 +260,10 @@ def test_a_profile_comes_back_equal(tmp_path: Path) -> None:
         ("memory_limit_bytes", "memory_limit", "unknown key 'memory_limit' .*did you mean 'memory_limit_bytes'"),
         ("schema: 3", "schema: 9", "schema 9 is newer"),
         ("bn: 32", "bn: 99999999999999999999", r"bn should be less than or equal to 65536, got 9"),
-        ("FLAG: ", "'A=B; false': ", r"name must be letters, digits and _, got 'A=B; false' \(.*:\d+: launch.environment.A=B; false\)"),
+        *(
+            ("AUTOTUNE_TARGET: ", f"{name!r}: ", rf"sets only OMP_NUM_THREADS, .*, got '{name}' \(.*:\d+: launch.environment.{name}\)")
+            for name in ("LD_PRELOAD", "PYTHONPATH", "PATH", "PYTHONSTARTUP", "A=B; false", "AUTOTUNE_CACHE")
+        ),
         ("OMP_NUM_THREADS: '2'", 'OMP_NUM_THREADS: "2\\0"', r"must not hold a NUL, got '2\\x00' \(.*: launch.environment.OMP_NUM\w+\)"),
         ("  threads: 2\n  cpus", "  threads: 1\n  cpus", r"must have the same threads \(2\), got 1 \(.*: launch.threads\)"),
         ("cpus: [0, 1]", "cpus: []", r"each of the 2 threads to a CPU of its own, got \[\] \(.*: launch.cpus\)"),

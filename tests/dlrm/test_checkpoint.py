@@ -22,7 +22,7 @@ from autotune.dlrm.checkpoint import (
     state_shapes,
 )
 from autotune.dlrm.model import DLRM
-from autotune.errors import InputError
+from autotune.errors import InputError, NoSpaceError
 
 MODEL = Model(
     name="tiny",
@@ -284,7 +284,7 @@ def test_views_and_parameters_are_saved_as_plain_small_tensors(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("interruption", "seen"), [(OSError(28, "No space left on device"), InputError), (KeyboardInterrupt(), KeyboardInterrupt)]
+    ("interruption", "seen"), [(OSError(28, "No space left on device"), NoSpaceError), (KeyboardInterrupt(), KeyboardInterrupt)]
 )
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interruption: BaseException, seen: type[BaseException]

@@ -109,7 +109,7 @@ def cluster(tmp_path: Path) -> Cluster:
 @pytest.fixture
 def four(tuned_config: TunedConfig) -> TunedConfig:
     """A config for four sockets, whose environment has the binding of the rank that tuned."""
-    environment = {"OMP_NUM_THREADS": "2", "OMP_PLACES": "{0},{1}", "MALLOC_TRIM_THRESHOLD_": "4", "ODD": "it's $HOME", "RANK": "7"}
+    environment = {"OMP_NUM_THREADS": "2", "OMP_PLACES": "{0},{1}", "MALLOC_TRIM_THRESHOLD_": "4", "AUTOTUNE_TARGET": "it's $HOME"}
     launch = Launch(threads=2, cpus=(0, 1), environment=environment)
     return tuned_config.model_copy(update={"sockets": 4, "launch": launch})
 
@@ -143,7 +143,7 @@ def test_one_host_is_the_default_and_meets_on_loopback(cluster: Cluster, four: T
 def test_ranks_get_the_environment_but_neither_binding_nor_rank(cluster: Cluster, four: TunedConfig, to: str) -> None:
     leftovers = {**BOUND, "RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
     seen = cluster.start(export(four, to, "x.yaml"), **IN_A_JOB, **leftovers).environment
-    assert {"OMP_NUM_THREADS": "2", "MALLOC_TRIM_THRESHOLD_": "4", "ODD": "it's $HOME"}.items() <= seen.items()
+    assert {"OMP_NUM_THREADS": "2", "MALLOC_TRIM_THRESHOLD_": "4", "AUTOTUNE_TARGET": "it's $HOME"}.items() <= seen.items()
     assert not leftovers.keys() & seen.keys()
 
 
@@ -235,7 +235,8 @@ def test_mpirun_fills_the_hosts_and_forwards_the_environment(cluster: Cluster, f
     started = cluster.start(edited(two_hosts(export(four, "mpirun", "x.yaml")), INTERFACE="eth0"))
     assert (started.option("-np"), started.option("--host"), started.option("--bind-to")) == ("4", "node-a:2,node-b:2", "none")
     assert started.option("--map-by") == "ppr:2:node:OVERSUBSCRIBE"  # as many on each, also where a job counts fewer slots
-    names = ["MALLOC_TRIM_THRESHOLD_", "MASTER_ADDR", "MASTER_PORT", "ODD", "OMP_NUM_THREADS", "GLOO_SOCKET_IFNAME"]
+    names = ["AUTOTUNE_TARGET", "MALLOC_TRIM_THRESHOLD_", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS", "PYTHONSAFEPATH"]
+    names.append("GLOO_SOCKET_IFNAME")
     assert started.after("-x") == names
     assert set(names) <= started.environment.keys()
     assert started.environment["GLOO_SOCKET_IFNAME"] == "eth0"
@@ -258,7 +259,7 @@ def test_mpirun_of_another_library_has_options_of_its_own(cluster: Cluster, four
     assert " ".join(binding) in " ".join(started.arguments)
     assert "-launcher" not in started.arguments
     given = [started.arguments[i + 1 : i + 3] for i, argument in enumerate(started.arguments) if argument == "-genv"]
-    assert ["ODD", "it's $HOME"] in given
+    assert ["AUTOTUNE_TARGET", "it's $HOME"] in given
     assert ["MASTER_ADDR", "node-a"] in given
     assert started.arguments[-2:] == ["--steps", "3"]
 

@@ -17,7 +17,7 @@ def test_env_lines_give_a_shell_exactly_the_launch(tuned_config: TunedConfig) ->
     done = subprocess.run(["env", "-i", "/bin/bash", "-c", f"{lines}/usr/bin/env -0"], capture_output=True, check=True, text=True)
     seen = dict(entry.split("=", 1) for entry in done.stdout.split("\0") if entry)
     assert environment(tuned_config.launch).items() <= seen.items()
-    assert seen["ODD"] == "it's $HOME"
+    assert seen["AUTOTUNE_TARGET"] == "it's $HOME"
     assert seen["OMP_PLACES"] == "{0},{1}"
 
 

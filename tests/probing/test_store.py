@@ -70,7 +70,7 @@ def test_refresh_probes_anew_and_replaces_the_file(cached: Path) -> None:
     assert load_profile(cached).name == "probe 2"
 
 
-@pytest.mark.parametrize("text", ["", "schema: [", "schema: 1\nname: half a file\n", "\x00\xff", "- 1\n", "schema: 0\n", "schema: 99\n"])
+@pytest.mark.parametrize("text", ["", "schema: [", "schema: 1\nname: half a file\n", "\x00\xff", "- 1\n", "schema: 0\n"])
 def test_a_file_that_cannot_be_read_is_replaced_with_a_note(cached: Path, text: str) -> None:
     cached.parent.mkdir(parents=True)
     cached.write_bytes(text.encode("latin-1"))
@@ -79,6 +79,17 @@ def test_a_file_that_cannot_be_read_is_replaced_with_a_note(cached: Path, text: 
     assert len(notes.notes) == 1
     assert "probing anew" in notes.notes[0]
     assert load_profile(cached).name == "probe 1"
+
+
+def test_a_profile_of_a_newer_version_stays_and_ours_lies_beside_it(cached: Path) -> None:
+    cached.parent.mkdir(parents=True)
+    cached.write_text("schema: 99\nfuture: true\n")
+    probe, notes = Probe(), Notes()
+    first, second = (load_or_probe(measure=probe, progress=notes) for _ in range(2))
+    assert first == second
+    assert probe.calls == 1
+    assert cached.read_text() == "schema: 99\nfuture: true\n"
+    assert load_profile(cached.with_name(f"{cached.stem}.schema-{PROFILE_SCHEMA}.yaml")) == first
 
 
 def test_a_profile_of_an_older_schema_is_replaced_with_a_note(cached: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
 from optuna.trial import TrialState
 
-from autotune.errors import InputError
+from autotune.errors import InputError, NoSpaceError
 from autotune.tuning.journal import Journal, journal_path
 
 
@@ -55,6 +56,38 @@ def test_a_broken_tail_is_noted(path: Path) -> None:
     path.write_bytes(data + b"\0" * 100 + b"\n")
     with Journal(path, "study") as journal:
         assert journal.get("race:x") is not None
+
+
+@pytest.mark.parametrize("broken", [b"\n", b"\0" * 40 + b"\n", b'{"op_code": 2, "wor\n', b"\xff\xfe\n"])
+def test_whole_entries_behind_a_broken_line_are_kept_and_so_is_the_file_as_it_was(path: Path, broken: bytes) -> None:
+    lines = filled(path).splitlines(keepends=True)
+    damaged = b"".join([*lines[:3], broken, *lines[3:]])
+    path.write_bytes(damaged)
+    with Journal(path, "study") as journal:
+        assert "1 broken lines" in journal.notes[0]
+        assert "a.yaml.journal.broken" in journal.notes[0]
+        assert journal.get("race:x") == {"a": [1, 2]}
+        assert len(journal.finished_trials()) == 1
+        journal.put("more", 1)
+    assert path.with_name("a.yaml.journal.broken").read_bytes() == damaged
+    with Journal(path, "study") as journal:
+        assert journal.notes == []
+        assert journal.get("more") == 1
+
+
+@pytest.mark.parametrize("failing", ["autotune.tuning.journal.optuna.create_study", "autotune.tuning.journal.os.open"])
+def test_a_full_disk_says_nothing_about_the_journal(path: Path, failing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = filled(path)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(failing, full)
+        with pytest.raises((OSError, NoSpaceError), match=r"space") as raised:
+            Journal(path, "study")
+    assert "remove it" not in str(raised.value)
+    assert path.read_bytes() == data
 
 
 def test_a_running_trial_of_a_killed_process_is_failed(path: Path) -> None:

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from autotune.errors import NoSpaceError
 from autotune.ops.interaction import InteractionKnobs
 from autotune.ops.layer import LayerKnobs
 from autotune.tuning.tuner import Tuner
@@ -105,6 +107,22 @@ def test_a_tuning_run_killed_in_a_race_goes_on_after_the_finished_ones(make_tune
     assert outcome.chosen.operators["interaction.forward"] == INTERACTION
     assert not {key for key, _ in world.ran} & {key.removeprefix("race:") for key in stored}
     assert any(note.startswith("resumed") for note in outcome.notes)
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), NoSpaceError("full"), KeyboardInterrupt()])
+def test_a_trial_that_was_not_to_blame_for_its_end_is_tried_again(make_tuner: Make, error: BaseException) -> None:
+    """Several ranks leave a mark while a trial runs: what holds it after the ranks have ended is what ended them."""
+    marks: list[str] = []
+
+    def begin(text: str) -> None:
+        marks.append(text)
+        raise error
+
+    tuner = make_tuner(before_trial=begin, after_trial=marks.clear)
+    with pytest.raises(type(error)):
+        tuner.run()
+    assert marks == []
+    assert not tuner.journal.get("failed")
 
 
 def test_a_tuning_run_killed_in_a_trial_keeps_the_trials(make_tuner: Make, world: Any) -> None:

@@ -8,29 +8,16 @@ import statistics
 import time
 from datetime import timedelta
 
-import psutil
 import torch
 
 from autotune.config.network import InterfaceRate
 from autotune.ops.native import dist
 from autotune.ranks import group
+from autotune.ranks.interfaces import LOOPBACK, VARIABLE, addresses
 
-VARIABLE = "GLOO_SOCKET_IFNAME"
 _BYTES = 1 << 20
 _ROUNDS = 5
 _TIMEOUT_S = 5.0
-
-
-def addresses() -> dict[str, tuple[str, ...]]:
-    """Interfaces of this host that are up, with their IP addresses."""
-    up = {name for name, state in psutil.net_if_stats().items() if state.isup}
-    families = (socket.AF_INET, socket.AF_INET6)
-    own = {
-        name: tuple(entry.address for entry in entries if entry.family in families)
-        for name, entries in sorted(psutil.net_if_addrs().items())
-        if name in up
-    }
-    return {name: numbers for name, numbers in own.items() if numbers}
 
 
 def hosts() -> int:
@@ -47,7 +34,7 @@ def rates(backend: str = "gloo") -> tuple[InterfaceRate, ...]:
         return ()
     own = addresses()
     if hosts() > 1:
-        own.pop("lo", None)  # leads nowhere from one host to the next
+        own.pop(LOOPBACK, None)  # leads nowhere from one host to the next
     common = set(own).intersection(*group.gather(list(own)))
     return tuple(InterfaceRate(name=name, bandwidth_bytes_per_s=_rate(name), used=False) for name in sorted(common))
 
