@@ -259,7 +259,7 @@ def test_interrupted_says_that_state_is_kept(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(models, "model_list", stopped)
     result = invoke("models")
     assert (result.exit_code, result.stderr) == (130, "interrupted; state kept\n")
-    assert interrupted("tune").endswith("the same command goes on from its journal")
+    assert interrupted("tune", KeyboardInterrupt()).endswith("the same command goes on from its journal")
 
 
 def test_an_error_that_is_none_of_ours_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
