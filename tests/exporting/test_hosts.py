@@ -226,7 +226,7 @@ def test_slurm_ends_where_the_hosts_cannot_be_listed(cluster: Cluster, four: Tun
 def test_mpirun_fills_the_hosts_and_forwards_the_environment(cluster: Cluster, four: TunedConfig) -> None:
     started = cluster.start(edited(two_hosts(export(four, "mpirun", "x.yaml")), INTERFACE="eth0"))
     assert (started.option("-np"), started.option("--host"), started.option("--bind-to")) == ("4", "node-a:2,node-b:2", "none")
-    names = ["MALLOC_TRIM_THRESHOLD_", "MASTER_ADDR", "MASTER_PORT", "ODD", "OMP_NUM_THREADS", "GLOO_SOCKET_IFNAME"]
+    names = ["MALLOC_TRIM_THRESHOLD_", "MASTER_ADDR", "MASTER_PORT", "ODD", "OMP_NUM_THREADS", "PYTHONSAFEPATH", "GLOO_SOCKET_IFNAME"]
     assert started.forwarded == names
     assert set(names) <= started.environment.keys()
     assert started.environment["GLOO_SOCKET_IFNAME"] == "eth0"

@@ -81,15 +81,14 @@ def test_a_program_that_only_uses_the_library_keeps_its_handlers() -> None:
 
 _BEFORE = "from autotune.ranks import interrupt; interrupt.install(); "
 _INSIDE = """
-import ctypes
+import ctypes, threading
 from autotune.ranks import interrupt
 interrupt._UNHEARD_S = 0.2
 interrupt.install()
 with interrupt.raising():
-    print("ready", flush=True)
-    libc = ctypes.CDLL(None)
-    mutex = ctypes.create_string_buffer(64)
+    libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
     libc.pthread_mutex_lock(mutex)
+    threading.Timer(0.5, lambda: print("ready", flush=True)).start()
     libc.pthread_mutex_lock(mutex)
 """
 
