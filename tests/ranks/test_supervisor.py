@@ -172,7 +172,7 @@ def test_the_clock_counts_little_of_a_pause() -> None:
 
 def test_a_run_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Supervisor and ranks, for longer than any limit, in the middle of a step."""
-    monkeypatch.setenv("AUTOTUNE_HANG_S", "1.8")
+    monkeypatch.setenv("AUTOTUNE_HANG_S", "5")
     script = _RANK.replace("        dist.barrier()\n", _SHORT_STEP)
     supervisor = "import sys; from pathlib import Path; from autotune.ranks.supervisor import supervise"
     supervisor += f"; supervise(2, [sys.executable, '-c', {script!r}, '', {str(tmp_path)!r}], Path({str(tmp_path / 'meeting-place')!r}))"
@@ -184,7 +184,7 @@ def test_a_run_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.Monk
             assert time.monotonic() < deadline
             time.sleep(0.05)
         os.killpg(process.pid, signal.SIGSTOP)
-        time.sleep(2.5)
+        time.sleep(6)
         os.killpg(process.pid, signal.SIGCONT)
         assert process.communicate(timeout=60)[1].decode().count("MachineError") == 0
     assert process.returncode == 0
