@@ -38,4 +38,4 @@ def busy(what: str, *, waits: bool = False, limited: bool = False) -> Iterator[N
     try:
         yield
     finally:
-        _activity = Activity(before.what, before.waits, before.limited)
+        _activity = Activity("working" if before.what == LOADING else before.what, before.waits, before.limited)

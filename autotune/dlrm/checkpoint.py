@@ -74,6 +74,8 @@ def save_checkpoint(
         with replacing(path) as file, _Writer(file) as writer:
             torch.save({**entries, "opt_state_dict": optimizer}, writer)
     except RuntimeError as error:
+        if isinstance(error.__context__, KeyboardInterrupt):  # torch's writer fails on its way out
+            raise error.__context__ from None
         raise InputError(f"a checkpoint must be writable, got {error} ({path}); choose another path or free space there") from error
 
 

@@ -14,6 +14,7 @@ ITERATION = "iteration"
 # Shares below this are lost in the noise of an iteration (10 % between quartiles), whatever binds them.
 WORTH_NAMING = 0.01
 
+
 def is_transfer_key(operator: str) -> bool:
     """Whether a pass waits for other ranks."""
     kind = operator_of(operator)

@@ -12,6 +12,8 @@ from autotune.ops.memory import Memory
 from autotune.ops.native import torch, zeros
 
 KEY = "loss"
+
+
 def binary_cross_entropy(probabilities: torch.Tensor, labels: torch.Tensor, d_logits: torch.Tensor) -> float:
     """Mean of -(y log p + (1-y) log(1-p)), logarithms clamped at -100 as in torch; d_logits = (p - y) / N, written.
 

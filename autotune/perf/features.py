@@ -31,9 +31,7 @@ class Machine:
         huge_pages: whether tables lie on 2 MiB pages.
     """
 
-    def __init__(
-        self, profile: Profile, threads: int, dtype: Dtype = "fp32", share: float = CACHE_SHARE, huge_pages: bool = True
-    ) -> None:
+    def __init__(self, profile: Profile, threads: int, dtype: Dtype = "fp32", share: float = CACHE_SHARE, huge_pages: bool = True) -> None:
         topology, ceilings = profile.fingerprint.topology, profile.ceilings
         self.profile, self.threads, self.dtype, self.huge_pages = profile, threads, dtype, huge_pages
         self.lanes = 16 if "avx512f" in topology.isa and profile.fingerprint.target != "avx2" else 8

@@ -14,9 +14,7 @@ def planned_config(session: Session, profile: Profile | None = None) -> RunConfi
     """The session's config, on several ranks with a partition: its own, or one that rank 0 plans. Every rank calls it."""
     if session.config.partition is not None or session.ranks.world == 1:
         return session.config
-    return session.config.model_copy(
-        update={"partition": planned_partition(session, profile), "communication": session.communication}
-    )
+    return session.config.model_copy(update={"partition": planned_partition(session, profile), "communication": session.communication})
 
 
 def planned_partition(session: Session, profile: Profile | None = None) -> Partition | None:

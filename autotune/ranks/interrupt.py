@@ -2,13 +2,15 @@
 
 The bindings read a tensor through its ``__dlpack__``, and take any exception raised there as "cannot be read this way" and try another
 way: a KeyboardInterrupt that falls into it is gone. On small models it fell there once in five times, so it is held back until the
-conversion is over. While a command loads its modules, and once it has told its result, there is nothing to keep: it leaves at once.
+conversion is over. Where the main thread is inside a library that heeds no signal (a collective whose peer is gone), the process leaves
+after some seconds. While a command loads its modules, and once it has told its result, there is nothing to keep: it leaves at once.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import time
 from contextlib import contextmanager
 
 from autotune.errors import INTERRUPTED, TERMINATED
@@ -22,8 +24,10 @@ if TYPE_CHECKING:
 _RETRY_S = 0.001
 _CONVERSIONS = frozenset({"__dlpack__", "__dlpack_device__"})
 _FIRST = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+_UNHEARD_S = 5.0
 _held_back = signal.SIGINT
 _boundary: Boundary | None = None
+_heard = False
 
 
 class Terminated(KeyboardInterrupt):
@@ -51,11 +55,22 @@ def raising() -> Iterator[None]:
     Only in a process that has called `install`.
     """
     ours = [number for number in _FIRST if signal.getsignal(number) is _leave]
-    for number in (*ours, *([signal.SIGALRM] if ours else [])):
+    if not ours:
+        yield
+        return
+    from threading import Thread
+
+    for number in (*ours, signal.SIGALRM):
         signal.signal(number, _interrupt)
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    before = signal.set_wakeup_fd(writing)
+    Thread(target=_watch, args=(reading,), daemon=True, name="autotune-signals").start()
     try:
         yield
     finally:
+        signal.set_wakeup_fd(before)
+        os.close(writing)
         for number in ours:
             signal.signal(number, _leave)
 
@@ -87,6 +102,16 @@ def at_boundaries() -> Iterator[Boundary]:
         _boundary = None
 
 
+def _watch(reading: int) -> None:
+    """Leave where a signal has come, as Python tells through a pipe, and the main thread does not get to hear it."""
+    while number := os.read(reading, 1):
+        if number[0] in _FIRST:
+            time.sleep(_UNHEARD_S)
+            if not _heard:
+                _leave(number[0], None)
+    os.close(reading)
+
+
 def _leave(number: int, _frame: FrameType | None) -> NoReturn:
     line, code = (b"terminated\n", TERMINATED) if number == signal.SIGTERM else (b"interrupted\n", INTERRUPTED)
     os.write(2, line)
@@ -94,7 +119,8 @@ def _leave(number: int, _frame: FrameType | None) -> NoReturn:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    global _held_back
+    global _held_back, _heard
+    _heard = True
     wanted = _held_back if number == signal.SIGALRM else signal.Signals(number)
     kind = Terminated if wanted == signal.SIGTERM else KeyboardInterrupt
     if _boundary is not None and _boundary.held is None:

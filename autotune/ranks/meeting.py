@@ -8,8 +8,10 @@ from __future__ import annotations
 import os
 import socket
 import sys
+import threading
 import time
 from datetime import timedelta
+from queue import Queue
 from typing import TYPE_CHECKING
 
 from autotune.errors import InputError, MachineError
@@ -35,23 +37,37 @@ def meet(ranks: Ranks) -> Store:
         InputError: nobody said where to meet.
         MachineError: the place is taken, or a rank did not come in time.
     """
-    import torch.distributed as dist
-    from torch._C._distributed_c10d import TCPStore
-
     host, port = _place(ranks)
     wait = _Wait(ranks, f"{host}:{port}")
     holds = ranks.first and os.environ.get(_AGENT_VARIABLE) != str(True)
     while not holds and not _answers(host, port):
         wait.look([0])
-    try:
-        store = TCPStore(host, port, ranks.world, is_master=holds, timeout=_STORE_TIMEOUT, wait_for_workers=False, multi_tenant=holds)
-    except dist.DistError as error:
-        rule = "rank 0 must be able to wait for the others"
-        reason = str(error).splitlines()[0]
-        raise MachineError(f"{rule} at {host}:{port}, got: {reason}; choose another MASTER_PORT, the same everywhere") from error
+    store = _open(host, port, ranks.world, holds, wait)
     store.set(_key(ranks.rank), "here")
     while absent := [rank for rank in range(ranks.world) if not store.check([_key(rank)])]:
         wait.look(absent)
+    return store
+
+
+def _open(host: str, port: int, world: int, holds: bool, wait: _Wait) -> Store:
+    from torch._C._distributed_c10d import TCPStore
+
+    done: Queue[Store | RuntimeError] = Queue()
+
+    def connect() -> None:
+        try:
+            done.put(TCPStore(host, port, world, is_master=holds, timeout=_STORE_TIMEOUT, wait_for_workers=False, multi_tenant=holds))
+        except RuntimeError as error:
+            done.put(error)
+
+    # Apart, since it has no end where another program answers at that port.
+    threading.Thread(target=connect, daemon=True).start()
+    while done.empty():
+        wait.look([0])
+    store = done.get()
+    if isinstance(store, RuntimeError):
+        rule, reason = f"the ranks must be able to meet at {host}:{port}", str(store).splitlines()[0]
+        raise MachineError(f"{rule}, got: {reason}; choose another MASTER_PORT, the same everywhere") from store
     return store
 
 

@@ -119,9 +119,7 @@ def y_axis(scale: Scale, x: float, title: str, right: float) -> str:
         parts.append(element("line", x1=x, x2=right, y1=at, y2=at, class_="grid"))
         parts.append(text(tick_label(tick), x - 6, at + 4, class_="axis", text_anchor="end"))
     middle = (scale.begin + scale.end) / 2
-    return "".join(parts) + text(
-        title, 14, middle, class_="axis title", text_anchor="middle", transform=f"rotate(-90 14 {middle:.1f})"
-    )
+    return "".join(parts) + text(title, 14, middle, class_="axis title", text_anchor="middle", transform=f"rotate(-90 14 {middle:.1f})")
 
 
 def binder_shape(binder: str, x: float, y: float, size: float = 5.0) -> str:

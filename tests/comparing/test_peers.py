@@ -17,7 +17,7 @@ LAUNCH = Launch(threads=2, cpus=(0, 1), environment={"OMP_NUM_THREADS": "2", "OM
 
 
 def test_environments_do_not_leak_into_each_other() -> None:
-    mine = {"PATH": "/bin", "OMP_NUM_THREADS": "7", "MALLOC_ARENA_MAX": "1", "GLIBC_TUNABLES": "x"}
+    mine = {"PATH": "/bin", "OMP_NUM_THREADS": "7", "MALLOC_ARENA_MAX": "1", "GLIBC_TUNABLES": "glibc.malloc.arena_max=1"}
     plain, best = Peer("a", "stock", best_environment=False), Peer("b", "stock", best_environment=True)
     assert environment_of(plain, LAUNCH, 2, mine) == {"PATH": "/bin"}
     assert environment_of(None, LAUNCH, 2, mine) == {"PATH": "/bin", **LAUNCH.environment}
@@ -25,6 +25,13 @@ def test_environments_do_not_leak_into_each_other() -> None:
     assert told["OMP_NUM_THREADS"] == "2"
     assert told["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=1"
     assert "MALLOC_ARENA_MAX" not in told
+
+
+def test_a_setting_that_the_loader_needs_reaches_every_contestant() -> None:
+    mine = {"GLIBC_TUNABLES": "glibc.rtld.optional_static_tls=8192:glibc.malloc.arena_max=1"}
+    plain, best = Peer("a", "stock", best_environment=False), Peer("b", "stock", best_environment=True)
+    assert environment_of(plain, LAUNCH, 2, mine) == {"GLIBC_TUNABLES": "glibc.rtld.optional_static_tls=8192"}
+    assert environment_of(best, LAUNCH, 2, mine)["GLIBC_TUNABLES"] == "glibc.rtld.optional_static_tls=8192:glibc.malloc.hugetlb=1"
 
 
 def test_the_baseline_is_first_and_needs_nothing_more_than_torch() -> None:

@@ -199,9 +199,7 @@ def test_the_published_histograms_are_reproduced(public_file: Callable[[str], Pa
     # Two tables, one truth: what is drawn has the published average, which the drawing did not use directly.
     assert histogram.row_probability @ histogram.bin_means == pytest.approx(average, rel=0.02)
     rng = np.random.default_rng(9)
-    reuse = np.concatenate(
-        [np.unique(Reuse(5_000_000, histogram).draw(rng, 1_000_000), return_counts=True)[1] for _ in range(4)]
-    )
+    reuse = np.concatenate([np.unique(Reuse(5_000_000, histogram).draw(rng, 1_000_000), return_counts=True)[1] for _ in range(4)])
     assert reuse.mean() == pytest.approx(average, rel=0.1)
     bounds = [low for low, _ in histogram.bins] + [histogram.bins[-1][1]]
     bins = np.digitize(reuse, bounds, right=True) - 1

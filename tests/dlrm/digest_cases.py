@@ -1,7 +1,7 @@
 """One process of `test_digests`: trains for 20 steps in every way a step can be configured and writes a digest of what each computed.
 
-    digest_cases.py OUT.json               all cases of one rank
-    digest_cases.py OUT.json RANK STORE    all cases of two ranks, as one of them; rank 0 writes
+digest_cases.py OUT.json               all cases of one rank
+digest_cases.py OUT.json RANK STORE    all cases of two ranks, as one of them; rank 0 writes
 """
 
 from __future__ import annotations

@@ -27,6 +27,13 @@ def test_env_lines_for_several_sockets_bind_no_rank_to_the_cores_of_another(tune
     assert names == environment(tuned_config.launch).keys() - {"OMP_PLACES", "OMP_PROC_BIND"}
 
 
+def test_env_lines_keep_what_the_user_tells_the_loader(tuned_config: TunedConfig) -> None:
+    script = f"{export(tuned_config, 'env')}echo $GLIBC_TUNABLES"
+    mine = "glibc.rtld.optional_static_tls=8192"
+    done = subprocess.run(["/bin/bash", "-c", script], env={"GLIBC_TUNABLES": mine}, capture_output=True, check=True, text=True)
+    assert done.stdout == f"{mine}:{tuned_config.launch.environment['GLIBC_TUNABLES']}\n"
+
+
 def test_what_the_launch_names_itself_is_not_replaced() -> None:
     launch = Launch(threads=2, cpus=(0, 1), environment={"OMP_PLACES": "cores"})
     assert environment(launch) == {"OMP_NUM_THREADS": "2", "OMP_PLACES": "cores", "OMP_PROC_BIND": "true"}
@@ -44,13 +51,13 @@ def test_the_torchrun_script_runs_the_model_from_the_config(tuned_config: TunedC
     script = tmp_path / "start.sh"
     script.write_text(export(config, "torchrun", file))
     fake = tmp_path / "torchrun"
-    fake.write_text('#!/bin/bash\nprintf "%s\\n" "$OMP_NUM_THREADS" "${OMP_PLACES-unbound}" "$@"\n')
+    fake.write_text('#!/bin/bash\nprintf "%s\\n" "$OMP_NUM_THREADS" "${OMP_PLACES-unbound}" "$PYTHONSAFEPATH" "$@"\n')
     fake.chmod(0o755)
     done = subprocess.run(
         ["/bin/bash", str(script), "--steps", "3"], env={"PATH": str(tmp_path)}, capture_output=True, check=True, text=True
     )
     arguments = ["--standalone", "--nproc-per-node=1", "-m", "autotune", "run", "small[max_rows=10]", "--config", str(file), "--steps", "3"]
-    assert done.stdout.splitlines() == ["2", "unbound", *arguments]
+    assert done.stdout.splitlines() == ["2", "unbound", "1", *arguments]
 
 
 @pytest.mark.parametrize("to", TARGETS)

@@ -129,9 +129,7 @@ def saving_s(told: dict[str, Any], kind: str) -> float:
 
 def time_s(told: dict[str, Any], binder: str, *starts: str) -> float:
     """Of the passes with this verdict, or of those whose name starts so."""
-    return sum(
-        float(one["time_s"]["median"]) for one in told["operators"] if one["binder"] == binder or one["operator"].startswith(starts)
-    )
+    return sum(float(one["time_s"]["median"]) for one in told["operators"] if one["binder"] == binder or one["operator"].startswith(starts))
 
 
 def of_bandwidth(call: Callable[[], object]) -> float:

@@ -142,9 +142,7 @@ def test_warm_streams_may_come_from_a_cache() -> None:
 def test_rows_touched_again_come_from_the_cache_that_holds_them() -> None:
     all_distinct = limits(GATHER, CEILINGS, 4).memory_s
     reused = limits(
-        Work(
-            10**6, MIB // 2, MIB, "gather", (RowAccess(256, touched=64 * MIB // 256, unique=MIB // 512, table_bytes=2 * GIB),)
-        ),
+        Work(10**6, MIB // 2, MIB, "gather", (RowAccess(256, touched=64 * MIB // 256, unique=MIB // 512, table_bytes=2 * GIB),)),
         CEILINGS,
         4,
     ).memory_s

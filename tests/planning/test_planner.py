@@ -183,8 +183,7 @@ def test_the_better_kind_of_split_is_no_slower_than_either(
         tables=(Table(rows=1 << 22, dim=128, pooling=pooling),),
     )  # fmt: skip
     free, bound = (
-        plan(model, 8, with_rows(NARROW_ROWS_SLOW, network_bytes_per_s), constraints=Constraints(kinds=kinds))
-        for kinds in (KINDS, (kind,))
+        plan(model, 8, with_rows(NARROW_ROWS_SLOW, network_bytes_per_s), constraints=Constraints(kinds=kinds)) for kinds in (KINDS, (kind,))
     )
     assert free.slowest_s <= bound.slowest_s * (1 + 1e-9)
 

@@ -2,18 +2,25 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+import autotune
 from autotune.ranks import interrupt
 
 
 @pytest.fixture(autouse=True)
 def handlers() -> Iterator[None]:
-    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGALRM)}
+    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGALRM, signal.SIGTERM)}
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     yield
     signal.setitimer(signal.ITIMER_REAL, 0)
     for number, handler in kept.items():
@@ -45,19 +52,57 @@ def swallow(tensor: _Tensor) -> None:
 def test_an_interrupt_during_a_conversion_comes_after_it() -> None:
     interrupt.install()
     tensor = _Tensor()
-    with pytest.raises(KeyboardInterrupt):  # noqa: PT012 - it comes a moment later
+    with pytest.raises(KeyboardInterrupt), interrupt.raising():  # noqa: PT012 - it comes a moment later
         swallow(tensor)
         time.sleep(1)
     assert tensor.left
 
 
-def test_any_other_interrupt_comes_at_once() -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_any_other_interrupt_comes_at_once(number: signal.Signals, code: int) -> None:
     interrupt.install()
-    with pytest.raises(KeyboardInterrupt):
-        os.kill(os.getpid(), signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt) as raised, interrupt.raising():
+        os.kill(os.getpid(), number)
+    assert interrupt.exit_code(raised.value) == code
 
 
 def test_an_ignored_interrupt_stays_ignored() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     interrupt.install()
-    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    with interrupt.raising():
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+
+def test_a_program_that_only_uses_the_library_keeps_its_handlers() -> None:
+    with interrupt.raising():
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+_BEFORE = "from autotune.ranks import interrupt; interrupt.install(); "
+_INSIDE = """
+import ctypes, threading
+from autotune.ranks import interrupt
+interrupt._UNHEARD_S = 0.2
+interrupt.install()
+with interrupt.raising():
+    libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
+    libc.pthread_mutex_lock(mutex)
+    threading.Timer(0.5, lambda: print("ready", flush=True)).start()
+    libc.pthread_mutex_lock(mutex)
+"""
+
+
+@pytest.mark.parametrize(("number", "code", "line"), [(signal.SIGINT, 130, "interrupted\n"), (signal.SIGTERM, 143, "terminated\n")])
+@pytest.mark.parametrize("program", [f"{_BEFORE}print('ready', flush=True); import time; time.sleep(60)", _INSIDE])
+def test_a_process_leaves_with_one_line(program: str, number: signal.Signals, code: int, line: str) -> None:
+    """While it loads, and where a library has the main thread and heeds no signal."""
+    environ = {**os.environ, "PYTHONPATH": str(Path(autotune.__file__).parents[1])}
+    streams: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    heed = partial(signal.signal, signal.SIGINT, signal.default_int_handler)  # the tests may run where it is ignored
+    with subprocess.Popen([sys.executable, "-c", program], env=environ, preexec_fn=heed, **streams) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(number)
+        assert process.communicate(timeout=30)[1] == line
+    assert process.returncode == code

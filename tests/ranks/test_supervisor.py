@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import psutil
 import pytest
 
 import autotune
 from autotune.errors import InputError, MachineError
-from autotune.ranks.supervisor import _check_progress, supervise
+from autotune.ranks.supervisor import AwakeClock, _Watch, supervise
 
 # What each rank does, by `sys.argv[1]` on rank 1; rank 0 waits for it in a collective, as in training.
 _RANK = """
 import os, signal, sys, time
 from pathlib import Path
+from autotune.ranks import interrupt
 from autotune.ranks.environment import FOLDER, from_environment
 from autotune.ranks.group import agree, joined
 from autotune.ranks.supervisor import beat, report_error
 from autotune.errors import AutotuneError, InputError
 ranks = from_environment()
+interrupt.install()
 beat(Path(os.environ[FOLDER]), ranks.rank)
 Path(sys.argv[2], f"pid.{ranks.rank}").write_text(str(os.getpid()))
 what = sys.argv[1] if ranks.rank == 1 else ""
@@ -34,6 +37,7 @@ try:
         if what == "die":
             os.kill(os.getpid(), signal.SIGKILL)
         if what == "stop":
+            time.sleep(1.2)  # it has been heard since it loaded
             os.kill(os.getpid(), signal.SIGSTOP)
         if what == "refuse":
             raise InputError("a value must be right, got a wrong one; correct it")
@@ -48,12 +52,12 @@ except AutotuneError as error:
 """
 
 
-def run(folder: Path, what: str, silent_s: float = 12.0, ranks: int = 3) -> None:
+def run(folder: Path, what: str, ranks: int = 3) -> None:
     root = str(Path(autotune.__file__).parents[1])
     environ = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
     meeting = folder / "meeting-place"
     meeting.mkdir()
-    supervise(ranks, [sys.executable, "-c", _RANK, what, str(folder)], meeting, environ=environ, silent_s=silent_s)
+    supervise(ranks, [sys.executable, "-c", _RANK, what, str(folder)], meeting, environ=environ)
 
 
 def left_over(folder: Path) -> list[int]:
@@ -84,10 +88,30 @@ def test_a_rank_that_fails_is_named(tmp_path: Path, what: str, error: type[Excep
     assert left_over(tmp_path) == []
 
 
-def test_a_rank_that_is_stopped_is_named_and_ended(tmp_path: Path) -> None:
-    with pytest.raises(MachineError, match="no sign of rank 1"):
-        run(tmp_path, "stop", silent_s=6.0)
+def test_a_rank_that_is_stopped_is_named_and_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AUTOTUNE_HANG_S", "3")
+    with pytest.raises(MachineError, match=r"within 3 s \(AUTOTUNE_HANG_S\), got no sign of rank 1"):
+        run(tmp_path, "stop")
     assert left_over(tmp_path) == []
+
+
+class Ranks:
+    """Ranks whose beats a test writes, and their supervisor, by a clock that a test sets."""
+
+    def __init__(self, folder: Path, start_s: float = 100.0, hang_s: float = 20.0) -> None:
+        self.folder, self.now_s, self.beats = folder, 0.0, 0
+        self.watch = _Watch(folder, start_s, hang_s, AwakeClock(lambda: self.now_s))
+
+    def tell(self, *told: str) -> None:
+        self.beats += 1
+        for rank, words in enumerate(told):
+            (self.folder / f"beat.{rank}").write_text(f"{self.beats} {words}")
+
+    def look(self, seconds: float = 0.0, ranks: int = 2) -> None:
+        """The supervisor looks ten times a second for so long."""
+        for _ in range(round(10 * seconds) + 1):
+            self.watch.check({rank: 10 + rank for rank in range(ranks)})
+            self.now_s += 0.1
 
 
 @pytest.mark.parametrize(
@@ -101,16 +125,77 @@ def test_a_rank_that_is_stopped_is_named_and_ended(tmp_path: Path) -> None:
     ],
 )
 def test_a_step_that_lasts_names_the_rank_that_does_not_wait(tmp_path: Path, beats: list[str], words: str) -> None:
-    files = [tmp_path / f"beat.{rank}" for rank in range(len(beats))]
-    for file, told in zip(files, beats, strict=True):
-        file.write_text(told)
-    processes: Any = [SimpleNamespace(pid=10 + rank) for rank in range(len(beats))]
+    ranks = Ranks(tmp_path)
+    ranks.tell(*beats)
     if not words:
-        _check_progress(files, processes, 20.0)
+        ranks.look()
         return
     with pytest.raises(MachineError, match=words):
-        _check_progress(files, processes, 20.0)
+        ranks.look()
 
+
+def test_loading_is_not_silence(tmp_path: Path) -> None:
+    """A process that loads a library lets its own thread, which beats, not run."""
+    ranks = Ranks(tmp_path)
+    ranks.look(90)  # not even a beat
+    ranks.tell("0 0 0.0 loading", "0 0 0.0 loading")
+    ranks.look(99)
+    with pytest.raises(MachineError, match=r"must load torch within 100 s \(AUTOTUNE_START_S\), got no sign of rank 0 \(process 10\)"):
+        ranks.look(2)
+
+
+def test_a_rank_that_has_loaded_must_beat(tmp_path: Path) -> None:
+    ranks = Ranks(tmp_path)
+    ranks.tell("0 0 0.0 step", "0 0 0.0 loading")
+    ranks.look(19)
+    ranks.tell("0 0 0.0 loading")
+    ranks.look(19)
+    with pytest.raises(MachineError, match=r"must answer within 20 s \(AUTOTUNE_HANG_S\), got no sign of rank 0"):
+        ranks.look(2)
+
+
+def test_a_pause_of_the_whole_run_is_no_hang(tmp_path: Path) -> None:
+    """All processes stop and go on together: Ctrl-Z and fg, a frozen cgroup, a machine that sleeps."""
+    ranks = Ranks(tmp_path)
+    for _ in range(15):
+        ranks.tell("0 1 0.5 step", "1 1 0.5 all_reduce")
+        ranks.look(0.5)
+        ranks.now_s += 3600
+        ranks.look(0.5)
+
+
+def test_the_clock_counts_little_of_a_pause() -> None:
+    readings = iter([5.0, 5.5, 6.0, 306.0, 306.5])
+    clock = AwakeClock(lambda: next(readings))
+    assert [clock() for _ in range(4)] == [0.5, 1.0, 2.0, 2.5]
+
+
+def test_a_run_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Supervisor and ranks, for longer than any limit, in the middle of a step."""
+    monkeypatch.setenv("AUTOTUNE_HANG_S", "5")
+    script = _RANK.replace("        dist.barrier()\n", _SHORT_STEP)
+    supervisor = "import sys; from pathlib import Path; from autotune.ranks.supervisor import supervise"
+    supervisor += f"; supervise(2, [sys.executable, '-c', {script!r}, '', {str(tmp_path)!r}], Path({str(tmp_path / 'meeting-place')!r}))"
+    (tmp_path / "meeting-place").mkdir()
+    environ = {**os.environ, "PYTHONPATH": str(Path(autotune.__file__).parents[1])}
+    with subprocess.Popen([sys.executable, "-c", supervisor], env=environ, start_new_session=True, stderr=subprocess.PIPE) as process:
+        deadline = time.monotonic() + 60
+        while len(list(tmp_path.glob("in-step.*"))) < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGSTOP)
+        time.sleep(6)
+        os.killpg(process.pid, signal.SIGCONT)
+        assert process.communicate(timeout=60)[1].decode().count("MachineError") == 0
+    assert process.returncode == 0
+
+
+_SHORT_STEP = """        from autotune.dlrm.activity import busy
+        with busy("step", waits=ranks.rank != 1, limited=True):
+            Path(sys.argv[2], f"in-step.{ranks.rank}").touch()
+            time.sleep(0.8 if ranks.rank == 1 else 0)
+            dist.barrier()
+"""
 
 _HANG = """        from autotune.dlrm.activity import busy
         with busy("step", waits=ranks.rank != 1, limited=True):
