@@ -16,6 +16,7 @@ from quick import QUICK_PROBE
 
 import autotune
 from autotune.config.files import load_tuned, load_tuned_and_record, write_yaml
+from autotune.config.model import Changes, DataSpec
 from autotune.config.profile import PROFILE_SCHEMA
 from autotune.ranks.launch import environment
 
@@ -92,21 +93,16 @@ def files(folder: Path) -> set[str]:
 
 
 def test_run_trains_and_tells_in_text_and_json(user: User) -> None:
-    text = user("autotune run tiny --steps 12").stdout
-    assert "samples/s" in text
-    record = json.loads(user("autotune run tiny --steps 12 --sockets 1 --json -o record.json").stdout)
+    assert "samples/s" in user("autotune run tiny --steps 12 --sockets 1 -o record.json").stdout
+    record = json.loads((user.folder / "record.json").read_text())
     assert (record["schema"], record["steps"], len(record["losses"])) == (1, 12, 12)
     assert record["iteration_s"]["low"] <= record["iteration_s"]["median"] <= record["iteration_s"]["high"]
-    assert json.loads((user.folder / "record.json").read_text()) == record
 
 
 def test_a_checkpoint_carries_training_on(user: User) -> None:
-    user("autotune run tiny --steps 5 --checkpoint-out weights.pt")
-    first = json.loads(user("autotune run tiny --steps 5 --json").stdout)["losses"]
+    first = json.loads(user("autotune run tiny --steps 5 --checkpoint-out weights.pt --json").stdout)["losses"]
     again = json.loads(user("autotune run tiny --steps 5 --checkpoint-in weights.pt --json").stdout)["losses"]
     assert again[0] < first[0]
-    refusal = user("autotune run tiny --max-rows 10 --checkpoint-in weights.pt", code=2)
-    assert "the tensors of a checkpoint must be those of model" in refusal.stderr
 
 
 def test_run_takes_scales_data_threads_and_seed(user: User) -> None:
@@ -115,7 +111,8 @@ def test_run_takes_scales_data_threads_and_seed(user: User) -> None:
     assert record["model"] == "tiny[max_rows=100,minibatch=32]"
     assert record["data"].startswith("Zipf(1.2)")
     assert record["config"]["threads"] == 1
-    assert record["losses"] == json.loads(user(f"autotune run tiny {options}").stdout)["losses"]
+    again = autotune.run("tiny", changes=Changes(100, 32), data=DataSpec(distribution="zipf", alpha=1.2), threads=1, seed=3, steps=4)
+    assert record["losses"] == list(again.losses)
 
 
 def test_profile_accounts_for_the_iteration(user: User) -> None:
@@ -236,7 +233,7 @@ def test_ctrl_c_ends_with_130_and_keeps_state(user: User) -> None:
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
 def test_tuning_goes_on_after_an_end_in_its_middle(user: User, tmp_path: Path, sent: signal.Signals) -> None:
     here = User(tmp_path, user.environment)
-    command = "autotune tune tiny --budget 8s -o x.tuned.yaml"
+    command = "autotune tune tiny --budget 6s -o x.tuned.yaml"
     process = here.start(command)
     journal = tmp_path / "x.tuned.yaml.journal"
     deadline = time.monotonic() + 60

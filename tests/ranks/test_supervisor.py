@@ -52,7 +52,8 @@ except AutotuneError as error:
 """
 
 
-def run(folder: Path, what: str, ranks: int = 3) -> None:
+def run(folder: Path, what: str) -> None:
+    ranks = 3 if what == "disagree" else 2
     root = str(Path(autotune.__file__).parents[1])
     environ = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
     meeting = folder / "meeting-place"
