@@ -13,14 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from autotune.api.arguments import load_model, load_tuned
-    from autotune.api.measured import compare, probe, profile, run, tune, validate, verify
+    from autotune.api.measured import probe, profile, run, tune
     from autotune.api.predicted import explain, export, frame, plan, scale, what_if
+    from autotune.api.verified import compare, validate, verify
 
 __all__ = [
     "compare", "explain", "export", "frame", "load_model", "load_tuned", "plan", "probe", "profile", "run", "scale", "tune", "validate",
     "verify", "what_if",
 ]  # fmt: skip
 _ELSEWHERE = {name: "predicted" for name in ("explain", "export", "frame", "plan", "scale", "what_if")}
+_ELSEWHERE |= dict.fromkeys(("compare", "validate", "verify"), "verified")
 _ELSEWHERE |= {"load_model": "arguments", "load_tuned": "arguments"}
 
 

@@ -12,6 +12,7 @@ from autotune.config.files import load_tuned_and_record
 from autotune.config.model import Model
 from autotune.config.profile import Profile
 from autotune.config.tuned import TunedConfig
+from autotune.ranks import interrupt
 
 if TYPE_CHECKING:
     from autotune.ranks.session import Config, ModelName, Session
@@ -47,3 +48,10 @@ def say_config(session: Session, config: Config, progress: Progress) -> None:
     if session.tuned is not None and session.ranks.world == 1 and not isinstance(config, TunedConfig):
         cpus = " ".join(map(str, session.launch.cpus[: session.config.threads]))
         progress.note(f"using {config}: {run_config(session.config)}, bound to CPU {cpus}")
+
+
+def load_torch(progress: Progress) -> None:
+    """The first import of torch, which takes seconds from a cold disk."""
+    progress.phase("loading torch", None)
+    with interrupt.leaving():
+        import torch  # noqa: F401

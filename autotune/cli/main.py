@@ -15,11 +15,10 @@ from autotune import __version__
 from autotune.cli import compare, explain, export, models, plan, probe, profile, run, scale, tune, validate, verify
 from autotune.cli.output import speaks
 from autotune.cli.usage import refusal
-from autotune.errors import InputError
+from autotune.errors import INTERRUPTED, TERMINATED, InputError
 from autotune.ranks import interrupt
 from autotune.ranks.failures import told
 from autotune.ranks.launch import allow_restart
-from autotune.ranks.variables import check_variables
 
 CLOSED_PIPE = 141
 """128 + SIGPIPE, as other programs end when their reader has gone."""
@@ -41,6 +40,8 @@ class _Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         with _told(ctx), interrupt.raising():
+            from autotune.ranks.variables import check_variables
+
             check_variables()
             result = super().invoke(ctx)
             sys.stdout.flush()
@@ -132,4 +133,12 @@ def main() -> None:
     """Parse the command line and do what it says."""
     _open_closed_streams()
     allow_restart()
-    app(prog_name="autotune")
+    try:
+        app(prog_name="autotune")
+    except SystemExit as ended:
+        if ended.code in (INTERRUPTED, TERMINATED):
+            # Python would end by SIGINT instead, where the exception has passed through exec() on its way here.
+            with suppress(OSError, ValueError):
+                sys.stdout.flush()
+            os._exit(ended.code)
+        raise

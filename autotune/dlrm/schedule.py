@@ -106,7 +106,7 @@ def _several_ranks(model: Model, partition: Partition, rank: int, knobs: Communi
     own, minibatch = (bounds[rank], bounds[rank + 1]), model.minibatch
     samples = own[1] - own[0]
     build = _Passes(model.model_copy(update={"minibatch": samples}), minibatch, True)
-    rank_parts = [tuple(parts) for parts in parts_of_ranks(model, partition)]
+    rank_parts = parts_of_ranks(model, partition)
     owned, tables = rank_parts[rank], whole_tables(model)
     # Of replicated tables, the gradients of few rows are reduced densely; of others, pooled gradients travel.
     dense = tuple(tables[t] for t in replicated(partition) if reduced_densely(model, t))

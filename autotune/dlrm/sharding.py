@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -28,7 +29,8 @@ def check_partition(model: Model, partition: Partition) -> None:
             raise InputError(f"{rule}, got {placement.bounds[-1]} (partition: tables[{t}].bounds); plan for this model")
 
 
-def parts_of_ranks(model: Model, partition: Partition) -> list[list[Part]]:
+@functools.lru_cache(maxsize=4)  # the schedule of every rank asks for those of all
+def parts_of_ranks(model: Model, partition: Partition) -> tuple[tuple[Part, ...], ...]:
     """What every rank owns, replicated tables left out: equal widths side by side, in the order of the tables."""
     owned: list[list[Part]] = [[] for _ in range(partition.ranks)]
     for t, (placement, table) in enumerate(zip(partition.tables, model.tables, strict=True)):
@@ -40,7 +42,7 @@ def parts_of_ranks(model: Model, partition: Partition) -> list[list[Part]]:
             elif bounds:
                 columns = bounds[number]
             owned[rank].append(Part(t, rows, columns, sums=placement.kind == "row_wise"))
-    return [sorted(parts, key=lambda part: (part.width, part.table)) for parts in owned]
+    return tuple(tuple(sorted(parts, key=lambda part: (part.width, part.table))) for parts in owned)
 
 
 def replicated(partition: Partition) -> list[int]:

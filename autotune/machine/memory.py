@@ -10,11 +10,14 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from autotune.config.profile import Topology
 from autotune.errors import InputError
 from autotune.machine.cgroups import Cgroups
 from autotune.machine.sysfs import numbered, parse_cpu_list, parse_cpu_mask, read_cpus, read_text
+
+if TYPE_CHECKING:
+    from autotune.config.profile import Topology
 
 SYSFS = Path("/sys")
 PROC = Path("/proc")

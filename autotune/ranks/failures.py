@@ -15,7 +15,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from autotune import __version__
-from autotune.config.files import cache_folder
 from autotune.errors import NO_SPACE, AutotuneError, InputError, InternalError, MachineError, NoSpaceError
 from autotune.machine.cgroups import Cgroups
 
@@ -80,6 +79,8 @@ def _log(error: Exception) -> Path | str:
     name = f"error-{now:%Y%m%d-%H%M%S}-{os.getpid()}.log"
     for in_cache in (True, False):
         with suppress(OSError, AutotuneError):
+            from autotune.config.files import cache_folder
+
             path = (cache_folder() / "logs" if in_cache else Path(tempfile.mkdtemp(prefix="autotune-error-"))) / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8", errors="backslashreplace")

@@ -112,7 +112,7 @@ def test_ctrl_c_of_a_run_with_a_checkpoint_leaves_one(tmp_path: Path, monkeypatc
         if len(advanced) == 5:
             ctrl_c()
 
-    monkeypatch.setattr("autotune.cli.progress._Lines.advance", advance)
+    monkeypatch.setattr("autotune.cli.progress.Lines.advance", advance)
     file = tmp_path / "w.pt"
     result = CliRunner().invoke(app, ["run", "tiny", "--steps", "1000000", "--threads", "1", "--checkpoint-out", str(file)])
     assert (result.exit_code, result.stdout) == (130, "")

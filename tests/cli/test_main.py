@@ -342,7 +342,7 @@ def test_the_log_goes_to_the_folder_for_temporary_files_where_the_cache_cannot_b
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "readonly").write_text("")
-    monkeypatch.setattr("autotune.ranks.failures.cache_folder", lambda: tmp_path / "readonly")
+    monkeypatch.setattr("autotune.config.files.cache_folder", lambda: tmp_path / "readonly")
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     refused(failing(ZeroDivisionError(), monkeypatch), 70, "ZeroDivisionError")
     assert len([*tmp_path.rglob("*.log")]) == 1
