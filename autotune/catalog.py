@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import re
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
@@ -106,15 +108,22 @@ PROCESS_BYTES = 320 << 20
 358 MiB, of which 40 are the model."""
 
 
-def needed_memory_bytes(model: Model, ranks: int = 1, on_host: int | None = None) -> int:
-    """Memory that must be available before the processes that train `model` start. Arguments as for `required_memory_bytes`."""
-    return required_memory_bytes(model, ranks, on_host) + PROCESS_BYTES * (ranks if on_host is None else on_host)
+def needed_memory_bytes(model: Model, ranks: int = 1, on_host: int | None = None, *, written: bool = False, raced: bool = False) -> int:
+    """Memory that must be available before the processes that train `model` start. Arguments as for `check_fits`."""
+    here = ranks if on_host is None else on_host
+    races_bytes = here * race_memory_bytes(model, -(-model.minibatch // ranks)) if raced else 0
+    # Halves are joined, and the parts of several ranks brought together in the first.
+    joined_bytes = model.table_bytes if written and (model.dtype == "bf16" or ranks > 1) else 0
+    return required_memory_bytes(model, ranks, on_host) + PROCESS_BYTES * here + races_bytes + joined_bytes
 
 
-def nearest_model_that_fits(available_bytes: int, like: Model | None = None, ranks: int = 1, on_host: int | None = None) -> Model | None:
-    """The largest shipped model that `available_bytes` holds; one with the tables' count and dim of `like` goes first. None: none fits."""
+def nearest_model_that_fits(
+    available_bytes: int, like: Model | None = None, needed: Callable[[Model], int] = needed_memory_bytes
+) -> Model | None:
+    """The largest shipped model of which `available_bytes` holds what is `needed`; one with the tables' count and dim of `like` goes first.
+    None: none fits."""
     models = [load_model(path) for path in _shipped("model").values()]
-    sizes = [(needed_memory_bytes(model, ranks, on_host), model) for model in models]
+    sizes = [(needed(model), model) for model in models]
     fitting = [(size_bytes, model) for size_bytes, model in sizes if size_bytes <= available_bytes]
     if not fitting:
         return None
@@ -133,7 +142,7 @@ def check_fits(
     """Refuse a model too large for the memory available, before anything is allocated.
 
     Args:
-        written: A checkpoint is to be written, for which halves are joined in memory.
+        written: A checkpoint is to be written, for which halves and parts are joined in memory.
         raced: Its passes are to be timed alone.
         ranks: That train it.
         on_host: How many of them share the memory available; None: all.
@@ -141,16 +150,20 @@ def check_fits(
     Raises:
         MachineError: names the sizes of tables, dense layers and activations, what is available, and the nearest shipped model that fits.
     """
-    here = ranks if on_host is None else on_host
-    races_bytes = here * race_memory_bytes(model, -(-model.minibatch // ranks)) if raced else 0
-    joined_bytes = model.table_bytes if written and model.dtype == "bf16" else 0
-    needed_bytes = needed_memory_bytes(model, ranks, on_host) + races_bytes + joined_bytes
+    needed = functools.partial(needed_memory_bytes, ranks=ranks, on_host=on_host, written=written, raced=raced)
+    needed_bytes = needed(model)
     if needed_bytes <= available_bytes:
         return
-    nearest = nearest_model_that_fits(available_bytes, model, ranks, on_host)
+    here = ranks if on_host is None else on_host
+    more = [
+        f", {what} {format_bytes(needed_bytes - needed(model, **{name: False}))}"
+        for name, wanted, what in (("raced", raced, "timing passes alone"), ("written", written, "joining tables for the checkpoint"))
+        if wanted
+    ]
+    nearest = nearest_model_that_fits(available_bytes, model, needed)
     smaller = "fewer rows" if model.table_bytes >= model.dense_bytes else "narrower layers"
     if nearest:
-        step = f"use {nearest.name} ({format_bytes(needed_memory_bytes(nearest, ranks, on_host))}), the nearest shipped model that fits"
+        step = f"use {nearest.name} ({format_bytes(needed(nearest))}), the nearest shipped model that fits"
         step += f", or {smaller}{', or fewer sockets' if ranks > 1 else ''}"
     else:
         step = f"no shipped model fits; free memory or raise the limit{', or take fewer sockets' if ranks > 1 else ''}"
@@ -159,5 +172,5 @@ def check_fits(
         f"a model must fit the memory available, got {format_bytes(needed_bytes)} for {format_bytes(available_bytes)} "
         f"(model {model.name}{among}: tables {format_bytes(model.table_bytes)}, dense layers with packed copies and gradients "
         f"{format_bytes(model.dense_bytes)}{' in every rank' if ranks > 1 else ''}, activations {format_bytes(model.activation_bytes)}, "
-        f"{format_bytes(PROCESS_BYTES)} for every process{f', timing passes alone {format_bytes(races_bytes)}' if raced else ''}); {step}"
+        f"{format_bytes(PROCESS_BYTES)} for every process{''.join(more)}); {step}"
     )

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -172,3 +174,23 @@ def test_timing_passes_alone_takes_memory_too() -> None:
     with pytest.raises(MachineError, match=r"timing passes alone 1\.\d+ GiB"):
         check_fits(DENSE, needed, raced=True)
     check_fits(load_model_by_name("tiny"), 600 * MIB, raced=True)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("mlperf-1m", {"raced": True}), ("small", {"written": True, "ranks": 2})])
+def test_the_model_that_is_refused_is_not_the_one_that_is_recommended(name: str, kind: dict[str, Any]) -> None:
+    model = load_model_by_name(name)
+    available = needed_memory_bytes(model, kind.get("ranks", 1))
+    with pytest.raises(MachineError) as caught:
+        check_fits(model, available, **kind)
+    assert f"use {name} " not in str(caught.value)
+    recommended = re.search(r"; use (\S+) \(", str(caught.value))
+    assert recommended
+    check_fits(load_model_by_name(recommended[1]), available, **kind)
+
+
+def test_the_parts_of_several_ranks_are_brought_together_for_a_checkpoint() -> None:
+    model = load_model_by_name("small")
+    needed = needed_memory_bytes(model, 2)
+    check_fits(model, needed, ranks=2)
+    with pytest.raises(MachineError, match="joining tables for the checkpoint"):
+        check_fits(model, needed, ranks=2, written=True)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autotune import catalog
 from autotune.api.arguments import load_torch, say_config
 from autotune.api.training import train_and_save
 from autotune.bench.progress import NO_PROGRESS, Progress
@@ -20,7 +18,6 @@ from autotune.config.tuned import TunedConfig
 from autotune.config.words import MAX_SEARCH_SEED
 from autotune.errors import InputError, MachineError, NoSpaceError
 from autotune.machine.limits import limits, remarks
-from autotune.machine.memory import available_memory_bytes
 from autotune.ranks.driver import on_every_rank, wanted_ranks
 from autotune.ranks.environment import from_environment
 from autotune.ranks.session import Config, ModelName, open_session, own_cores
@@ -98,10 +95,9 @@ def run(
     if checkpoint_in is not None:
         check_readable(checkpoint_in)
     session = open_session(
-        model, changes=changes, threads=threads, data=data, config=config, force=force, started=partial(load_torch, progress)
-    )
-    if checkpoint_out is not None and session.ranks.world == 1:
-        catalog.check_fits(session.model, available_memory_bytes(session.topology), written=True)
+        model, changes=changes, threads=threads, data=data, config=config, force=force, written=checkpoint_out is not None,
+        started=partial(load_torch, progress),
+    )  # fmt: skip
     from autotune.dlrm.checkpoint import CATEGORY_MAPPING, load_into, read_checkpoint_of, save_checkpoint
     from autotune.dlrm.train import DEFAULT_STEPS, evaluation_steps, train
     from autotune.dlrm.train import evaluate as evaluated
@@ -137,7 +133,7 @@ def run(
             steps = DEFAULT_STEPS if steps is None else steps
             progress.phase("training", steps)
             if checkpoint_out is not None and session.ranks.world == 1:
-                training = train_and_save(functools.partial(train, dlrm, source, steps), advance, save, checkpoint_out)
+                training = train_and_save(partial(train, dlrm, source, steps), advance, save, checkpoint_out)
             else:
                 training = train(dlrm, source, steps, advance)
                 save(steps)

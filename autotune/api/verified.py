@@ -133,6 +133,7 @@ def compare(
         topology=cores.topology,
         tuned=tuned,
         peers=chosen,
+        needs=needs,
         budget_s=deadline.left_s,
         seed=seed,
         progress=progress,

@@ -75,6 +75,12 @@ def data_of(text: str | None, model: str, categories: str | None = None) -> Data
     return data.model_copy(update=update)
 
 
+def files_of(*texts: str | None) -> list[str]:
+    """Names of files that the values of ``--data`` and ``--categories`` may hold: themselves, what follows a colon, prepared rows."""
+    names = [name for text in texts if text for name in (text, text.partition(":")[2]) if name]
+    return [*names, *(f"{name}_{part}.npy" for name in names for part in ("dense", "sparse", "labels"))]
+
+
 def parse_data(text: str, base: DataSpec) -> DataSpec:
     """The data that ``--data`` asks for; how the pooling varies, and how categories become rows, stay as in `base`.
 

@@ -39,7 +39,7 @@ def command(
     from autotune import api
     from autotune.report import text
 
-    check_outputs(output, inputs=[model, config])
+    check_outputs(output, inputs=[model, config, *options.files_of(data)])
     with reporting() as progress:
         result = api.profile(
             model,

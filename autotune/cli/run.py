@@ -60,7 +60,8 @@ def command(
     from autotune import api
     from autotune.report import text
 
-    check_outputs(checkpoint_out, output, inputs=[model, config])
+    check_outputs(checkpoint_out, output, inputs=[model, config, *options.files_of(data, categories)])
+    check_outputs(output, inputs=[checkpoint_in])  # new weights may take the place of those that training went on from
     with reporting() as progress:
         result = api.run(
             model,

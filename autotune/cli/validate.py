@@ -32,7 +32,7 @@ def command(
     from autotune import api
     from autotune.report.predict import validation
 
-    check_outputs(output)
+    check_outputs(output, inputs=models or ())
     budget_s = parse_duration(budget)
     with reporting() as progress:
         result = api.validate(models or (), seed=seed, budget_s=budget_s, refresh=refresh, progress=progress)

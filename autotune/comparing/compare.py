@@ -99,6 +99,13 @@ class Preparation:
         """Models that are built: ours, and each peer's."""
         return 1 + sum(map(len, self.groups))
 
+    def share_s(self, left_s: float, number: int) -> float:
+        """Rounds of group `number` by its peers, of the time left to it and later groups, whose building is set aside."""
+        later = sum(map(len, self.groups[number + 1 :]))
+        own = len(self.groups[number])
+        rounds_s = max(0.0, left_s - self.building_s * later / self.models)
+        return rounds_s * own / (own + later) if own else rounds_s
+
     def words(self, budget_s: float, probe_s: float) -> str:
         """What is expected to take how long, for the user to see before it begins; `probe_s` is 0 where stored ceilings are taken."""
         parts = [f"the probe {_about(probe_s)} (--cached-profile takes stored ceilings)"] if probe_s else []
@@ -144,6 +151,7 @@ def compare(
     topology: Topology,
     tuned: TunedConfig | None = None,
     peers: Sequence[Peer] = PEERS,
+    needs: Preparation | None = None,
     budget_s: float = 120.0,
     seed: int = 0,
     progress: Progress = NO_PROGRESS,
@@ -155,6 +163,7 @@ def compare(
         topology: This machine's.
         tuned: Our tuned configuration, beside the default.
         peers: The first is the baseline.
+        needs: What `prepare` found for the same model, machine and peers; None asks it.
         budget_s: Seconds for everything here; at least six rounds of every group run.
         seed: Of the order within the rounds.
 
@@ -166,7 +175,8 @@ def compare(
     threads = topology.default_threads()
     launch = launch_of(RunConfig(threads=threads, huge_pages=topology.huge_pages != "never"), topology)
     absent = {peer.name: why for peer in peers if (why := peer.unusable(model))}
-    parted = prepare(model, topology, peers).groups
+    needs = prepare(model, topology, peers) if needs is None else needs
+    parted = needs.groups
     configs = {} if tuned is None else {TUNED: tuned.config}
     fields: list[tuple[dict[str, _Track], Measurement]] = []
 
@@ -199,11 +209,21 @@ def compare(
                     progress.advance(1.0, peer.name)
                 if number == 0 and TUNED in own:
                     _check_tuned(tracks)
-                share_s = max(0.0, end_s - time.monotonic()) * len(group) / sum(map(len, parted[number:])) if group else budget_s
+                share_s = needs.share_s(end_s - time.monotonic(), number)
                 progress.phase(f"comparing{turns}", share_s)
                 # Made here, so that it counts the contestants' processes as its own.
                 monitor = NoiseMonitor(topology.allowed_cpus)
-                fields.append((tracks, _measure(tracks, share_s, seed + number, monitor, progress)))
+                while True:
+                    try:
+                        fields.append((tracks, _measure(tracks, share_s, seed + number, monitor, progress)))
+                        break
+                    except ContestantError as error:
+                        # A peer that ends in its rounds is left out, and the others are measured anew.
+                        gone = next((name for name, track in tracks.items() if track.contestant is not ours and track.contestant.ended), "")
+                        if not gone:
+                            raise
+                        absent[gone] = str(error)
+                        del tracks[gone]
     result = _result(model, profile, threads, bounds, fields, absent)
     return replace(result, notes=(*result.notes, *thread_notes(topology, threads)))
 

@@ -57,6 +57,11 @@ class Contestant:
             self._end(at_once=True)
             raise
 
+    @property
+    def ended(self) -> bool:
+        """Whether its process has ended."""
+        return self._process.poll() is not None
+
     def __enter__(self) -> Contestant:
         return self
 

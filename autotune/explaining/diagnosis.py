@@ -142,14 +142,16 @@ def _sentences(config: TunedConfig, findings: Sequence[Finding]) -> tuple[str, s
         for binder in ("compute", "memory", "network", "none")
     }
     shares = dict(sorted(shares.items(), key=lambda entry: -entry[1]))
-    above_s = sum(above_ceiling_s(verdict) for verdict in config.verdicts)
+    # Medians of passes need not add up to that of the iteration, of which the sentence before speaks.
+    measured_s = config.tuned_iteration_s.median
+    above_s = sum(above_ceiling_s(verdict) for verdict in config.verdicts) * measured_s / (total_s or 1.0)
     first = findings[0] if findings and findings[0].saving_s else None
     return (
         wording.verdict_sentence(
             config.model, config.sockets, config.config.threads, config.tuned_iteration_s.median, config.default_iteration_s.median, gain,
             config.significant,
         ),
-        wording.binder_sentence(shares, above_s, total_s) if total_s else wording.unmeasured_sentence(),
+        wording.binder_sentence(shares, above_s, measured_s) if total_s else wording.unmeasured_sentence(),
         wording.next_sentence(first.operator, first.saving_s, first.evidence, first.remedy)
         if first
         else wording.nothing_sentence() * bool(total_s),

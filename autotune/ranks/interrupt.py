@@ -138,6 +138,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     kind = Terminated if wanted == signal.SIGTERM else KeyboardInterrupt
     if _boundary is not None and _boundary.held is None:
         _boundary.held = kind
+        _heard = False  # the next one is watched anew
         return
     if _converting(frame):
         _held_back = wanted

@@ -194,6 +194,7 @@ def open_session(
     force: bool = False,
     all_cores: bool = False,
     raced: bool = False,
+    written: bool = False,
     started: Callable[[], object] = lambda: None,
 ) -> Session:
     """Everything that can be refused is refused here, before anything is allocated.
@@ -205,6 +206,7 @@ def open_session(
         force: use a config of other hardware all the same.
         all_cores: start the process for every core also with a config, since something else is measured beside it.
         raced: passes are to be timed alone, which takes memory too.
+        written: a checkpoint is to be written, which takes memory too.
         started: called when all is checked and the process stands in its environment, before torch is loaded.
 
     Raises:
@@ -218,7 +220,8 @@ def open_session(
     if config is not None and threads is not None:
         raise InputError(f"a config decides the threads, got --threads {threads} beside --config; leave one of them out")
     tuned = load_tuned(config) if isinstance(config, str | Path) else config if isinstance(config, TunedConfig) else None
-    catalog.check_fits(workload, available_memory_bytes(cores.whole), raced=raced, ranks=ranks.world, on_host=ranks.local_world)
+    available_bytes = available_memory_bytes(cores.whole)
+    catalog.check_fits(workload, available_bytes, raced=raced, written=written, ranks=ranks.world, on_host=ranks.local_world)
     notes = () if tuned is None else check_tuned(tuned, workload, cores, force)
     given = tuned.config if tuned is not None else config if isinstance(config, RunConfig) else None
     run_config = _default(cores, threads) if given is None else given

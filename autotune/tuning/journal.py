@@ -8,6 +8,7 @@ is locked by the kernel for as long as the process lives.
 from __future__ import annotations
 
 import fcntl
+import itertools
 import json
 import os
 from pathlib import Path
@@ -171,7 +172,8 @@ def _repair(descriptor: int, path: Path) -> str:
     if not entries and b"\n" in data:
         raise InputError(f"not a journal: {path}; remove it or choose another output")
     if entries != lines[: len(entries)] or b"\n" in data[good:]:
-        copy = path.with_name(f"{path.name}.broken")
+        names = (f"{path.name}.broken{number or ''}" for number in itertools.count())
+        copy = next(copy for name in names if not (copy := path.with_name(name)).exists())
         write_bytes_atomic(copy, data)
         os.pwrite(descriptor, b"".join(entries), 0)
         said = f"{len(lines) - len(entries)} broken lines were taken out of the journal {path.name}; the file as it was is {copy.name}"

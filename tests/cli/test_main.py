@@ -433,4 +433,16 @@ def test_no_result_takes_the_place_of_another_or_of_what_is_read(tmp_path: Path,
         refused(invoke(*words), 2, "a file of its own")
     refused(invoke("tune", model_file, "-o", model_file), 2, "a file of its own")
     refused(invoke("plan", model_file, "--sockets", "2", "-o", model_file), 2, "a file of its own")
+    refused(invoke("validate", model_file, "-o", model_file), 2, "a file of its own")
+    rows = tmp_path / "rows.tsv"
+    rows.write_text("1\n", encoding="utf-8")
+    for words in (
+        ("run", "tiny", "--checkpoint-out", rows),
+        ("profile", "tiny", "-o", rows),
+        ("plan", "tiny", "--sockets", "2", "-o", rows),
+    ):
+        refused(invoke(*words, rows, "--data", f"criteo:{rows}"), 2, "a file of its own")
+    refused(invoke("run", "tiny", "--categories", f"dictionary:{rows}", "-o", rows), 2, "a file of its own")
+    refused(invoke("run", "tiny", "--checkpoint-in", rows, "-o", rows), 2, "a file of its own")
+    assert rows.read_text(encoding="utf-8") == "1\n"
     assert (config_file.read_bytes(), model_file.read_bytes()) == before

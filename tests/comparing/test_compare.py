@@ -52,13 +52,13 @@ def profile(shell: dict[str, str]) -> Profile:
 
 
 def test_the_command_compares_ours_with_stock(shell: dict[str, str], profile: Profile, tmp_path: Path) -> None:
-    line = [sys.executable, "-m", "autotune", "compare", "tiny", "--peers", "stock,stock-best", "--budget", "1s", "--cached-profile"]
+    line = [sys.executable, "-m", "autotune", "compare", "tiny", "--peers", "stock-best", "--budget", "1s", "--cached-profile"]
     done = subprocess.run([*line, "--json", "-o", str(tmp_path / "c.json")], env=shell, capture_output=True, text=True, timeout=_TIMEOUT_S)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert result == json.loads((tmp_path / "c.json").read_text(encoding="utf-8"))
     lines = {line["name"]: line for line in result["lines"]}
-    assert lines.keys() == {"default", "stock", BASELINE}
+    assert lines.keys() == {"default", BASELINE}
     assert result["bound_s"] == pytest.approx(sum(result["bounds_s"].values()))
     for one in lines.values():
         assert one["iteration_s"]["samples"] >= 6
@@ -136,6 +136,34 @@ def test_where_memory_is_short_ours_is_built_once_and_its_rounds_are_joined(monk
     assert {name: line.group for name, line in lines.items()} == {"default": 0, BASELINE: 0, "b": 1, "c": 2}
     assert lines["default"].iteration_s.samples == sum(lines[peer.name].iteration_s.samples for peer in peers)
     assert any("3 groups, each beside ours" in note for note in result.notes)
+
+
+def test_a_peer_that_ends_in_its_rounds_is_absent_and_the_others_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Mortal(FakeContestant):
+        def step(self, batch: int, config: str) -> tuple[float, float]:
+            self.steps = getattr(self, "steps", 0) + 1
+            if self.kind == "b" and self.steps > 5:
+                raise ContestantError("b must run to its end, got code 1: out of memory")
+            return super().step(batch, config)
+
+        @property
+        def ended(self) -> bool:
+            return self.kind == "b"
+
+    monkeypatch.setattr(comparing, "Contestant", Mortal)
+    peers = tuple(Peer(name, name, best_environment=True) for name in (BASELINE, "b"))
+    result = compare(load_model_by_name("tiny"), profile=made_up_profile(), topology=detect(), peers=peers, budget_s=0.1)
+    assert {line.name for line in result.lines} == {"default", BASELINE}
+    assert "out of memory" in result.absent["b"]
+
+
+def test_the_time_left_is_shared_by_peers_and_later_building_is_set_aside() -> None:
+    peers = tuple(Peer(name, name, best_environment=True) for name in "abc")
+    needs = Preparation(groups=(peers[:2], peers[2:]), building_s=40.0)
+    assert needs.share_s(100.0, 0) == pytest.approx((100 - 40 / 4) * 2 / 3)
+    assert needs.share_s(30.0, 1) == 30.0
+    assert Preparation(groups=((),), building_s=10.0).share_s(25.0, 0) == 25.0
+    assert needs.share_s(-1.0, 1) == 0.0
 
 
 def test_what_is_needed_is_said_with_an_estimate() -> None:

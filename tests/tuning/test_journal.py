@@ -73,6 +73,10 @@ def test_whole_entries_behind_a_broken_line_are_kept_and_so_is_the_file_as_it_wa
     with Journal(path, "study") as journal:
         assert journal.notes == []
         assert journal.get("more") == 1
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\n\n", 1))
+    with Journal(path, "study") as journal:
+        assert "a.yaml.journal.broken1" in journal.notes[0]
+    assert path.with_name("a.yaml.journal.broken").read_bytes() == damaged, "an earlier copy stays"
 
 
 @pytest.mark.parametrize("failing", ["autotune.tuning.journal.optuna.create_study", "autotune.tuning.journal.os.open"])
