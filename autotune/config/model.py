@@ -367,7 +367,8 @@ def race_memory_bytes(model: Model, samples: int) -> int:
 
 
 def required_memory_bytes(model: Model, ranks: int = 1, on_host: int | None = None) -> int:
-    """Memory to train `model`: tables, dense layers and activations; every array takes whole pages of 2 MiB.
+    """Memory to train `model`: tables, dense layers and activations; every array is counted in whole pages of 2 MiB,
+    though one below 256 KiB takes small pages.
 
     A layer has six arrays (weight, bias, their gradients, two packed copies) and two activations. Tables and samples are parted among
     ranks; every rank has all dense layers.
