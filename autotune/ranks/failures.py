@@ -39,12 +39,15 @@ def told(error: Exception) -> AutotuneError:
     return InternalError(f"an error that nobody foresaw: {type(error).__name__}: {reason} ({_log(error)}); report it with that file")
 
 
-def check_threads(count: int) -> None:
-    """Start as many threads as a team has, and end them: OpenMP ends the process with words of its own where it cannot have one.
+def check_threads(team: int) -> None:
+    """Start as many threads as a run takes, and end them: OpenMP ends the process with words of its own where it cannot have one.
+
+    They are a team of `team`, numpy's OpenBLAS's own team, and the one of progress.
 
     Raises:
         MachineError: they cannot be started; names the limit.
     """
+    count = 2 * team + 1
     done = threading.Event()
     threads = [threading.Thread(target=done.wait, daemon=True) for _ in range(count)]
     started: list[threading.Thread] = []
