@@ -27,7 +27,7 @@ _FIRST = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_
 _UNHEARD_S = 5.0
 _held_back = signal.SIGINT
 _boundary: Boundary | None = None
-_heard = False
+_heard = 0  # signals that the main thread has heard
 
 
 class Terminated(KeyboardInterrupt):
@@ -64,8 +64,8 @@ def raising() -> Iterator[None]:
         signal.signal(number, _interrupt)
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
-    before = signal.set_wakeup_fd(writing)
-    Thread(target=_watch, args=(reading,), daemon=True, name="autotune-signals").start()
+    heard, before = _heard, signal.set_wakeup_fd(writing)
+    Thread(target=_watch, args=(reading, heard), daemon=True, name="autotune-signals").start()
     try:
         yield
     finally:
@@ -115,12 +115,14 @@ def at_boundaries() -> Iterator[Boundary]:
         _boundary = None
 
 
-def _watch(reading: int) -> None:
+def _watch(reading: int, before: int) -> None:
     """Leave where a signal has come, as Python tells through a pipe, and the main thread does not get to hear it."""
+    came = 0
     while number := os.read(reading, 1):
         if number[0] in _FIRST:
+            came += 1
             time.sleep(_UNHEARD_S)
-            if not _heard:
+            if _heard - before < came:
                 _leave(number[0], None)
     os.close(reading)
 
@@ -133,12 +135,11 @@ def _leave(number: int, _frame: FrameType | None) -> NoReturn:
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
     global _held_back, _heard
-    _heard = True
+    _heard += number != signal.SIGALRM
     wanted = _held_back if number == signal.SIGALRM else signal.Signals(number)
     kind = Terminated if wanted == signal.SIGTERM else KeyboardInterrupt
     if _boundary is not None and _boundary.held is None:
         _boundary.held = kind
-        _heard = False  # the next one is watched anew
         return
     if _converting(frame):
         _held_back = wanted
