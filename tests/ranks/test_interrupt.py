@@ -106,3 +106,16 @@ def test_a_process_leaves_with_one_line(program: str, number: signal.Signals, co
         process.send_signal(number)
         assert process.communicate(timeout=30)[1] == line
     assert process.returncode == code
+
+
+@pytest.mark.parametrize(("heard", "left"), [(1, []), (0, [signal.SIGINT])], ids=["held back", "inside a library"])
+def test_a_process_leaves_for_a_signal_only_where_it_was_not_heard(heard: int, left: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    leaving: list[int] = []
+    monkeypatch.setattr(interrupt, "_UNHEARD_S", 0.0)
+    monkeypatch.setattr(interrupt, "_leave", lambda number, _frame: leaving.append(number))
+    monkeypatch.setattr(interrupt, "_heard", 3 + heard)
+    reading, writing = os.pipe()
+    os.write(writing, bytes([signal.SIGINT]))
+    os.close(writing)
+    interrupt._watch(reading, 3)
+    assert leaving == left
