@@ -436,11 +436,7 @@ def test_no_result_takes_the_place_of_another_or_of_what_is_read(tmp_path: Path,
     refused(invoke("validate", model_file, "-o", model_file), 2, "a file of its own")
     rows = tmp_path / "rows.tsv"
     rows.write_text("1\n", encoding="utf-8")
-    for words in (
-        ("run", "tiny", "--checkpoint-out", rows),
-        ("profile", "tiny", "-o", rows),
-        ("plan", "tiny", "--sockets", "2", "-o", rows),
-    ):
+    for words in (("run", "tiny", "--checkpoint-out"), ("profile", "tiny", "-o"), ("plan", "tiny", "--sockets", "2", "-o")):
         refused(invoke(*words, rows, "--data", f"criteo:{rows}"), 2, "a file of its own")
     refused(invoke("run", "tiny", "--categories", f"dictionary:{rows}", "-o", rows), 2, "a file of its own")
     refused(invoke("run", "tiny", "--checkpoint-in", rows, "-o", rows), 2, "a file of its own")
