@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -35,13 +37,17 @@ def scratch_folder(prefix: str, parent: Path | None = None) -> Iterator[Path]:
 
 
 def _sweep(base: Path, prefix: str) -> None:
+    ours = re.compile(re.escape(prefix) + r"[a-z0-9_]{8}")  # as mkdtemp names them: a user's folder may begin the same way
     for folder in base.glob(f"{prefix}*"):
+        if not ours.fullmatch(folder.name):
+            continue
         # Another user's, no folder, or one whose owner lives: the lock cannot be had.
         with suppress(OSError):
             lock = os.open(folder, os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if os.fstat(lock).st_uid == os.geteuid():
+                found = os.fstat(lock)
+                if found.st_uid == os.geteuid() and stat.S_IMODE(found.st_mode) == 0o700:
                     shutil.rmtree(folder, ignore_errors=True)
             finally:
                 os.close(lock)

@@ -114,7 +114,7 @@ def cores_by_rank(ranks: Sequence[RankCores]) -> tuple[str, ...]:
     unbound = "unbound ranks (mpirun --bind-to none, srun --cpu-bind=none) part the cores themselves"
     pairs = combinations(enumerate(ranks), 2)
     meeting = [f"{a} and {b}" for (a, one), (b, other) in pairs if one.host == other.host and set(one.cpus) & set(other.cpus)]
-    if meeting and OVERSUBSCRIBE not in os.environ:
+    if meeting and not shares_cores():
         notes.append(f"ranks {meeting[0]} share cores, so the times say little: bind each to cores of its own; {unbound}")
     idle = [number for number, rank in bound.items() if len(rank.cpus) < rank.bound_of]
     if idle:

@@ -129,8 +129,10 @@ def _watch(reading: int, before: int) -> None:
 
 def _leave(number: int, _frame: FrameType | None) -> NoReturn:
     line, code = (b"terminated\n", TERMINATED) if number == signal.SIGTERM else (b"interrupted\n", INTERRUPTED)
-    os.write(2, line)
-    os._exit(code)
+    try:
+        os.write(2, line)
+    finally:  # also where standard error is closed
+        os._exit(code)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

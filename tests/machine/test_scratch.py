@@ -42,3 +42,14 @@ def test_the_next_start_sweeps_what_a_killed_owner_left_and_nothing_else(tmp_pat
     assert folder.exists()
     with scratch_folder("some-", tmp_path) as own:
         assert {path.name for path in tmp_path.iterdir()} == {"other-folder", "some-file", own.name}
+
+
+def test_a_folder_of_the_user_that_begins_the_same_way_is_not_swept(tmp_path: Path) -> None:
+    kept = [tmp_path / "ours-results", tmp_path / "ours-abcd1234"]
+    for folder, mode in zip(kept, (0o700, 0o755), strict=True):
+        folder.mkdir()
+        folder.chmod(mode)
+        (folder / "work").write_text("mine")
+    with scratch_folder("ours-", tmp_path):
+        pass
+    assert all((folder / "work").read_text() == "mine" for folder in kept)
