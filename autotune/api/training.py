@@ -16,7 +16,7 @@ OnStep = Callable[[int, float], None]
 
 
 def train_and_save(train: Callable[[OnStep], Training], on_step: OnStep, save: Callable[[int], None], path: Path) -> Training:
-    """Train in one process, and save the weights of the last whole step, whatever ends it.
+    """Train in one process, and save the weights of the last whole step, also where a signal or an error of ours ends it.
 
     Ctrl-C and SIGTERM wait for the end of the step, or of the writing; a second one does not, and then nothing is written.
 

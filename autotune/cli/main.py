@@ -56,7 +56,7 @@ def _told(context: Any = None) -> Iterator[None]:
     except (typer.Exit, typer.Abort):
         raise
     except KeyboardInterrupt as error:
-        if speaks():
+        if _speaks():
             _line(interrupted(context and context.invoked_subcommand, error))
         raise typer.Exit(interrupt.exit_code(error)) from None
     except BrokenPipeError:
@@ -103,6 +103,12 @@ def interrupted(command: str | None, error: KeyboardInterrupt) -> str:
     """What is said after Ctrl-C or SIGTERM: what was kept, by who stopped, else by the command."""
     kept = error.args[0] if error.args else _KEPT.get(command or "", "no file is half written")
     return f"{'terminated' if isinstance(error, interrupt.Terminated) else 'interrupted'}; {kept}"
+
+
+def _speaks() -> bool:
+    with suppress(InputError):  # variables of a launcher that are wrong were not what ended it
+        return speaks()
+    return True
 
 
 _KEPT = {"tune": "state kept; the same command goes on from its journal"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -71,5 +72,6 @@ def show(result: T, render: Callable[[T, int], RenderableType], as_json: bool, o
 
 
 def say(message: str) -> None:
-    """A line for people, on standard error."""
-    print(message, file=sys.stderr, flush=True)
+    """A line for people, on standard error; where nobody can be told, the work goes on."""
+    with suppress(OSError, ValueError):
+        print(message, file=sys.stderr, flush=True)

@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from autotune.bench.progress import NO_PROGRESS
@@ -96,8 +96,7 @@ class Lines:
             self._say()
 
     def _say(self) -> None:
-        with suppress(OSError, ValueError):  # a reader that has gone, or a full disk, must not end the work
-            say(self.line())
+        say(self.line())
 
 
 @contextmanager

@@ -86,7 +86,7 @@ class Contestant:
             line = self._process.stdout.readline()
         except BrokenPipeError:
             line = ""
-        if not line:
+        if not line.endswith("\n"):
             raise ContestantError(self._last_words())
         answer: dict[str, Any] = json.loads(line)
         return answer

@@ -174,7 +174,7 @@ def _total(sizes: Iterable[int | None]) -> int | None:
 
 def _megabytes(environ: Mapping[str, str], name: str) -> int:
     text = environ.get(name, "").strip()
-    if text and not text.isdecimal():
+    if text and not (text.isdecimal() and len(text) <= 18):
         raise InputError(f"Slurm's {name} must be a whole number, got {text!r}; unset it, or start anew")
     return int(text or 0)
 

@@ -12,6 +12,7 @@ import json
 import os
 import pickle
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, cast
 
@@ -114,5 +115,6 @@ class _Relay:
             lines = stream.read().rpartition(b"\n")[0]
         self._read += len(lines) + 1 if lines else 0
         for line in lines.splitlines():
-            method, *arguments = json.loads(line)
-            getattr(self._progress, method)(*arguments)
+            with suppress(ValueError):  # half a line, of a disk that was full
+                method, *arguments = json.loads(line)
+                getattr(self._progress, method)(*arguments)

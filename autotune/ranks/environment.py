@@ -19,7 +19,7 @@ from autotune.errors import InputError
 
 START_VARIABLE = "AUTOTUNE_START_S"
 START_S = 600.0
-"""Seconds in which every rank must have loaded torch and met the others; `AUTOTUNE_START_S` sets another limit."""
+"""Limit of silence while a rank loads torch, and of the meeting of the ranks of a launcher; `AUTOTUNE_START_S` sets another."""
 
 FOLDER = "AUTOTUNE_RANKS_FOLDER"
 """Folder in which the ranks of our own supervisor meet, beat, and leave their errors and results. Set by the supervisor alone."""
@@ -35,6 +35,8 @@ VARIABLES = frozenset(name for names in _LAUNCHERS.values() for name in names)
 """Variables that launchers set."""
 # From here on, steps of Slurm that are no tasks: batch scripts, interactive shells of salloc, those still to be started.
 _SPECIAL_STEPS = 0xFFFFFF00
+# Of a number that anything can be counted with; Python reads no more than 4300.
+_DIGITS = 18
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,7 @@ def _pod(environ: Mapping[str, str]) -> Ranks | None:
     """The rank of a process that was told RANK and WORLD_SIZE alone, as each pod of a PyTorchJob is."""
     *_, local_rank, local_world = _LAUNCHERS["torchrun"]
     each = environ.get("PET_NPROC_PER_NODE", "1").strip()
-    if each.isdecimal() and int(each) != 1:
+    if each.isdecimal() and each.lstrip("0") != "1":
         raise InputError(
             f"a pod that is to hold several ranks must start them with torchrun, got PET_NPROC_PER_NODE={each!r} and no {local_rank}; "
             "start torchrun in it, or set nprocPerNode to 1"
@@ -197,7 +199,7 @@ def _slurm(environ: Mapping[str, str], has_terminal: Callable[[], bool]) -> Rank
 def _tasks_on_node(environ: Mapping[str, str], listed: str, world: str, count: int) -> int:
     """Tasks on this node, of a list such as ``2(x3),1``: two on each of three nodes, one on the next."""
     text, tasks = environ[listed].strip(), list[int]()
-    if re.fullmatch(r"\d+(\(x\d+\))?(,\d+(\(x\d+\))?)*", text, re.ASCII):
+    if re.fullmatch(r"\d{1,18}(\(x\d{1,18}\))?(,\d{1,18}(\(x\d{1,18}\))?)*", text, re.ASCII):
         for each, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", text):
             tasks += [int(each)] * min(int(times or 1), count + 1)
     if sum(tasks) != count:
@@ -212,7 +214,7 @@ def _contradict(rule: str, environ: Mapping[str, str], *names: str) -> NoReturn:
 
 def _number(environ: Mapping[str, str], name: str, least: int, end: int | None) -> int:
     text = environ.get(name, "").strip()
-    if not text.isdecimal() or int(text) < least or (end is not None and int(text) >= end):
+    if not text.isdecimal() or len(text) > _DIGITS or int(text) < least or (end is not None and int(text) >= end):
         wanted = f"{least} or more" if end is None else f"{least} to {end - 1}"
         raise InputError(f"a launcher's {name} must be a number, {wanted}, got {environ.get(name, '')!r}; unset it, or start anew")
     return int(text)

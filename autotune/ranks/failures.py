@@ -70,6 +70,9 @@ def _no_thread(got: str) -> MachineError:
         limits.append(f"the user's processes and threads: {soft} (ulimit -u)")
     if (most := Cgroups(Path("/sys"), Path("/proc")).pids) is not None:
         limits.append(f"the cgroup's: {most} (pids.max)")
+    address_space = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if address_space != resource.RLIM_INFINITY:
+        limits.append(f"the address space, of which each takes its stack: {address_space >> 20} MiB (ulimit -v)")
     named = " and ".join(limits) or "the system's (kernel.threads-max)"
     return MachineError(f"further threads must be allowed, got {got}; the limit is {named}: raise it, or end other programs")
 

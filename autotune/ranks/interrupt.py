@@ -25,6 +25,10 @@ _RETRY_S = 0.001
 _CONVERSIONS = frozenset({"__dlpack__", "__dlpack_device__"})
 _FIRST = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
 _UNHEARD_S = 5.0
+# Less than its supervisor waits before it kills (3 s), of which a rank that probes leaves its own children their time.
+_UNHEARD_BY_RANK_S = 1.0
+_SHOW_CURSOR = b"\x1b[?25h\n"
+_rank = False
 _held_back = signal.SIGINT
 _boundary: Boundary | None = None
 _heard = 0  # signals that the main thread has heard
@@ -39,8 +43,14 @@ def exit_code(error: KeyboardInterrupt) -> int:
     return TERMINATED if isinstance(error, Terminated) else INTERRUPTED
 
 
-def install() -> None:
-    """Leave at once on SIGINT and SIGTERM, until `raising`. For the main thread of a command, before it imports much."""
+def install(rank: bool = False) -> None:
+    """Leave at once on SIGINT and SIGTERM, until `raising`. For the main thread of a command, before it imports much.
+
+    Args:
+        rank: This process is a rank of a supervisor, which alone says why it ended.
+    """
+    global _rank
+    _rank = rank
     for number, first in _FIRST.items():
         # A shell starts background jobs with SIGINT ignored, and our supervisor its ranks; that stays.
         if signal.getsignal(number) == first:
@@ -121,8 +131,9 @@ def _watch(reading: int, before: int) -> None:
     while number := os.read(reading, 1):
         if number[0] in _FIRST:
             came += 1
-            time.sleep(_UNHEARD_S)
-            if _heard - before < came:
+            time.sleep(_UNHEARD_BY_RANK_S if _rank else _UNHEARD_S)
+            # What `at_boundaries` holds back may wait for a long pass; a second signal does not.
+            if _heard - before < came and not (_boundary is not None and came == 1):
                 _leave(number[0], None)
     os.close(reading)
 
@@ -130,7 +141,8 @@ def _watch(reading: int, before: int) -> None:
 def _leave(number: int, _frame: FrameType | None) -> NoReturn:
     line, code = (b"terminated\n", TERMINATED) if number == signal.SIGTERM else (b"interrupted\n", INTERRUPTED)
     try:
-        os.write(2, line)
+        if not _rank:
+            os.write(2, _SHOW_CURSOR + line if os.isatty(2) else line)  # a bar hides the cursor
     finally:  # also where standard error is closed
         os._exit(code)
 

@@ -94,7 +94,8 @@ def put_into(environ: Mapping[str, str], variables: Mapping[str, str], keep: boo
 
 def allow_restart() -> None:
     """Let `ensure_environment` replace this process. For processes that are commands or ranks of ours, never for a user's program."""
-    undo_openmp_binding()
+    if os.environ.get(GUARD) != str(os.getpid()):  # after our own restart the binding is the one that was asked for
+        undo_openmp_binding()
     global _restart_allowed
     _restart_allowed = True
 

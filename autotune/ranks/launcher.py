@@ -20,6 +20,7 @@ from autotune.machine.cgroups import Cgroups
 from autotune.machine.memory import PROC, SYSFS
 from autotune.machine.sysfs import read_text
 from autotune.ranks.environment import FOLDER, Ranks
+from autotune.ranks.interfaces import LOOPBACK, VARIABLE
 
 OPENMP_BINDING = ("OMP_PLACES", "OMP_PROC_BIND", "GOMP_CPU_AFFINITY", "KMP_AFFINITY")
 """Variables by which an OpenMP library binds the process that loads it."""
@@ -142,7 +143,8 @@ def meeting_place(ranks: Ranks, environ: Mapping[str, str] = os.environ, process
     launcher = None if told or ranks.note or ranks.local_world < ranks.world else launcher_of(ranks, process)
     if launcher is None:
         return {}
-    return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(20000 + launcher.pid % 10000), "GLOO_SOCKET_IFNAME": "lo"}
+    interface = {} if VARIABLE in environ else {VARIABLE: LOOPBACK}  # one that the user named stays, and is checked
+    return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(20000 + launcher.pid % 10000), **interface}
 
 
 def undo_openmp_binding(environ: Mapping[str, str] = os.environ, process: Process | None = None) -> frozenset[int]:
@@ -154,7 +156,9 @@ def undo_openmp_binding(environ: Mapping[str, str] = os.environ, process: Proces
     if not any(name in environ for name in OPENMP_BINDING):
         return frozenset()
     this = process or Process(os.getpid())
-    bound = [each for each in this.ancestors if each.has_openmp and each.cpus == this.cpus]
+    # A taskset or a launcher may have bound an ancestor that has loaded OpenMP but was not told to bind by it.
+    told = [each for each in this.ancestors if any(name in each.environ for name in OPENMP_BINDING)]
+    bound = [each for each in told if each.has_openmp and each.cpus == this.cpus]
     before = bound[-1].parent if bound else None
     if before is None or not this.cpus < before.cpus:
         return frozenset()

@@ -10,6 +10,7 @@ import socket
 import sys
 import threading
 import time
+from contextlib import suppress
 from datetime import timedelta
 from queue import Queue
 from typing import TYPE_CHECKING
@@ -80,9 +81,15 @@ def _place(ranks: Ranks) -> tuple[str, int]:
         rule = f"ranks started by {ranks.launcher} must know where to meet"
         raise InputError(f"{rule}, got no MASTER_ADDR and MASTER_PORT; export both, the same everywhere")
     port = os.environ["MASTER_PORT"]
-    if not port.isdecimal() or not 0 < int(port) < 1 << 16:
+    if not port.isdecimal() or len(port) > 5 or not 0 < int(port) < 1 << 16:
         raise InputError(f"a port must be a number from 1 to 65535, got {port!r} (MASTER_PORT); export a free one, the same everywhere")
-    return os.environ["MASTER_ADDR"], int(port)
+    host = os.environ["MASTER_ADDR"]
+    try:
+        host.encode("idna")
+    except UnicodeError:
+        rule = "a host must have a name or an address"
+        raise InputError(f"{rule}, got {host!r} (MASTER_ADDR); export rank 0's, the same everywhere") from None
+    return host, int(port)
 
 
 def _answers(host: str, port: int) -> bool:
@@ -112,6 +119,7 @@ class _Wait:
                 "start every rank, with the same MASTER_ADDR and MASTER_PORT, or unset those variables to run alone"
             )
         if not self._said and waited_s > _SAY_AFTER_S and (self._ranks.first or absent == [0]):
-            print(f"waiting for {who} at {self._place}, for at most {self._limit_s:g} s ({START_VARIABLE}); {told}", file=sys.stderr)
+            with suppress(OSError, ValueError):  # nobody can be told
+                print(f"waiting for {who} at {self._place}, for at most {self._limit_s:g} s ({START_VARIABLE}); {told}", file=sys.stderr)
             self._said = True
         time.sleep(_LOOK_S)

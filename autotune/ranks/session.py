@@ -138,13 +138,13 @@ class Session:
 
         Yields the session with as many cores as the smallest rank has, and the threads of the network.
         """
-        threads = NetworkThreads(self.topology.allowed_cpus)
+        threads = NetworkThreads([core[0] for core in self.topology.core_cpus])
         with joined(self.ranks, self.communication.backend):
             threads.found()
             session = self._evened()
             parts = (session.model, session.config)
             agree("model, partition and knobs", sha256("\n".join(part.model_dump_json() for part in parts).encode()).hexdigest()[:16])
-            self.cores.by_rank[:] = gather(self.cores.of_rank)
+            self.cores.by_rank[:] = gather(session.cores.of_rank)
             yield session, threads
 
     def _evened(self) -> Session:

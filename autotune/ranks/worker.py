@@ -47,14 +47,14 @@ class FileProgress:
             self._amount, self._written_s = 0.0, time.monotonic()
 
     def _write(self, *call: object) -> None:
-        with self._file.open("a", encoding="utf-8") as stream:
+        with suppress(OSError), self._file.open("a", encoding="utf-8") as stream:  # a full disk must not end the work
             stream.write(json.dumps(call) + "\n")
 
 
 def main() -> int:
     """Call what the folder asks for; the exit code."""
     allow_restart()
-    interrupt.install()
+    interrupt.install(rank=True)
     folder, rank = Path(os.environ[FOLDER]), int(os.environ["RANK"])
     beat(folder, rank)
     try:

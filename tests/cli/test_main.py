@@ -10,46 +10,19 @@ import sys
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner, Result
+from command_line import invoke, refused
+from typer.testing import Result
 
 from autotune import __version__, catalog
 from autotune.cli import main, models
-from autotune.cli.main import app, interrupted
-from autotune.config.files import dump_yaml, record_path, write_tuned
+from autotune.cli.main import interrupted
+from autotune.config.files import record_path, write_tuned
 from autotune.config.tuned import TunedConfig
 from autotune.machine import topology as machine
 from autotune.ranks.interrupt import Terminated
 
 COMMANDS = ["probe", "models", "run", "profile", "tune", "explain", "verify", "export"]
 GIB = 2**30
-
-
-def invoke(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments], prog_name="autotune")
-
-
-def refused(result: Result, code: int, *pieces: str) -> None:
-    """One clear error on standard error, nothing on standard output, no traceback."""
-    assert result.exit_code == code, result.output
-    assert result.stdout == ""
-    lines = [line for line in result.stderr.splitlines() if not line.startswith("progress: ")]
-    assert len(lines) == 1, result.stderr
-    assert lines[0].startswith("error: ")
-    for piece in pieces:
-        assert piece in result.stderr
-
-
-@pytest.fixture
-def config_file(tmp_path: Path, tuned_config: TunedConfig) -> Path:
-    write_tuned(tmp_path / "small.tuned.yaml", tuned_config)
-    return tmp_path / "small.tuned.yaml"
-
-
-@pytest.fixture
-def model_file(tmp_path: Path) -> Path:
-    path = tmp_path / "mine.yaml"
-    path.write_text(catalog.find_model("tiny").read_text())
-    return path
 
 
 def changed(path: Path, old: str, new: str) -> Path:
@@ -229,75 +202,6 @@ def test_a_config_of_other_hardware_is_refused(command: tuple[str, ...], config_
 def test_a_file_that_is_no_config_is_refused(tmp_path: Path, config_file: Path) -> None:
     refused(invoke("explain", tmp_path / "nowhere.yaml"), 2, "file not found")
     refused(invoke("explain", changed(config_file, "minibatch: 2048", "minibatch: 0")), 2, "minibatch", f"{config_file}:")
-
-
-def test_explain_prints_text_or_json_and_writes_a_file(config_file: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out.json"
-    text, as_json = invoke("explain", config_file, "-o", out), invoke("explain", config_file, "--json")
-    assert text.exit_code == as_json.exit_code == 0
-    assert "memory bound" in text.stdout
-    assert json.loads(as_json.stdout)["findings"][0]["kind"] == "compute_bound"
-    assert "operators" in json.loads(as_json.stdout)
-    assert out.read_text() == as_json.stdout
-
-
-def test_explain_writes_page_figures_and_trace_over_what_is_there(config_file: Path, tmp_path: Path, full_config: TunedConfig) -> None:
-    write_tuned(config_file, full_config)
-    html, folder, trace = tmp_path / "report.html", tmp_path / "made" / "figures", tmp_path / "trace.json"
-    html.write_text("old")
-    result = invoke("explain", config_file, "--html", html, "--figures", folder, "--trace", trace)
-    assert result.exit_code == 0, result.output
-    assert html.read_text().startswith("<!DOCTYPE html>")
-    assert {"roofline.svg", "timeline.svg"} <= {file.name for file in folder.iterdir()}
-    assert json.loads(trace.read_text())["traceEvents"]
-    assert f"wrote {html}" in result.stderr
-    assert "at most" in result.stdout
-
-
-def test_explain_refuses_places_it_cannot_write_to_before_it_begins(config_file: Path, tmp_path: Path) -> None:
-    refused(invoke("explain", config_file, "--html", tmp_path / "no" / "report.html"), 2, "output folder does not exist")
-    (tmp_path / "file").write_text("")
-    refused(invoke("explain", config_file, "--figures", tmp_path / "file"), 2, "must be a folder", "choose another path")
-    refused(invoke("explain", config_file, "--html", tmp_path), 2, "output must be a file")
-
-
-def test_an_old_config_has_a_page_but_no_what_if(config_file: Path, tmp_path: Path) -> None:
-    html = tmp_path / "report.html"
-    assert invoke("explain", config_file, "--html", html).exit_code == 0
-    assert "the model and the profile of the tuning run are not at hand" in html.read_text()
-    refused(invoke("explain", config_file, "--what-if", "bandwidth=2x"), 2, "tune again")
-
-
-def test_explain_without_the_record_says_what_is_missing(config_file: Path, tmp_path: Path) -> None:
-    record_path(config_file).unlink()
-    html = tmp_path / "report.html"
-    result = invoke("explain", config_file, "--html", html)
-    assert result.exit_code == 0, result.output
-    (note,) = (line for line in result.stderr.splitlines() if line.startswith("note: "))
-    assert "no record of small lies beside its config" in note
-    assert "never raced" not in result.stdout
-    assert "embedding_bag.forward: memory" in result.stdout
-    assert "no record of small lies beside its config" in html.read_text()
-    assert "no record" in json.loads(invoke("explain", config_file, "--json").stdout)["missing"]
-
-
-def test_explain_refuses_the_record_of_another_config(config_file: Path, tuned_config: TunedConfig) -> None:
-    later = tuned_config.provenance.model_copy(update={"created": "2026-01-01T00:00:00Z"})
-    config_file.write_text(dump_yaml(tuned_config.model_copy(update={"provenance": later}).file_form()))
-    refused(invoke("explain", config_file), 2, "a record must belong to the config", str(record_path(config_file)), str(config_file))
-    assert invoke("export", config_file, "--to", "env").exit_code == 0
-
-
-@pytest.mark.parametrize("to", ["env", "torchrun", "json", "slurm", "mpirun"])
-def test_export_prints_or_writes(config_file: Path, tmp_path: Path, to: str) -> None:
-    printed = invoke("export", config_file, "--to", to)
-    assert printed.exit_code == 0
-    assert invoke("export", config_file, "--to", to, "-o", tmp_path / "out").stdout == ""
-    assert (tmp_path / "out").read_text() == printed.stdout
-
-
-def test_an_unknown_target_is_refused(config_file: Path) -> None:
-    refused(invoke("export", config_file, "--to", "pbs"), 2, "unknown export target 'pbs'", "env, torchrun, json, slurm, mpirun")
 
 
 def test_models_lists_every_shipped_one() -> None:

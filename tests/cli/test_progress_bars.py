@@ -50,12 +50,14 @@ def test_a_log_shows_life_while_the_work_is_silent(capsys: pytest.CaptureFixture
 
 
 def test_a_log_that_cannot_be_written_does_not_end_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(_: str) -> None:
-        raise OSError(28, "No space left on device")
+    class Full(io.StringIO):
+        def write(self, _: str) -> int:
+            raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("autotune.cli.progress.say", full)
+    monkeypatch.setattr("sys.stderr", Full())
     lines = Lines(every_s=0.001)
     lines.phase("building", None)
+    lines.note("a note reaches nobody either")
     assert lines._thread is not None
     lines.end()
     assert not lines._thread.is_alive()

@@ -83,3 +83,16 @@ def test_progress_comes_back_whole_and_in_order(tmp_path: Path) -> None:
 def test_an_exit_code_stands_for_one_class(code: int, kind: type[Exception]) -> None:
     assert error_class(code) is kind
     assert FingerprintError.exit_code == InputError.exit_code
+
+
+def test_half_a_line_of_progress_is_left_out(tmp_path: Path) -> None:
+    """A disk was full in its middle, and has space again."""
+    heard: list[str] = []
+    (tmp_path / "progress").write_text('["note", "one"]\n["no["note", "two"]\n["note", "three"]\n')
+    _Relay(tmp_path / "progress", SimpleNamespace(note=heard.append)).poll()
+    assert heard == ["one", "three"]
+
+
+def test_progress_that_cannot_be_written_does_not_end_the_work(tmp_path: Path) -> None:
+    FileProgress(tmp_path / "gone" / "progress").note("nobody hears it")
+    assert not (tmp_path / "gone").exists()

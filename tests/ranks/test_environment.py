@@ -83,6 +83,7 @@ def test_a_shell_with_a_terminal_is_one_process_also_where_ranks_would_meet() ->
     ("environ", "message"),
     [
         ({"RANK": "x", "WORLD_SIZE": "2"}, "a launcher's RANK must be a number, 0 to 1, got 'x'"),
+        ({"RANK": "1" * 5000, "WORLD_SIZE": "2"}, "a launcher's RANK must be a number"),
         ({"RANK": "2", "WORLD_SIZE": "2"}, "a launcher's RANK must be a number"),
         ({"RANK": "0", "WORLD_SIZE": "0"}, "a launcher's WORLD_SIZE must be a number"),
         ({**TORCH, "LOCAL_RANK": "2"}, "LOCAL_RANK must be a number, 0 to 1, got '2'"),
@@ -96,6 +97,7 @@ def test_a_shell_with_a_terminal_is_one_process_also_where_ranks_would_meet() ->
         ({**UNEVEN, "SLURM_NODEID": ""}, "SLURM_NODEID must be a number, 0 to 2, got ''"),
         ({**SRUN, "SLURM_STEP_TASKS_PER_NODE": "2(x3)"}, r"got SLURM_STEP_TASKS_PER_NODE='2\(x3\)' and SLURM_STEP_NUM_TASKS='4'"),
         ({**SRUN, "SLURM_STEP_TASKS_PER_NODE": "2(x99999999999)"}, "and SLURM_STEP_NUM_TASKS='4'"),
+        ({**SRUN, "SLURM_STEP_TASKS_PER_NODE": "2" * 5000}, r"must look like 2\(x3\),1"),
         ({**SRUN, "SLURM_STEP_TASKS_PER_NODE": "two"}, r"must look like 2\(x3\),1"),
         ({**SRUN, "SLURM_STEP_ID": "x"}, "SLURM_STEP_ID must be a number"),
         ({**SRUN, "PMI_RANK": "1", "PMI_SIZE": "4"}, "got SLURM_PROCID='2' and SLURM_STEP_NUM_TASKS='4' and PMI_RANK='1'"),

@@ -108,6 +108,27 @@ def test_a_process_leaves_with_one_line(program: str, number: signal.Signals, co
     assert process.returncode == code
 
 
+def test_a_rank_leaves_the_words_to_its_supervisor() -> None:
+    code = "import os, signal; from autotune.ranks import interrupt; interrupt.install(rank=True); os.kill(os.getpid(), signal.SIGTERM)"
+    environ = {**os.environ, "PYTHONPATH": str(Path(autotune.__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", code], env=environ, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (143, "")
+
+
+def test_the_first_signal_waits_for_the_end_of_a_step_however_long_a_pass_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    leaving: list[int] = []
+    monkeypatch.setattr(interrupt, "_UNHEARD_S", 0.0)
+    monkeypatch.setattr(interrupt, "_leave", lambda number, _frame: leaving.append(number))
+    monkeypatch.setattr(interrupt, "_heard", 0)
+    for count in (1, 2):
+        reading, writing = os.pipe()
+        os.write(writing, bytes([signal.SIGINT] * count))
+        os.close(writing)
+        with interrupt.at_boundaries():
+            interrupt._watch(reading, 0)
+        assert leaving == [signal.SIGINT] * (count - 1)
+
+
 @pytest.mark.parametrize(("heard", "left"), [(1, []), (0, [signal.SIGINT])], ids=["held back", "inside a library"])
 def test_a_process_leaves_for_a_signal_only_where_it_was_not_heard(heard: int, left: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     leaving: list[int] = []

@@ -148,16 +148,19 @@ def test_the_core_that_torchruns_own_openmp_left_is_widened_again(host: Host, mo
 
 
 @pytest.mark.parametrize(
-    ("environ", "agent", "maps", "rank"),
+    ("environ", "told", "agent", "maps", "rank"),
     [
-        pytest.param({}, {0}, "/lib/libgomp.so.1", {0}, id="no variable binds"),
-        pytest.param(BINDING, {0}, "/lib/libc.so.6", {0}, id="no OpenMP above: somebody's taskset"),
-        pytest.param(BINDING, {0}, "/lib/libgomp.so.1", {2, 3}, id="bound anew below"),
-        pytest.param(BINDING, range(8), "/lib/libgomp.so.1", range(8), id="not bound"),
+        pytest.param({}, {}, {0}, "/lib/libgomp.so.1", {0}, id="no variable binds"),
+        pytest.param(BINDING, BINDING, {0}, "/lib/libc.so.6", {0}, id="no OpenMP above: somebody's taskset"),
+        pytest.param(BINDING, {}, {0}, "/lib/libgomp.so.1", {0}, id="taskset above an OpenMP that was not told to bind"),
+        pytest.param(BINDING, BINDING, {0}, "/lib/libgomp.so.1", {2, 3}, id="bound anew below"),
+        pytest.param(BINDING, BINDING, range(8), "/lib/libgomp.so.1", range(8), id="not bound"),
     ],
 )
-def test_any_other_binding_stays(host: Host, environ: dict[str, str], agent: Iterable[int], maps: str, rank: Iterable[int]) -> None:
-    host.add(20, 1, agent, maps=maps)
+def test_any_other_binding_stays(
+    host: Host, environ: dict[str, str], told: dict[str, str], agent: Iterable[int], maps: str, rank: Iterable[int]
+) -> None:
+    host.add(20, 1, agent, maps=maps, **told)
     assert undo_openmp_binding(environ, host.add(40, 20, rank)) == frozenset()
 
 

@@ -63,10 +63,17 @@ def test_another_program_at_the_port_is_no_place_to_meet(port: int, own: int) ->
         connection.close()
 
 
-@pytest.mark.parametrize("value", ["", "0", "65536", "-1", "http"])
+@pytest.mark.parametrize("value", ["", "0", "65536", "-1", "http", "9" * 5000])
 def test_a_port_that_is_none_is_refused(port: int, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MASTER_PORT", value)
     with pytest.raises(InputError, match=rf"from 1 to 65535, got '{value}' \(MASTER_PORT\)"):
+        meet(place(0))
+
+
+@pytest.mark.parametrize("value", ["a..b", "x" * 64 + ".example"])
+def test_a_host_whose_name_can_be_none_is_refused(port: int, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MASTER_ADDR", value)
+    with pytest.raises(InputError, match=r"must have a name or an address, got '.*' \(MASTER_ADDR\)"):
         meet(place(0))
 
 
