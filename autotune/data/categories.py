@@ -14,19 +14,24 @@ from __future__ import annotations
 
 import hashlib
 import re
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from numpy.lib.npyio import NpzFile
 
 from autotune.config.model import DataSpec
 from autotune.config.words import Categories
 from autotune.errors import InputError
 
 TABLES = 26
+NUMPY_ERRORS = (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error)
+"""What numpy raises of a file that is none of its own, or is damaged."""
 
 _HEX = re.compile(r"[0-9a-fA-F]{1,16}", re.ASCII)
 _INTEGER = re.compile(r"-?[0-9]{1,18}", re.ASCII)
@@ -112,7 +117,6 @@ class CategoryMapping:
         return targets, Refusal(first, rule, f"{more}, or have categories hashed", where)
 
     def _looked_up(self, keys: Keys, table: int) -> npt.NDArray[np.int64]:
-        # The public DLRM keeps values in 32 bits, the upper half of them negative.
         values = keys if self.max_ind_range is None else keys % keys.dtype.type(self.max_ind_range)
         wanted = pd.Index(values.astype(np.uint32).view(np.int32))
         return np.asarray(self.dictionaries[table].get_indexer(wanted), dtype=np.int64)
@@ -142,14 +146,19 @@ def _read_dictionaries(path: str) -> tuple[pd.Index[Any], ...]:
 
 def _read_dictionary(path: Path) -> pd.Index[Any]:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            values = np.asarray(file["unique"])
-    except (OSError, ValueError, KeyError, EOFError) as error:
+        file = np.load(path, allow_pickle=False)
+        if not isinstance(file, NpzFile):
+            raise ValueError("a single array")
+        with file:
+            values = np.asarray(file["unique"]).ravel()
+    except NUMPY_ERRORS as error:
         raise InputError(f"a dictionary must hold the array 'unique', got {error} ({path}); correct data.dictionary") from error
-    index = pd.Index(values.ravel())
-    if not (np.issubdtype(values.dtype, np.integer) and index.is_unique):
+    # The public DLRM keeps values in 32 bits, with a sign or without.
+    if values.dtype.kind not in "iu" or (values.size and not -(2**31) <= int(values.min()) <= int(values.max()) < 2**32):
+        raise InputError(f"a dictionary must hold integers of 32 bits, got {values.dtype} ({path}); prepare it again")
+    kept: pd.Index[Any] = pd.Index(values.astype(np.int64).astype(np.uint32).view(np.int32))
+    if not kept.is_unique:
         raise InputError(f"a dictionary must hold different integers, got {values.dtype} with repeats ({path}); prepare it again")
-    kept: pd.Index[Any] = pd.Index(values.ravel().astype(np.int32))
     return kept
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from autotune.data.categories import TABLES, CategoryMapping
+from autotune.data.categories import NUMPY_ERRORS, TABLES, CategoryMapping
 from autotune.data.criteo import COLUMNS, DENSE_FEATURES, Rows, checked_rows
 from autotune.errors import InputError
 
@@ -83,7 +83,9 @@ class PreparedFile:
         path = f"{self._stem}{part}.npy"
         try:
             array: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
+            if not isinstance(array, np.ndarray):
+                raise ValueError("an archive of arrays")
+        except NUMPY_ERRORS as error:
             raise InputError(f"a prepared array must be a readable .npy file, got {error} ({path}); correct data.path") from error
         array = array[:, None] if array.ndim == 1 and columns == 1 else array
         if array.dtype.kind not in kinds or array.ndim != 2 or array.shape[1] != columns:

@@ -222,7 +222,7 @@ class OperatorRace:
 
     def _result(self, measured: Measurement, names: dict[str, Knobs]) -> RaceResult:
         if self.too_large:
-            rule = "packed weights of every width at once would take more memory than the model"
+            rule = "a race keeps packed weights of two widths at once, and of more while all are small"
             self.notes.append(f"{self.group.keys[0]}: {plural(len(self.too_large), 'candidate')} left out, since {rule}")
         samples, finalists = measured.samples, []
         for name, knobs in names.items():

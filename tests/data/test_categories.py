@@ -78,6 +78,10 @@ def test_dictionaries_that_are_none_are_refused_by_name(tmp_path: Path) -> None:
         (lambda file: np.savez(file, other=np.zeros(1)), "'unique'"),
         (lambda file: np.savez(file, unique=np.zeros(2, dtype=np.int32)), "with repeats"),
         (lambda file: np.savez(file, unique=np.array([None])), "allow_pickle"),
+        (lambda file: np.savez(file, unique=np.array([5, 2**32 + 5])), "integers of 32 bits"),
+        (lambda file: np.savez(file, unique=np.array([-1, 2**32 - 1])), "with repeats"),
+        (lambda file: file.open("wb").write(b"PK\x03\x04" + bytes(50)), "not a zip file"),
+        (lambda file: np.save(file.open("wb"), np.arange(3)), "a single array"),
     ):
         break_it(tmp_path / "kaggle_fea_dict_5.npz")
         with pytest.raises(InputError, match=rf"a dictionary must .*{got}"):

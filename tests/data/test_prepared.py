@@ -87,6 +87,21 @@ def test_arrays_of_another_shape_are_refused(tmp_path: Path, part: str, content:
         PreparedFile(tmp_path / "day_0_labels.npy", ROWS, CategoryMapping("rows"))
 
 
+@pytest.mark.parametrize(
+    ("content", "message"), [(b"PK\x03\x04" + bytes(50), "not a zip file"), (b"", "must be a readable"), (None, "an archive of arrays")]
+)
+def test_a_file_that_is_no_array_is_refused(tmp_path: Path, content: bytes | None, message: str) -> None:
+    write_arrays(tmp_path)
+    path = tmp_path / "day_0_dense.npy"
+    if content is None:
+        with path.open("wb") as file:
+            np.savez(file, dense=np.zeros((10, 13)))
+    else:
+        path.write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        PreparedFile(path, ROWS, CategoryMapping("rows"))
+
+
 def test_another_name_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"must be named NAME_dense\.npy.*got .*x\.npy"):
         PreparedFile(tmp_path / "x.npy", ROWS, CategoryMapping("rows"))
