@@ -156,6 +156,8 @@ def calibrate(
         again: list[list[Model]] = []
         for i, group in enumerate(itertools.chain(groups, again)):
             now_s = time.perf_counter()
+            if i == len(groups):
+                progress.phase("calibrating again what another state of the machine disturbed", float(sum(map(len, again))))
             share_s = (deadline_s - now_s) * len(group) / left if i < len(groups) else _AGAIN_S
             timed_models = [TimedModel(model, list(_variants(model, shapes[model.name][1], topology, counts)), topology) for model in group]
             for model in group:
@@ -166,10 +168,9 @@ def calibrate(
                 runs.setdefault(run.model.name, []).append(run)
             left -= len(group)
             del timed_models  # before the next ones take their memory
-            was_steady, first = steady(), i < len(groups)
-            if first:
-                progress.advance(float(len(group)), group[-1].name)
-                again += [] if was_steady else [group]
+            progress.advance(float(len(group)), group[-1].name)
+            if not steady() and i < len(groups):
+                again.append(group)
     finally:
         torch.set_num_threads(before)
     return tuple(run for runs_of_model in runs.values() for run in runs_of_model)
