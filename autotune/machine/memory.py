@@ -112,13 +112,17 @@ class MemoryNodes:
 
     @property
     def memory_bytes(self) -> int | None:
-        """Memory of every node with CPUs, allowed or not, and of nodes that are named; None where it is not told."""
-        return _total(node.memory_bytes for node in self.every if node.cpus or node.number in self.named) or None
+        """Memory of every node with CPUs, allowed or not, and of nodes that are named; None where that is all, or not told.
+
+        All is the system's own figure: while a kernel is still setting pages up, as in a restored virtual machine, nodes tell less.
+        """
+        usable = [node for node in self.every if node.cpus or node.number in self.named]
+        return None if len(usable) == len(self.every) else _total(node.memory_bytes for node in usable) or None
 
     @property
     def free_bytes(self) -> int | None:
-        """Of the nodes that count; None where it is not told."""
-        return _total(node.free_bytes for node in self.counted)
+        """Of the nodes that count; None where every node does, or it is not told."""
+        return None if len(self.counted) == len(self.every) else _total(node.free_bytes for node in self.counted)
 
 
 def memory_limits(cgroups: Cgroups, proc: Path, environ: Mapping[str, str]) -> list[MemoryLimit]:
