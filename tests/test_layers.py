@@ -90,6 +90,36 @@ def test_a_module_imports_only_to_its_left(path: Path) -> None:
     assert violations(module_name(path), path.read_text(encoding="utf-8")) == []
 
 
+def imported_with_the_module(body: list[ast.stmt]) -> set[str]:
+    """Packages that a module imports when it is imported itself: neither inside functions nor for annotations alone."""
+    found = set()
+    for node in body:
+        if isinstance(node, ast.Import):
+            found |= {name.name.partition(".")[0] for name in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add((node.module or "").partition(".")[0])
+        elif isinstance(node, ast.Try | ast.With | ast.ClassDef):
+            found |= imported_with_the_module(node.body)
+        elif isinstance(node, ast.If) and ast.unparse(node.test) != "TYPE_CHECKING":
+            found |= imported_with_the_module(node.body + node.orelse)
+    return found
+
+
+# Seconds that every rank, contestant and probe would pay, for what only readers of text, frames and figures use.
+IMPORTED_WHERE_USED = {"pandas", "matplotlib"}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=module_name)
+def test_a_module_imports_where_it_is_used_what_training_does_without(path: Path) -> None:
+    assert imported_with_the_module(ast.parse(path.read_text(encoding="utf-8")).body) & IMPORTED_WHERE_USED == set()
+
+
+def test_what_is_imported_with_a_module_is_seen() -> None:
+    hidden = "if TYPE_CHECKING:\n    import c\ndef g():\n    import h"
+    source = f"import a.b\n{hidden}\nif x:\n    from d.e import f\ntry:\n    import i\nfinally:\n    j"
+    assert imported_with_the_module(ast.parse(source).body) == {"a", "d", "i"}
+
+
 def test_the_check_sees_the_package() -> None:
     assert {"autotune.errors", "autotune.units", "autotune.config.files", "autotune.catalog"} <= set(map(module_name, MODULES))
 

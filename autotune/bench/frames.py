@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 from pydantic import BaseModel
 
 from autotune.config.tuned import Interval
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def frame_of(rows: Iterable[Any]) -> pd.DataFrame:
@@ -18,6 +20,8 @@ def frame_of(rows: Iterable[Any]) -> pd.DataFrame:
     An interval ``time_s`` becomes the columns ``time_s`` (its median), ``time_s_low``, ``time_s_high`` and ``time_s_samples``; a mapping
     ``fractions`` becomes ``fractions_<key>``. All else stays as it is.
     """
+    import pandas as pd
+
     return pd.DataFrame([dict(_columns(row)) for row in rows])
 
 

@@ -17,17 +17,19 @@ import re
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 from numpy.lib.npyio import NpzFile
 
 from autotune.config.model import DataSpec
 from autotune.config.words import Categories
 from autotune.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 TABLES = 26
 NUMPY_ERRORS = (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error)
@@ -72,6 +74,8 @@ class CategoryMapping:
 
     def of_texts(self, texts: npt.NDArray[np.object_], table: int, rows: int) -> tuple[npt.NDArray[np.int64], Refusal | None]:
         """Rows of one table for the categories of a text file, and the first that has none."""
+        import pandas as pd
+
         codes, distinct = pd.factorize(texts)
         keys: Keys = np.zeros(len(distinct), dtype=np.int64 if self.how == "rows" else np.uint64)
         refusal = None
@@ -117,6 +121,8 @@ class CategoryMapping:
         return targets, Refusal(first, rule, f"{more}, or have categories hashed", where)
 
     def _looked_up(self, keys: Keys, table: int) -> npt.NDArray[np.int64]:
+        import pandas as pd
+
         values = keys if self.max_ind_range is None else keys % keys.dtype.type(self.max_ind_range)
         wanted = pd.Index(values.astype(np.uint32).view(np.int32))
         return np.asarray(self.dictionaries[table].get_indexer(wanted), dtype=np.int64)
@@ -145,6 +151,8 @@ def _read_dictionaries(path: str) -> tuple[pd.Index[Any], ...]:
 
 
 def _read_dictionary(path: Path) -> pd.Index[Any]:
+    import pandas as pd
+
     try:
         file = np.load(path, allow_pickle=False)
         if not isinstance(file, NpzFile):

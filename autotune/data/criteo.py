@@ -19,14 +19,16 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
 from autotune.data.categories import TABLES, CategoryMapping
 from autotune.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 DENSE_FEATURES = 13
 COLUMNS = ("label", *(f"I{i + 1}" for i in range(DENSE_FEATURES)), *(f"C{i + 1}" for i in range(TABLES)))
@@ -206,6 +208,8 @@ class CriteoFile:
             data = data.removeprefix(_BYTE_ORDER_MARK)
         data = data.replace(b"\r\n", b"\n").removesuffix(b"\n") + b"\n"
         self._check_fields(data, first_row)
+        import pandas as pd  # 0.4 s that only readers of text pay
+
         frame = pd.read_csv(
             io.BytesIO(data),
             sep=self._layout.separator,
@@ -278,6 +282,8 @@ def _shown(text: str) -> str:
 
 def _numbers(field: pd.Series[str], column: int, flaws: list[_Flaw]) -> npt.NDArray[np.float64]:
     """float64 values of one column, 0 where empty."""
+    import pandas as pd
+
     texts = field.to_numpy(dtype=object)
     # A copy: pandas hands out read-only views.
     values = np.array(pd.to_numeric(pd.Series(np.where(texts == "", "0", texts)), errors="coerce"), dtype=np.float64)

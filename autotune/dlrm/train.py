@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 import torch
 
 from autotune.config.knobs import RunConfig
@@ -185,5 +184,7 @@ def area_under_curve(scores: np.ndarray, labels: np.ndarray) -> float | None:
     count = int(positive.sum())
     if count in (0, len(labels)):
         return None
+    import pandas as pd
+
     ranks = pd.Series(scores).rank().to_numpy()
     return float((ranks[positive].sum() - count * (count + 1) / 2) / (count * (len(labels) - count)))

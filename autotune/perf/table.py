@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from autotune.bench.frames import frame_of
 from autotune.config.measured import MachineState, RankRow, TableUse, TimedSpan
 from autotune.config.tuned import Interval, MeasuredPass, Prediction
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 OTHER = "other"
 
