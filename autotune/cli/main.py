@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from autotune import __version__
 from autotune.cli import compare, explain, export, models, plan, probe, profile, run, scale, tune, validate, verify
@@ -19,6 +19,7 @@ from autotune.errors import INTERRUPTED, TERMINATED, InputError
 from autotune.ranks import interrupt
 from autotune.ranks.failures import told
 from autotune.ranks.launch import allow_restart
+from autotune.ranks.variables import check_variables
 
 CLOSED_PIPE = 141
 """128 + SIGPIPE, as other programs end when their reader has gone."""
@@ -40,12 +41,17 @@ class _Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         with _told(ctx), interrupt.raising():
-            from autotune.ranks.variables import check_variables
-
-            check_variables()
             result = super().invoke(ctx)
             sys.stdout.flush()
             return result
+
+
+class _Command(TyperCommand):
+    """A subcommand, which alone heeds the environment: help is there to say what a variable may hold."""
+
+    def invoke(self, ctx: Any) -> Any:
+        check_variables()
+        return super().invoke(ctx)
 
 
 @contextmanager
@@ -80,7 +86,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for module in (probe, models, run, profile, tune, explain, plan, scale, verify, validate, compare, export):
-    app.command(module.__name__.rpartition(".")[2])(module.command)
+    app.command(module.__name__.rpartition(".")[2], cls=_Command)(module.command)
 
 
 def _print_version(wanted: bool) -> None:

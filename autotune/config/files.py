@@ -10,16 +10,17 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from autotune.config.knobs import Knobs
 from autotune.config.model import MODEL_SCHEMA, Model
 from autotune.config.profile import PROFILE_SCHEMA, Profile
-from autotune.config.tuned import RECORD_SCHEMA, TUNED_SCHEMA, Record, TunedConfig
 from autotune.config.yaml_io import LineMap, dump_yaml, load_json, load_yaml
 from autotune.errors import NO_SPACE, AutotuneError, InputError, NoSpaceError
+
+if TYPE_CHECKING:
+    from autotune.config.tuned import TunedConfig
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -136,6 +137,8 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
 
 def _keys_at(cls: type[BaseModel], loc: tuple[str | int, ...]) -> list[str]:
     """Keys that the mapping at a pydantic location may hold, as a file spells them."""
+    from autotune.config.knobs import Knobs
+
     classes = [cls]
     for key in loc:
         fields = [field for holder in classes for name, field in holder.model_fields.items() if key in (name, field.alias)]
@@ -162,6 +165,8 @@ def load_tuned(path: str | Path) -> TunedConfig:
     Raises:
         InputError: see `load`.
     """
+    from autotune.config.tuned import RECORD_SCHEMA, TUNED_SCHEMA, Record, TunedConfig
+
     values, lines = load_yaml(path)
     _check_schema(TunedConfig, values, lines, TUNED_SCHEMA)
     if "record" in values:
@@ -194,6 +199,8 @@ def load_tuned_and_record(path: str | Path) -> TunedConfig:
     Raises:
         InputError: see `load`; or the record is cut short, of a newer schema, or belongs to another config.
     """
+    from autotune.config.tuned import RECORD_SCHEMA, Record
+
     tuned, file = load_tuned(path), record_path(path)
     if tuned.record is not None or not file.exists():
         return tuned

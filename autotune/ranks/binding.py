@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import combinations, pairwise
@@ -11,17 +11,7 @@ from pathlib import Path
 
 from autotune.config.profile import Topology
 from autotune.errors import InputError, MachineError
-
-OVERSUBSCRIBE = "AUTOTUNE_OVERSUBSCRIBE"
-"""Set it to 1 to let ranks share cores: for tests of the logic alone, since times then say nothing."""
-
-
-def shares_cores(environ: Mapping[str, str] = os.environ) -> bool:
-    """Whether ranks may share cores. Raises: InputError: the variable is neither 0 nor 1."""
-    value = environ.get(OVERSUBSCRIBE, "").strip()
-    if value not in ("", "0", "1"):
-        raise InputError(f"{OVERSUBSCRIBE} must be 0 or 1, got {value!r}; unset it: with 1 ranks share cores, for tests only")
-    return value == "1"
+from autotune.ranks.variables import OVERSUBSCRIBE, shares_cores
 
 
 def core_sets(topology: Topology, sockets: int, oversubscribe: bool = False) -> tuple[tuple[int, ...], ...]:

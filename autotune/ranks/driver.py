@@ -22,11 +22,12 @@ from autotune.config.tuned import TunedConfig
 from autotune.errors import InputError
 from autotune.machine.scratch import scratch_folder
 from autotune.machine.topology import detect
-from autotune.ranks.binding import core_sets, shares_cores
+from autotune.ranks.binding import core_sets
 from autotune.ranks.child import command_line
 from autotune.ranks.environment import from_environment
 from autotune.ranks.interfaces import check_loopback
 from autotune.ranks.supervisor import supervise
+from autotune.ranks.variables import shares_cores
 
 P = ParamSpec("P")
 T = TypeVar("T")

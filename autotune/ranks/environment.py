@@ -17,10 +17,6 @@ from typing import NoReturn
 
 from autotune.errors import InputError
 
-START_VARIABLE = "AUTOTUNE_START_S"
-START_S = 600.0
-"""Limit of silence while a rank loads torch, and of the meeting of the ranks of a launcher; `AUTOTUNE_START_S` sets another."""
-
 FOLDER = "AUTOTUNE_RANKS_FOLDER"
 """Folder in which the ranks of our own supervisor meet, beat, and leave their errors and results. Set by the supervisor alone."""
 
@@ -218,19 +214,3 @@ def _number(environ: Mapping[str, str], name: str, least: int, end: int | None) 
         wanted = f"{least} or more" if end is None else f"{least} to {end - 1}"
         raise InputError(f"a launcher's {name} must be a number, {wanted}, got {environ.get(name, '')!r}; unset it, or start anew")
     return int(text)
-
-
-def seconds(name: str, default: float) -> float:
-    """A time limit that a variable may set.
-
-    Raises:
-        InputError: it is not a positive number.
-    """
-    text = os.environ.get(name, str(default))
-    try:
-        limit_s = float(text)
-    except ValueError:
-        limit_s = 0.0
-    if not 0.0 < limit_s < float("inf"):
-        raise InputError(f"a time limit must be a positive number of seconds, got {text!r} ({name}); write for example 60")
-    return limit_s

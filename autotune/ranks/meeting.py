@@ -16,7 +16,8 @@ from queue import Queue
 from typing import TYPE_CHECKING
 
 from autotune.errors import InputError, MachineError
-from autotune.ranks.environment import START_S, START_VARIABLE, Ranks, seconds
+from autotune.ranks.environment import Ranks
+from autotune.ranks.variables import START_S, START_VARIABLE, seconds
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store

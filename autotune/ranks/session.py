@@ -23,13 +23,14 @@ from autotune.machine.compatibility import check
 from autotune.machine.limits import remarks, thread_notes
 from autotune.machine.memory import available_memory_bytes
 from autotune.machine.topology import core_binding, detect, fingerprint
-from autotune.ranks.binding import NetworkThreads, RankCores, bind, core_sets, cores_by_rank, shares_cores, topology_of
+from autotune.ranks.binding import NetworkThreads, RankCores, bind, core_sets, cores_by_rank, topology_of
 from autotune.ranks.environment import ALONE, FOLDER, Ranks, from_environment
 from autotune.ranks.failures import check_threads
 from autotune.ranks.group import agree, gather, joined
 from autotune.ranks.interfaces import interface
 from autotune.ranks.launch import ensure_environment, launch_of, start_tuned
 from autotune.ranks.launcher import given_by_launcher, meeting_place
+from autotune.ranks.variables import shares_cores
 from autotune.units import plural
 
 if TYPE_CHECKING:

@@ -21,15 +21,12 @@ from typing import Any
 from autotune.dlrm.activity import LOADING, current_activity
 from autotune.errors import AutotuneError, MachineError, VerificationError, error_class
 from autotune.ranks import child
-from autotune.ranks.environment import FOLDER, START_S, START_VARIABLE, seconds
+from autotune.ranks.environment import FOLDER
 from autotune.ranks.group import PeerLostError
 from autotune.ranks.interfaces import LOOPBACK, VARIABLE
+from autotune.ranks.variables import HANG_S, HANG_VARIABLE, START_S, START_VARIABLE, seconds
 
 BEAT_S = 0.5
-HANG_VARIABLE = "AUTOTUNE_HANG_S"
-HANG_S = 20.0
-"""A training step that takes longer is taken for hung, and so is a rank that has loaded and then is silent for as long (40 beats).
-`AUTOTUNE_HANG_S` sets another limit."""
 _MISSED_S = 2 * BEAT_S
 _POLL_S = 0.05
 # A rank that ends takes the others with it through their connections; the first to be seen is not always the cause.

@@ -9,7 +9,8 @@ from machine_folders import Machine
 
 from autotune.config.profile import Topology
 from autotune.errors import InputError, MachineError
-from autotune.ranks.binding import OVERSUBSCRIBE, RankCores, core_sets, cores_by_rank, topology_of
+from autotune.ranks.binding import RankCores, core_sets, cores_by_rank, topology_of
+from autotune.ranks.variables import OVERSUBSCRIBE
 
 
 def machine(topology: Topology, cores_of_socket: tuple[int, ...]) -> Topology:
