@@ -63,12 +63,14 @@ def list_profiles() -> list[str]:
 
 
 def find_model(name_or_path: str | Path) -> Path:
-    """The file of a shipped model, or of a path. A shipped name goes first, unless it is written with a suffix or a slash.
+    """The file of a shipped model, or of a path, also where the name is of a changed copy. A shipped name goes first, unless it is written
+    with a suffix or a slash.
 
     Raises:
         InputError: neither; lists the nearest and all shipped names.
     """
-    return _find("model", name_or_path)
+    match = _SCALED.fullmatch(str(name_or_path))
+    return _find("model", name_or_path if match is None or Path(name_or_path).is_file() else match["base"])
 
 
 def find_profile(name_or_path: str | Path) -> Path:

@@ -7,7 +7,16 @@ from typing import Annotated
 
 import typer
 
-from autotune.cli.options import ForceOption, JsonOption, MaxRowsOption, MinibatchOption, ModelArgument, OutputOption, SearchSeedOption
+from autotune.cli.options import (
+    ForceOption,
+    JsonOption,
+    MaxRowsOption,
+    MinibatchOption,
+    ModelArgument,
+    OutputOption,
+    SearchSeedOption,
+    inputs_of,
+)
 from autotune.cli.output import check_outputs, show
 from autotune.cli.progress import reporting
 from autotune.comparing.peers import PEERS, Peer
@@ -43,7 +52,7 @@ def command(
     from autotune import api
     from autotune.report.compare import comparison
 
-    check_outputs(output, inputs=[model, config])
+    check_outputs(output, inputs=[config, *inputs_of(model)])
     with reporting() as progress:
         result = api.compare(
             model,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
-from autotune.config.words import MAX_SEARCH_SEED, MAX_SEED, Categories
+from autotune.config.words import CRITEO_TABLES, DICTIONARY_FILE, MAX_SEARCH_SEED, MAX_SEED, PREPARED_FILE, Categories
 from autotune.errors import InputError
 
 if TYPE_CHECKING:
@@ -75,10 +75,21 @@ def data_of(text: str | None, model: str, categories: str | None = None) -> Data
     return data.model_copy(update=update)
 
 
-def files_of(*texts: str | None) -> list[str]:
-    """Names of files that the values of ``--data`` and ``--categories`` may hold: themselves, what follows a colon, prepared rows."""
-    names = [name for text in texts if text for name in (text, text.partition(":")[2]) if name]
-    return [*names, *(f"{name}_{part}.npy" for name in names for part in ("dense", "sparse", "labels"))]
+def inputs_of(model: str | Path, data: str | None = None, categories: str | None = None) -> list[Path | str]:
+    """Files that a command reads for a model: its own, and those of the data that it or the options name.
+
+    Raises:
+        InputError: as `data_of`, or no such model.
+    """
+    from autotune import catalog
+
+    spec = data_of(data, str(model), categories) or catalog.load_model_by_name(model).data
+    files = [file for file in (spec.path, spec.dictionary) if file is not None]
+    if prepared := PREPARED_FILE.fullmatch(spec.path or ""):
+        files += [f"{prepared[1]}{part}.npy" for part in ("dense", "sparse", "labels")]
+    if dictionary := DICTIONARY_FILE.fullmatch(spec.dictionary or ""):
+        files += [f"{dictionary[1]}{table}.npz" for table in range(CRITEO_TABLES)]
+    return [catalog.find_model(model), *files]
 
 
 def parse_data(text: str, base: DataSpec) -> DataSpec:

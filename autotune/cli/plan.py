@@ -18,7 +18,7 @@ from autotune.cli.options import (
     OptimizerOption,
     OutputOption,
     data_of,
-    files_of,
+    inputs_of,
 )
 from autotune.cli.output import check_outputs, show
 from autotune.config.words import KINDS, Changes, Kind
@@ -64,7 +64,7 @@ def command(
 
     Example: autotune plan mlperf --sockets 8 --memory-per-socket 64GB --pin 0=3 --kinds table_wise,row_wise
     """
-    check_outputs(output, inputs=[model, profile, *files_of(data)])
+    check_outputs(output, inputs=[profile, *inputs_of(model, data)])
     constraints = _constraints(pin or (), forbid or (), together or (), kinds, split_above)
     limit = None if memory_per_socket is None else parse_bytes(memory_per_socket)
     if limit == 0:

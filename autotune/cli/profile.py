@@ -39,7 +39,7 @@ def command(
     from autotune import api
     from autotune.report import text
 
-    check_outputs(output, inputs=[model, config, *options.files_of(data)])
+    check_outputs(output, inputs=[config, *options.inputs_of(model, data)])
     with reporting() as progress:
         result = api.profile(
             model,

@@ -60,7 +60,7 @@ def command(
     from autotune import api
     from autotune.report import text
 
-    check_outputs(checkpoint_out, output, inputs=[model, config, *options.files_of(data, categories)])
+    check_outputs(checkpoint_out, output, inputs=[config, *options.inputs_of(model, data, categories)])
     check_outputs(output, inputs=[checkpoint_in])  # new weights may take the place of those that training went on from
     with reporting() as progress:
         result = api.run(

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, cast
 
 import typer
 
-from autotune.cli.options import JsonOption, MaxRowsOption, ModelArgument, OutputOption
+from autotune.cli.options import JsonOption, MaxRowsOption, ModelArgument, OutputOption, inputs_of
 from autotune.cli.output import check_outputs, show
 from autotune.cli.progress import reporting
 from autotune.config.words import ALL_TO_ALL_FORMS, DTYPES, MAX_RANKS, AllToAllForm, Changes
@@ -53,7 +53,7 @@ def command(
     from autotune.config.partition import CommunicationKnobs
     from autotune.report.predict import scaling
 
-    check_outputs(output, inputs=[model, profile])
+    check_outputs(output, inputs=[profile, *inputs_of(model)])
     counts = _counts(sockets)
     chosen = (("--placing", placing, ("planned", "columns")), ("--wire", wire, DTYPES), ("--all-to-all", all_to_all, ALL_TO_ALL_FORMS))
     for name, value, known in chosen:

@@ -40,7 +40,7 @@ def command(
 
     changes = Changes(max_rows, minibatch, dtype, optimizer)
     file = output or default_output(api.load_model(model).changed(changes).name)
-    check_outputs(file, inputs=[model])
+    check_outputs(file, inputs=options.inputs_of(model))
     with reporting() as progress:
         result = api.tune(
             model,

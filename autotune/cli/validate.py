@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from autotune.cli.options import BudgetOption, JsonOption, OutputOption
+from autotune.cli.options import BudgetOption, JsonOption, OutputOption, inputs_of
 from autotune.cli.output import check_outputs, show
 from autotune.cli.progress import reporting
 from autotune.config.words import MAX_SEARCH_SEED
@@ -32,7 +32,7 @@ def command(
     from autotune import api
     from autotune.report.predict import validation
 
-    check_outputs(output, inputs=models or ())
+    check_outputs(output, inputs=[file for model in models or () for file in inputs_of(model)])
     budget_s = parse_duration(budget)
     with reporting() as progress:
         result = api.validate(models or (), seed=seed, budget_s=budget_s, refresh=refresh, progress=progress)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from autotune.cli.options import BudgetOption, ConfigArgument, ForceOption, JsonOption, OutputOption, RanksOption
+from autotune.cli.options import BudgetOption, ConfigArgument, ForceOption, JsonOption, OutputOption, RanksOption, inputs_of
 from autotune.cli.output import check_outputs, show, speaks
 from autotune.cli.progress import reporting
 from autotune.errors import VerificationError
@@ -22,9 +22,10 @@ def command(
     Example: autotune verify small.tuned.yaml --budget 60s
     """
     from autotune import api
+    from autotune.config.files import load_tuned, record_path
     from autotune.report import text
 
-    check_outputs(output, inputs=[config])
+    check_outputs(output, inputs=[config, record_path(config), *inputs_of(load_tuned(config).model)])
     with reporting() as progress:
         result = api.verify(config, sockets=sockets, budget_s=parse_duration(budget), force=force, progress=progress)
     show(result, text.verification, as_json, output)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,6 +19,12 @@ Optimizer = Literal["sgd", "adagrad"]
 DTYPES: tuple[Dtype, ...] = ("fp32", "bf16")
 OPTIMIZERS: tuple[Optimizer, ...] = ("sgd", "adagrad")
 Categories = Literal["hashed", "modulo", "dictionary", "rows"]
+
+CRITEO_TABLES = 26
+PREPARED_FILE = re.compile(r"(.*_)(dense|sparse|labels)\.npy")
+"""One of three arrays that lie side by side."""
+DICTIONARY_FILE = re.compile(r"(.*_fea_dict_)[0-9]+\.npz")
+"""One of 26, as the public DLRM names them."""
 
 Kind = Literal["table_wise", "row_wise", "column_wise", "replicated"]
 KINDS: tuple[Kind, ...] = ("table_wise", "row_wise", "column_wise", "replicated")

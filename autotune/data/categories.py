@@ -25,19 +25,18 @@ import numpy.typing as npt
 from numpy.lib.npyio import NpzFile
 
 from autotune.config.model import DataSpec
-from autotune.config.words import Categories
+from autotune.config.words import CRITEO_TABLES, DICTIONARY_FILE, Categories
 from autotune.errors import InputError
 
 if TYPE_CHECKING:
     import pandas as pd
 
-TABLES = 26
+TABLES = CRITEO_TABLES
 NUMPY_ERRORS = (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error)
 """What numpy raises of a file that is none of its own, or is damaged."""
 
 _HEX = re.compile(r"[0-9a-fA-F]{1,16}", re.ASCII)
 _INTEGER = re.compile(r"-?[0-9]{1,18}", re.ASCII)
-_DICTIONARY_FILE = re.compile(r"(.*_fea_dict_)[0-9]+\.npz")
 
 Keys = npt.NDArray[np.int64 | np.uint64]
 
@@ -143,7 +142,7 @@ def mapping_of(spec: DataSpec, prepared: bool) -> CategoryMapping:
 
 
 def _read_dictionaries(path: str) -> tuple[pd.Index[Any], ...]:
-    match = _DICTIONARY_FILE.fullmatch(path)
+    match = DICTIONARY_FILE.fullmatch(path)
     if match is None:
         rule = "a dictionary must be named as the public DLRM names it, NAME_fea_dict_0.npz"
         raise InputError(f"{rule}, got {path} (data.dictionary); give one of its {TABLES} files")

@@ -5,7 +5,6 @@ The integer features in them have had their logarithm, ``log(x - m + 2)`` with m
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from autotune.config.words import PREPARED_FILE
 from autotune.data.categories import NUMPY_ERRORS, TABLES, CategoryMapping
 from autotune.data.criteo import COLUMNS, DENSE_FEATURES, Rows, checked_rows
 from autotune.errors import InputError
 
 PREPARED_SUFFIX = ".npy"
-_NAME = re.compile(r"(.*_)(dense|sparse|labels)\.npy")
 
 
 class PreparedFile:
@@ -36,7 +35,7 @@ class PreparedFile:
     layout = "prepared arrays"
 
     def __init__(self, path: str | Path, table_rows: Sequence[int], mapping: CategoryMapping) -> None:
-        match = _NAME.fullmatch(str(path))
+        match = PREPARED_FILE.fullmatch(str(path))
         if match is None:
             rule = "prepared rows must be named NAME_dense.npy, NAME_sparse.npy and NAME_labels.npy"
             raise InputError(f"{rule}, got {path} (data.path); give one of the three")

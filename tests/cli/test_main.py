@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -314,6 +315,32 @@ def test_a_seed_out_of_range_is_refused(command: tuple[str, ...]) -> None:
     assert "--seed" in result.stderr
 
 
+DATA_OF_A_MODEL = {
+    "rows.tsv": "path: rows.tsv",
+    "histogram.json": "distribution: histogram, path: histogram.json",
+    "day_0_labels.npy": "path: day_0_dense.npy",
+    "k_fea_dict_25.npz": "path: rows.tsv, categories: dictionary, dictionary: k_fea_dict_0.npz",
+}
+ANY_OUTPUT = [
+    "run MODEL -o", "run MODEL --checkpoint-out", "profile MODEL -o", "tune MODEL -o", "compare MODEL -o", "validate MODEL -o",
+    "plan MODEL --sockets 2 -o", "scale MODEL --sockets 2 --profile xeon-8280 -o", "run MODEL[minibatch=8] -o",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("file", [*DATA_OF_A_MODEL, "model.yaml"])
+def test_no_result_takes_the_place_of_what_the_model_itself_names(file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = DATA_OF_A_MODEL.get(file, "distribution: uniform")
+    tiny = (catalog.find_model("tiny")).read_text(encoding="utf-8")
+    spec = data if "distribution" in data else f"distribution: criteo, {data}"
+    Path("model.yaml").write_text(re.sub(r"(?m)^data:.*\n((  .*)?\n)*", "", tiny) + f"data: {{{spec}}}\n", encoding="utf-8")
+    Path(file).touch()
+    before = Path(file).read_bytes()
+    for words in ANY_OUTPUT:
+        refused(invoke(*words.replace("MODEL", "model.yaml").split(), file), 2, "a file of its own", file)
+    assert Path(file).read_bytes() == before
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("options", [[], ["--json"]])
@@ -351,7 +378,8 @@ def test_no_result_takes_the_place_of_another_or_of_what_is_read(tmp_path: Path,
     rows.write_text("1\n", encoding="utf-8")
     for words in (("run", "tiny", "--checkpoint-out"), ("profile", "tiny", "-o"), ("plan", "tiny", "--sockets", "2", "-o")):
         refused(invoke(*words, rows, "--data", f"criteo:{rows}"), 2, "a file of its own")
-    refused(invoke("run", "tiny", "--categories", f"dictionary:{rows}", "-o", rows), 2, "a file of its own")
+    more = ("--data", f"criteo:{config_file}", "--categories", f"dictionary:{rows}")
+    refused(invoke("run", "tiny", *more, "-o", rows), 2, "a file of its own")
     refused(invoke("run", "tiny", "--checkpoint-in", rows, "-o", rows), 2, "a file of its own")
     assert rows.read_text(encoding="utf-8") == "1\n"
     assert (config_file.read_bytes(), model_file.read_bytes()) == before
