@@ -99,7 +99,7 @@ def run(
         started=partial(load_torch, progress),
     )  # fmt: skip
     from autotune.dlrm.checkpoint import CATEGORY_MAPPING, load_into, read_checkpoint_of, save_checkpoint
-    from autotune.dlrm.train import DEFAULT_STEPS, evaluation_steps, train
+    from autotune.dlrm.train import DEFAULT_STEPS, evaluation_size, train
     from autotune.dlrm.train import evaluate as evaluated
     from autotune.planning.planned import planned_config
     from autotune.ranks.group import broadcast
@@ -127,7 +127,7 @@ def run(
                 save_checkpoint(checkpoint_out, weights, meta | {CATEGORY_MAPPING: source.mapping or mapping}, sums)
 
         if evaluate:
-            progress.phase("evaluating", evaluation_steps(source, dlrm.minibatch, steps))
+            progress.phase("evaluating", evaluation_size(source, dlrm.minibatch, steps)[0])
             training = evaluated(dlrm, source, steps, advance)
         else:
             steps = DEFAULT_STEPS if steps is None else steps

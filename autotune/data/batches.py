@@ -48,9 +48,8 @@ class BatchSource(Protocol):
     def mapping(self) -> str | None:
         """How categories became rows of the tables, by the name that a checkpoint keeps; None where indices are drawn."""
 
-    @property
-    def rows(self) -> int | None:
-        """Samples there are before they repeat; None where they never do. A file is read to its end for that."""
+    def rows_within(self, limit: int | None) -> int | None:
+        """Samples there are before they repeat, at most `limit`; None where they never do. A file is read as far for that."""
 
     def batch(self, i: int) -> Batch:
         """Batch `i` (0 or more): always the same for one source and seed, in whatever order batches are asked for."""
@@ -127,7 +126,6 @@ class SyntheticSource:
 
     has_labels = False
     mapping: str | None = None
-    rows: int | None = None
 
     def __init__(
         self, model: Model, distributions: tuple[IndexDistribution, ...], varying: bool, minibatch: int, seed: int, description: str
@@ -135,6 +133,9 @@ class SyntheticSource:
         self.description = description
         self._model, self._distributions = model, distributions
         self._varying, self._minibatch, self._seed = varying, minibatch, seed
+
+    def rows_within(self, limit: int | None) -> int | None:
+        """None, see `BatchSource`."""
 
     def batch(self, i: int) -> Batch:
         """Batch `i`, see `BatchSource`.
@@ -190,9 +191,9 @@ class CriteoSource:
         how = "as row numbers" if mapping.how == "rows" else f"by {mapping.name}" if mapping.dictionaries else mapping.how
         self.description = f"Criteo rows, {self._file.layout}, {how} ({Path(path).name})"
 
-    @property
-    def rows(self) -> int:
-        return self._file.count
+    def rows_within(self, limit: int | None) -> int:
+        """Rows of the file, see `BatchSource`."""
+        return self._file.count_within(limit)
 
     def batch(self, i: int) -> Batch:
         """Batch `i`, see `BatchSource`.

@@ -116,12 +116,13 @@ class CriteoFile:
         """``Kaggle TSV`` or ``CSV with header``, and how it is compressed."""
         return self._layout.name + (f", {self._compression}" if self._compression else "")
 
-    @property
-    def count(self) -> int:
-        """Rows of the file, which is read to its end for that."""
+    def count_within(self, limit: int | None) -> int:
+        """Rows of the file, at most `limit`; it is read as far for that, without a limit to its end."""
         while self._total is None:
+            if limit is not None and (len(self._starts) - 1) * CHUNK_ROWS >= limit:
+                return limit
             self._lines(len(self._starts) - 1)
-        return self._total
+        return self._total if limit is None else min(limit, self._total)
 
     def rows(self, start: int, count: int) -> Rows:
         """`count` rows from row `start` on, beginning again at the first row after the last.

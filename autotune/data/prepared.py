@@ -48,9 +48,9 @@ class PreparedFile:
             got = ", ".join(f"{count} {name}" for name, count in counts.items())
             raise InputError(f"prepared arrays must hold as many rows each, and at least one, got {got} ({path}); prepare them again")
 
-    @property
-    def count(self) -> int:
-        return len(self._labels)
+    def count_within(self, limit: int | None) -> int:
+        """Rows there are, at most `limit`."""
+        return min(len(self._labels), len(self._labels) if limit is None else limit)
 
     def rows(self, start: int, count: int) -> Rows:
         """`count` rows from row `start` on, beginning again at the first row after the last.
@@ -58,7 +58,7 @@ class PreparedFile:
         Raises:
             InputError: a value breaks a rule; file, row, column and value are named.
         """
-        at = np.arange(start, start + count) % self.count
+        at = np.arange(start, start + count) % len(self._labels)
         dense = self._dense[at].astype(np.float32)
         for row, column in np.argwhere(~np.isfinite(dense))[:1]:
             self._refuse("dense", "a dense feature must be a finite number", dense[row, column], at[row], COLUMNS[1 + column])

@@ -104,9 +104,8 @@ def evaluate(dlrm: DLRM, source: BatchSource, steps: int | None = None, on_step:
     """
     if steps is not None and steps < 1:
         raise InputError(f"steps must be at least 1, got {steps}; ask for one or more")
-    n, rows = dlrm.minibatch, source.rows
-    batches = evaluation_steps(source, n, steps)
-    samples = batches * n if rows is None else min(rows, batches * n)
+    n = dlrm.minibatch
+    batches, samples = evaluation_size(source, n, steps)
     times: list[float] = []
     scores, labels, sums = [], [], []
     for i in range(batches):
@@ -129,12 +128,13 @@ def evaluate(dlrm: DLRM, source: BatchSource, steps: int | None = None, on_step:
     return _training(dlrm, source, times, losses, auc, "the loss is not finite from batch {} on; check the weights", evaluation)
 
 
-def evaluation_steps(source: BatchSource, minibatch: int, steps: int | None) -> int:
-    """Batches that an evaluation of `steps` takes: no row of a file twice."""
-    if source.rows is None:
-        return steps or DEFAULT_STEPS
-    whole = -(-source.rows // minibatch)
-    return whole if steps is None else min(steps, whole)
+def evaluation_size(source: BatchSource, minibatch: int, steps: int | None) -> tuple[int, int]:
+    """Batches that an evaluation of `steps` takes, and the samples in them that count: no row of a file twice."""
+    rows = source.rows_within(None if steps is None else steps * minibatch)
+    if rows is None:
+        batches = steps or DEFAULT_STEPS
+        return batches, batches * minibatch
+    return -(-rows // minibatch), rows
 
 
 @contextmanager

@@ -112,7 +112,7 @@ def test_a_compressed_file_holds_the_same_rows_whatever_its_name(
         read, at = file.rows(start, length), (start + np.arange(length)) % 40
         assert np.array_equal(read.indices, whole.indices[:, at])
         assert np.array_equal(read.labels, whole.labels[at])
-    assert file.count == 40
+    assert file.count_within(None) == 40
     assert file.layout.startswith("CSV with header, ")
 
 
@@ -160,6 +160,15 @@ def test_rows_across_chunks_and_round_the_end_are_those_of_the_file(tmp_path: Pa
         assert np.array_equal(read.indices, whole.indices[:, at])
         assert np.array_equal(read.dense, whole.dense[at])
         assert np.array_equal(read.labels, whole.labels[at])
+
+
+def test_a_file_is_counted_only_as_far_as_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the end of a day of the logs it is minutes."""
+    monkeypatch.setattr(criteo, "CHUNK_ROWS", 16)
+    file = CriteoFile(write_csv(tmp_path / "d", random_rows(100)), ROWS)
+    assert file.count_within(32) == 32
+    assert (len(file._starts), file._total) == (3, None)
+    assert file.count_within(200) == file.count_within(None) == 100
 
 
 def test_a_flaw_in_a_later_chunk_has_its_line_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

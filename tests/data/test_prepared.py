@@ -38,7 +38,7 @@ def test_values_get_no_second_logarithm_and_categories_are_row_numbers(tmp_path:
     )
     source = make_source(model)
     batch = source.batch(2)
-    assert (source.rows, source.mapping) == (10, "rows")
+    assert (source.rows_within(None), source.rows_within(4), source.mapping) == (10, 4, "rows")
     assert np.array_equal(batch.dense, arrays["dense"][at])
     assert np.array_equal(batch.indices.reshape(26, 4), arrays["sparse"][at].T)
     assert np.array_equal(batch.labels, arrays["labels"][at, 0])

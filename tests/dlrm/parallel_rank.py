@@ -32,7 +32,8 @@ def main(cases_file: str, out: str, rank: int, ranks: int, store: str) -> None:
         source = make_source(model)
         losses = [dlrm.step(source.batch(i)) for i in range(case["steps"])]
         state, sums = dlrm.state_dict(), dlrm.optimizer_state()
-        source.rows = model.minibatch + 1  # as of a file that ends in the second batch: the last rank has no sample of it
+        # As of a file that ends in the second batch: the last rank has no sample of it.
+        source.rows_within = lambda limit, rows=model.minibatch + 1: rows
         evaluation = evaluate(dlrm, source).evaluation
         assert evaluation is not None
         copies = [bags.table(t) for part, bags, t in dlrm.parts() if not partition.tables[part.table].ranks]

@@ -176,7 +176,7 @@ def test_ranks_train_in_bf16_and_with_adagrad_as_one_process_does(on_two_ranks: 
         exact = changes.dtype != "bf16"
         assert got["losses"][0] == pytest.approx(losses, rel=1e-4 if exact else 1e-2), changes
         source = make_source(dlrm.model)
-        source.rows = dlrm.model.minibatch + 1
+        source.rows_within = lambda limit, rows=dlrm.model.minibatch + 1: rows
         alone = evaluate(dlrm, source).evaluation
         assert alone is not None
         assert alone.samples == dlrm.model.minibatch + 1

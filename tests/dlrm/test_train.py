@@ -80,7 +80,10 @@ class Labelled(SyntheticSource):
     def __init__(self, model: Model, rows: int) -> None:
         distributions = tuple(Uniform(table.rows) for table in model.tables)
         super().__init__(model, distributions, varying=False, minibatch=model.minibatch, seed=0, description="labelled")
-        self.rows = rows
+        self._rows = rows
+
+    def rows_within(self, limit: int | None) -> int:
+        return self._rows if limit is None else min(limit, self._rows)
 
 
 class OutOfRange:
