@@ -32,6 +32,10 @@ AllToAllForm = Literal["scatter_list", "fused_scatter", "native"]
 ALL_TO_ALL_FORMS: tuple[AllToAllForm, ...] = ("scatter_list", "fused_scatter", "native")
 
 
+OPENMP_BINDING = ("OMP_PLACES", "OMP_PROC_BIND", "GOMP_CPU_AFFINITY", "KMP_AFFINITY")
+"""Variables by which an OpenMP library binds the process that loads it."""
+
+
 @dataclass(frozen=True)
 class Changes:
     """What a run changes about a model; None leaves it."""

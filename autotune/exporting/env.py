@@ -6,8 +6,8 @@ import shlex
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
+from autotune.config.words import OPENMP_BINDING
 from autotune.ranks.launch import TUNABLES, environment
-from autotune.ranks.launcher import OPENMP_BINDING
 
 if TYPE_CHECKING:
     from autotune.config.tuned import Launch, TunedConfig

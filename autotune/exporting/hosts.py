@@ -10,9 +10,9 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from autotune.config.words import OPENMP_BINDING
 from autotune.exporting.env import export_lines
 from autotune.ranks.launch import environment
-from autotune.ranks.launcher import OPENMP_BINDING
 from autotune.units import plural
 
 if TYPE_CHECKING:

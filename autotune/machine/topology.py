@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Literal, cast
 
 from autotune.config.profile import Fingerprint, Topology
+from autotune.config.words import OPENMP_BINDING
 from autotune.errors import InputError, MachineError
 from autotune.machine.cgroups import Cgroups
 from autotune.machine.memory import PROC, SYSFS, MemoryNodes, cpu_nodes, meminfo, memory_limits
@@ -194,7 +195,7 @@ def _affinity(proc: Path) -> set[int]:
     except (AttributeError, OSError):
         return set(range(os.cpu_count() or 1))
     library = re.search(r"/\S*/lib[gi]?omp[\w.-]*\.so[.\d]*$", read_text(proc / "self/maps"), re.MULTILINE)
-    if library and any(name in os.environ for name in ("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY")):
+    if library and any(name in os.environ for name in OPENMP_BINDING):
         cpus |= _SEEN_AT_IMPORT
         try:
             openmp = ctypes.CDLL(library.group())

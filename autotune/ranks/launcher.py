@@ -16,14 +16,13 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from autotune.config.words import OPENMP_BINDING
 from autotune.machine.cgroups import Cgroups
 from autotune.machine.memory import PROC, SYSFS
 from autotune.machine.sysfs import read_text
 from autotune.ranks.environment import FOLDER, Ranks
 from autotune.ranks.interfaces import LOOPBACK, VARIABLE
 
-OPENMP_BINDING = ("OMP_PLACES", "OMP_PROC_BIND", "GOMP_CPU_AFFINITY", "KMP_AFFINITY")
-"""Variables by which an OpenMP library binds the process that loads it."""
 _OPENMP = re.compile(r"/lib[gi]?omp[\w.-]*\.so")
 # Ranks of one host are started one after the other; a loaded host took 0.2 s for 64.
 _SIBLINGS_S = 10.0
