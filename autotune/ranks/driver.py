@@ -11,21 +11,23 @@ import inspect
 import json
 import os
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, cast
 
 from autotune.config.files import load_tuned
 from autotune.config.knobs import RunConfig
+from autotune.config.profile import Topology
 from autotune.config.tuned import TunedConfig
 from autotune.errors import InputError
 from autotune.machine.scratch import scratch_folder
 from autotune.machine.topology import detect
-from autotune.ranks.binding import core_sets
+from autotune.ranks.binding import core_sets, topology_of
 from autotune.ranks.child import command_line
 from autotune.ranks.environment import from_environment
 from autotune.ranks.interfaces import check_loopback
+from autotune.ranks.launch import launch_of
 from autotune.ranks.supervisor import supervise
 from autotune.ranks.variables import shares_cores
 
@@ -49,10 +51,29 @@ def on_every_rank(function: Callable[P, T]) -> Callable[P, T]:
         count = wanted_ranks(arguments.get("sockets"), arguments.get("config"))
         if count == 1 or from_environment() is not None:
             return function(*args, **kwargs)
-        core_sets(detect(), count, oversubscribe=shares_cores())
+        here = detect()
+        parts = core_sets(here, count, oversubscribe=shares_cores())
+        note = replaced_variables([topology_of(here, part) for part in parts])
+        if note and "progress" in arguments:
+            cast(Any, arguments["progress"]).note(note)
         return run_apart(function, arguments, ranks=count)
 
     return call
+
+
+def replaced_variables(ranks: Sequence[Topology], environ: Mapping[str, str] = os.environ) -> str:
+    """Which of the user's variables of OpenMP every rank replaces, and by what; empty where there is none.
+
+    Args:
+        ranks: The cores of every rank.
+    """
+    ours = [launch_of(RunConfig(threads=rank.physical_cores), rank).environment for rank in ranks]
+    told = []
+    for name in sorted(name for name in ours[0] if name.startswith("OMP_") and name in environ):
+        values = list(dict.fromkeys(launch[name] for launch in ours))
+        if values != [environ[name]]:
+            told.append(f"{name}={environ[name]!r} by {' and '.join(map(repr, values[:2]))}{' and so on' if len(values) > 2 else ''}")
+    return f"several ranks take threads and cores of their own instead of what is set: {', '.join(told)}" if told else ""
 
 
 def wanted_ranks(sockets: int | None, config: TunedConfig | RunConfig | str | Path | None = None) -> int:

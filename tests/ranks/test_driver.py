@@ -13,7 +13,8 @@ from autotune.config.knobs import RunConfig
 from autotune.config.tuned import TunedConfig
 from autotune.errors import FingerprintError, InputError, MachineError, VerificationError, error_class
 from autotune.ranks import driver
-from autotune.ranks.driver import _Relay, on_every_rank, run_apart, wanted_ranks
+from autotune.ranks.binding import topology_of
+from autotune.ranks.driver import _Relay, on_every_rank, replaced_variables, run_apart, wanted_ranks
 from autotune.ranks.worker import FileProgress
 
 
@@ -53,6 +54,29 @@ def test_one_rank_and_a_rank_of_a_launcher_run_here(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert answer(sockets=2) == "here"
     assert started == [2]
+
+
+def test_variables_of_openmp_that_ranks_replace_are_told_once(tuned_config: TunedConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = tuned_config.fingerprint.topology
+    rank = topology_of(machine, machine.core_cpus[0][:1])
+    assert replaced_variables([rank], {}) == replaced_variables([rank], {"OMP_NUM_THREADS": "1", "OMP_DYNAMIC": "x"}) == ""
+    note = replaced_variables([rank, rank], {"OMP_NUM_THREADS": "7", "OMP_PLACES": "cores", "OMP_PROC_BIND": "true"})
+    assert "OMP_NUM_THREADS='7' by '1'" in note
+    assert f"OMP_PLACES='cores' by '{{{machine.core_cpus[0][0]}}}'" in note
+    assert "OMP_PROC_BIND" not in note
+
+    monkeypatch.setattr(driver, "run_apart", lambda function, arguments, *, ranks: None)
+    monkeypatch.setenv("AUTOTUNE_OVERSUBSCRIBE", "1")
+    monkeypatch.setenv("OMP_NUM_THREADS", "777")
+    heard: list[str] = []
+
+    @on_every_rank
+    def work(*, sockets: int | None = None, progress: Any = None) -> None:
+        return None
+
+    work(sockets=2, progress=SimpleNamespace(note=heard.append))
+    assert len(heard) == 1
+    assert "OMP_NUM_THREADS='777' by " in heard[0]
 
 
 def test_progress_comes_back_whole_and_in_order(tmp_path: Path) -> None:
