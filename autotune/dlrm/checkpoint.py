@@ -298,7 +298,19 @@ def _check(model: Model, state: Mapping[str, torch.Tensor], shapes: Mapping[str,
     problems = [f"{kind}: {_listed(names)}" for kind, names in kinds if names]
     if problems:
         rule = f"{what} must be those of model {model.name}"
-        raise InputError(f"{rule}, got {'; '.join(problems)} ({place}); load it with the model it was saved from")
+        step = _other_interaction(model, state) or "load it with the model it was saved from"
+        raise InputError(f"{rule}, got {'; '.join(problems)} ({place}); {step}")
+
+
+def _other_interaction(model: Model, state: Mapping[str, torch.Tensor]) -> str:
+    """What to do with a checkpoint of an interaction that the public DLRM has and no schedule here; empty where it is of none."""
+    first = state.get("top_l.0.weight")
+    vectors, dim = model.num_features, model.embedding_dim
+    theirs = {dim + vectors * (vectors + 1) // 2: "dot with the diagonal (--arch-interaction-itself)", vectors * dim: "concatenation"}
+    width = 0 if first is None or first.ndim != 2 else first.shape[1]
+    if width == model.top_input or width not in theirs:
+        return ""
+    return f"its top MLP takes {width} inputs, as of {theirs[width]}: only dot without the diagonal runs here, train with that"
 
 
 def _kind(tensor: torch.Tensor) -> str:

@@ -369,3 +369,13 @@ def test_a_file_with_other_objects_gets_no_advice_to_run_its_code(tmp_path: Path
 def test_many_wrong_names_are_counted_not_listed() -> None:
     with pytest.raises(InputError, match=r"missing: emb_l\.0\.weight, .* and 7 more \(checkpoint\)"):
         check_state(MODEL, {})
+
+
+@pytest.mark.parametrize(
+    ("inputs", "words"), [(4 + 6, "dot with the diagonal"), (3 * 4, "concatenation"), (9, "the model it was saved from")]
+)
+def test_a_checkpoint_of_another_interaction_is_refused_by_its_name(inputs: int, words: str) -> None:
+    """The public DLRM's ``--arch-interaction-itself`` and ``--arch-interaction-op=cat``."""
+    state = {name: torch.zeros(shape) for name, shape in state_shapes(MODEL).items()} | {"top_l.0.weight": torch.zeros(6, inputs)}
+    with pytest.raises(InputError, match=words):
+        check_state(MODEL, state)
