@@ -25,7 +25,7 @@ from autotune.machine.scratch import scratch_folder
 from autotune.machine.topology import detect
 from autotune.ranks.binding import core_sets, topology_of
 from autotune.ranks.child import command_line
-from autotune.ranks.environment import from_environment
+from autotune.ranks.environment import FOLDER, from_environment
 from autotune.ranks.interfaces import check_loopback
 from autotune.ranks.launch import launch_of
 from autotune.ranks.supervisor import supervise
@@ -111,7 +111,9 @@ def run_apart(function: Callable[..., T], arguments: Mapping[str, Any], *, ranks
     """
     if ranks > 1:
         check_loopback()
-    with scratch_folder("autotune-ranks-") as folder:
+    # A rank's own children work in its supervisor's folder, which goes with the run also where the rank is killed.
+    outer = os.environ.get(FOLDER)
+    with scratch_folder("autotune-ranks-", Path(outer) if outer else None) as folder:
         sent = {key: value for key, value in arguments.items() if key != "progress"}
         (folder / CALL).write_bytes(pickle.dumps((function.__module__, function.__qualname__, sent, "progress" in arguments)))
         progress = arguments.get("progress")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,11 +16,27 @@ from autotune.errors import FingerprintError, InputError, MachineError, Verifica
 from autotune.ranks import driver
 from autotune.ranks.binding import topology_of
 from autotune.ranks.driver import _Relay, on_every_rank, replaced_variables, run_apart, wanted_ranks
+from autotune.ranks.environment import FOLDER
 from autotune.ranks.worker import FileProgress
 
 
 def test_a_result_comes_back() -> None:
     assert run_apart(load_model_by_name, {"name_or_path": "tiny"}) == load_model_by_name("tiny")
+
+
+def test_what_a_rank_starts_lies_in_the_folder_of_its_supervisor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which the supervisor removes, even where the rank was killed and could not."""
+    used: list[Path] = []
+
+    def supervised(ranks: int, line: object, folder: Path, **more: object) -> None:
+        used.append(folder)
+        (folder / driver.RESULT).write_bytes(pickle.dumps("done"))
+
+    monkeypatch.setattr(driver, "supervise", supervised)
+    assert run_apart(load_model_by_name, {}) == "done"
+    monkeypatch.setenv(FOLDER, str(tmp_path))
+    assert run_apart(load_model_by_name, {}) == "done"
+    assert [folder.parent == tmp_path for folder in used] == [False, True]
 
 
 @pytest.mark.parametrize(("sockets", "expected"), [(None, 1), (1, 1), (3, 3)])
