@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
 import pytest
+import torch
 
 from autotune.catalog import load_model_by_name
 from autotune.comparing.compare import LOSS_TOLERANCE, groups
@@ -11,6 +16,7 @@ from autotune.comparing.peers import BASELINE, PEERS, Peer, environment_of
 from autotune.config.model import Model
 from autotune.config.tuned import Launch
 from autotune.data.batches import make_source
+from autotune.dlrm.checkpoint import state_shapes
 from autotune.dlrm.model import DLRM
 
 LAUNCH = Launch(threads=2, cpus=(0, 1), environment={"OMP_NUM_THREADS": "2", "OMP_PROC_BIND": "true"})
@@ -76,3 +82,35 @@ def test_a_peer_trains_the_model_that_ours_trains(peer: Peer, model: Model) -> N
     for number in range(6):
         batch = source.batch(number)
         assert other.step(other.prepare(batch)) == pytest.approx(dlrm.step(batch), rel=LOSS_TOLERANCE)
+
+
+def test_torchrec_is_given_our_weights_after_it_has_drawn_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for the package: its tables are drawn when they are made, in any order of names, and each is fed by one feature."""
+    made: list[Any] = []
+
+    class Collection:
+        def __init__(self, configs: list[Any], optimizer: type, options: dict[str, float], device: torch.device) -> None:
+            self.configs, self.optimizer, self.options, self.device = configs, optimizer, options, device
+            drawn = {config.name: torch.randn(config.num_embeddings, config.embedding_dim) for config in configs}
+            self.tables = dict(sorted(drawn.items(), reverse=True))
+            made.append(self)
+
+        def state_dict(self) -> dict[str, torch.Tensor]:
+            return {f"embedding_bags.{name}.weight": table for name, table in self.tables.items()}
+
+    configs, modules = ModuleType("configs"), ModuleType("modules")
+    configs.EmbeddingBagConfig = SimpleNamespace  # type: ignore[attr-defined]
+    modules.FusedEmbeddingBagCollection = Collection  # type: ignore[attr-defined]
+    for name in ("torchrec", "torchrec.modules"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    monkeypatch.setitem(sys.modules, "torchrec.modules.embedding_configs", configs)
+    monkeypatch.setitem(sys.modules, "torchrec.modules.fused_embedding_modules", modules)
+    model = load_model_by_name("tiny")
+    state = {name: torch.randn(shape) for name, shape in state_shapes(model).items()}
+    given = dict(state)
+    BUILDERS["torchrec"](model, state)
+    (bags,) = made
+    assert (bags.optimizer, bags.options) == (torch.optim.SGD, {"lr": model.learning_rate})
+    for t, config in enumerate(bags.configs):
+        assert config.feature_names == [f"f{t}"]
+        assert torch.equal(bags.tables[config.name], given[f"emb_l.{t}.weight"])
