@@ -6,7 +6,7 @@ import pickle
 import warnings
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from autotune.config.files import replacing
+from autotune.config.interactions import INTERACTIONS
 from autotune.config.model import Model
 from autotune.dlrm.model import DLRM
 from autotune.errors import InputError
@@ -46,6 +47,8 @@ _OWN_SUMS = "adagrad_sums"
 """Where files of version 0.1.0 keep Adagrad's sums, by the name of their weight; now they lie where the public DLRM has them."""
 CATEGORY_MAPPING = "category_mapping"
 """Key of how the categories of Criteo rows became rows of the tables, see `BatchSource.mapping`."""
+INTERACTION = "interaction"
+"""Key of the model's interaction. The public DLRM's files lack it: there the width of ``top_l.0.weight`` tells."""
 
 
 def save_checkpoint(
@@ -116,6 +119,8 @@ class Checkpoint:
     """Training iterations behind it, 0 where the file does not say."""
     mapping: str | None = None
     """How categories became rows when it was trained; None where the file does not say."""
+    interaction: str | None = None
+    """Of the model that it was trained with; None where the file does not say."""
     notes: tuple[str, ...] = ()
     """What was converted."""
 
@@ -149,12 +154,13 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     sums, notes = _tensors(entries.get(_OWN_SUMS, {}), path), tuple[str, ...]()
     if not sums:
         sums, notes = _sums(state, entries.get("opt_state_dict"))
-    mapping, iterations = entries.get(CATEGORY_MAPPING), entries.get("iter")
+    mapping, iterations, interaction = entries.get(CATEGORY_MAPPING), entries.get("iter"), entries.get(INTERACTION)
     return Checkpoint(
         state,
         sums,
         iterations=iterations if isinstance(iterations, int) else 0,
         mapping=mapping if isinstance(mapping, str) else None,
+        interaction=interaction if isinstance(interaction, str) else None,
         notes=notes,
     )
 
@@ -254,6 +260,9 @@ def check_optimizer_state(model: Model, state: Mapping[str, torch.Tensor], place
 def read_checkpoint_of(model: Model, path: str | Path) -> Checkpoint:
     """A checkpoint that is known to be of `model`. Raises: InputError: it cannot be read, or is of another model."""
     checkpoint = read_checkpoint(path)
+    if checkpoint.interaction not in (None, model.interaction):  # which may be as wide as this one
+        rule = f"a checkpoint for model {model.name} must be of interaction {model.interaction}"
+        raise InputError(f"{rule}, got {checkpoint.interaction} ({path}); {_set_interaction([checkpoint.interaction])}")
     check_state(model, checkpoint.state, str(path))
     if model.optimizer == "adagrad" and checkpoint.optimizer_state:
         check_optimizer_state(model, checkpoint.optimizer_state, str(path))
@@ -297,8 +306,20 @@ def _check(model: Model, state: Mapping[str, torch.Tensor], shapes: Mapping[str,
     )
     problems = [f"{kind}: {_listed(names)}" for kind, names in kinds if names]
     if problems:
-        rule = f"{what} must be those of model {model.name}"
-        raise InputError(f"{rule}, got {'; '.join(problems)} ({place}); load it with the model it was saved from")
+        rule, others = f"{what} must be those of model {model.name}", _interactions_of(model, state.get("top_l.0.weight"))
+        step = _set_interaction(others) if others else "load it with the model it was saved from"
+        raise InputError(f"{rule}, got {'; '.join(problems)} ({place}); {step}")
+
+
+def _interactions_of(model: Model, weight: torch.Tensor | None) -> list[str]:
+    """The interactions behind which the first layer of the top MLP has as many inputs as `weight`, where the model's own has not."""
+    inputs = weight.shape[1] if weight is not None and weight.ndim == 2 else 0
+    widths = {name: width(model.num_features, model.embedding_dim) for name, width in INTERACTIONS.items()}
+    return [name for name, width in widths.items() if width == inputs != model.top_input]
+
+
+def _set_interaction(names: Sequence[str | None]) -> str:
+    return f"set interaction: {' or '.join(map(str, names))} in the model's file if it was trained so"
 
 
 def _kind(tensor: torch.Tensor) -> str:

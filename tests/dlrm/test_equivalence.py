@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from combined import combined
 
 from autotune.catalog import load_model_by_name
 from autotune.config.knobs import RunConfig
@@ -22,6 +23,7 @@ class PlainDLRM(torch.nn.Module):
 
     def __init__(self, model: Model, state: dict[str, torch.Tensor]) -> None:
         super().__init__()
+        self.interaction = model.interaction
         self.emb_l = torch.nn.ModuleList(
             torch.nn.EmbeddingBag.from_pretrained(state[f"emb_l.{t}.weight"].clone(), freeze=False, mode="sum", sparse=True)
             for t in range(model.num_tables)
@@ -39,16 +41,12 @@ class PlainDLRM(torch.nn.Module):
 
     def forward(self, batch: Batch) -> torch.Tensor:
         samples = batch.dense.shape[0]
-        dense = self.bot_l(batch.dense)
-        vectors = [dense]
+        vectors = [self.bot_l(batch.dense)]
         for t, bag in enumerate(self.emb_l):
             offsets = batch.offsets[t * samples : (t + 1) * samples + 1].long()
             begin, end = int(offsets[0]), int(offsets[-1])
             vectors.append(bag(batch.indices[begin:end].long(), offsets[:-1] - begin))
-        stacked = torch.stack(vectors, 1)
-        rows, columns = torch.tril_indices(len(vectors), len(vectors), -1)
-        dots = torch.bmm(stacked, stacked.transpose(1, 2))[:, rows, columns]
-        return self.top_l(torch.cat([dense, dots], 1)).squeeze(1)
+        return self.top_l(combined(self.interaction, vectors)).squeeze(1)
 
 
 def plain_losses(model: Model, state: dict[str, torch.Tensor], batches: list[Batch]) -> list[float]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from combined import combined
 
 from autotune.catalog import load_model_by_name
 from autotune.config.knobs import RunConfig
@@ -104,17 +105,13 @@ def _plain_loss(model: Model, weights: dict[str, torch.Tensor], batch: Batch) ->
         return x
 
     samples = len(batch.labels)
-    low = mlp(batch.dense.double(), "bot_l", len(model.bottom_mlp) - 1)
-    vectors = [low]
+    vectors = [mlp(batch.dense.double(), "bot_l", len(model.bottom_mlp) - 1)]
     for t in range(model.num_tables):
         offsets = batch.offsets[t * samples : (t + 1) * samples + 1].long()
         begin, end = int(offsets[0]), int(offsets[-1])
         indices, table = batch.indices[begin:end].long(), weights[f"emb_l.{t}.weight"]
         vectors.append(torch.nn.functional.embedding_bag(indices, table, offsets[:-1] - begin, mode="sum"))
-    stacked = torch.stack(vectors, 1)
-    rows, columns = torch.tril_indices(len(vectors), len(vectors), -1)
-    dots = torch.bmm(stacked, stacked.transpose(1, 2))[:, rows, columns]
-    clicks = mlp(torch.cat([low, dots], 1), "top_l", len(model.top_mlp)).squeeze(1)
+    clicks = mlp(combined(model.interaction, vectors), "top_l", len(model.top_mlp)).squeeze(1)
     return torch.nn.functional.binary_cross_entropy(clicks, batch.labels.double())
 
 
