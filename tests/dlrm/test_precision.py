@@ -88,7 +88,7 @@ def test_adagrad_steps_are_the_formulas(dtype: str, strategy: str, interaction: 
             weights[name] = weights[name] - model.learning_rate * gradient / (scale[:, None] if table else scale)
         if dtype == "bf16":
             break  # from here on the two train from weights that were rounded differently
-    # Of sums of squares; a bias of the bottom MLP adds up 64 gradients of either sign, so that rounded ones leave 12 % where all concatenate.
+    # Of sums of squares: a bias of the bottom MLP adds 64 gradients of either sign, and rounded ones leave 12 % under concatenation.
     worst = 1e-4 if dtype == "fp32" else 0.2
     # The first step of Adagrad is the gradient's sign, which rounding to bf16 flips where it is small: there only the sums can be compared.
     for name, value in dlrm.state_dict().items() if dtype == "fp32" else ():
