@@ -6,7 +6,7 @@ import pickle
 import warnings
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -262,7 +262,7 @@ def read_checkpoint_of(model: Model, path: str | Path) -> Checkpoint:
     checkpoint = read_checkpoint(path)
     if checkpoint.interaction not in (None, model.interaction):  # which may be as wide as this one
         rule = f"a checkpoint for model {model.name} must be of interaction {model.interaction}"
-        raise InputError(f"{rule}, got {checkpoint.interaction} ({path}); {_set_interaction([checkpoint.interaction])}")
+        raise InputError(f"{rule}, got {checkpoint.interaction} ({path}); set interaction: {checkpoint.interaction} in the model's file")
     check_state(model, checkpoint.state, str(path))
     if model.optimizer == "adagrad" and checkpoint.optimizer_state:
         check_optimizer_state(model, checkpoint.optimizer_state, str(path))
@@ -307,7 +307,8 @@ def _check(model: Model, state: Mapping[str, torch.Tensor], shapes: Mapping[str,
     problems = [f"{kind}: {_listed(names)}" for kind, names in kinds if names]
     if problems:
         rule, others = f"{what} must be those of model {model.name}", _interactions_of(model, state.get("top_l.0.weight"))
-        step = _set_interaction(others) if others else "load it with the model it was saved from"
+        trained = f"set interaction: {' or '.join(others)} in the model's file if it was trained so"
+        step = trained if others else "load it with the model it was saved from"
         raise InputError(f"{rule}, got {'; '.join(problems)} ({place}); {step}")
 
 
@@ -316,10 +317,6 @@ def _interactions_of(model: Model, weight: torch.Tensor | None) -> list[str]:
     inputs = weight.shape[1] if weight is not None and weight.ndim == 2 else 0
     widths = {name: width(model.num_features, model.embedding_dim) for name, width in INTERACTIONS.items()}
     return [name for name, width in widths.items() if width == inputs != model.top_input]
-
-
-def _set_interaction(names: Sequence[str | None]) -> str:
-    return f"set interaction: {' or '.join(map(str, names))} in the model's file if it was trained so"
 
 
 def _kind(tensor: torch.Tensor) -> str:
