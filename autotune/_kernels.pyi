@@ -205,12 +205,11 @@ def linear_descend(d_weights: Annotated[Tensor | NDArray[numpy.float32], dict(sh
 def linear_descend_bf16(d_weights: Annotated[Tensor | NDArray[numpy.float32], dict(shape=(None, None), device='cpu', writable=False)], d_bias: Annotated[Tensor | NDArray[numpy.float32], dict(shape=(None,), device='cpu', writable=False)], upper: Annotated[Tensor | NDArray[numpy.int16], dict(shape=(None, None), device='cpu')], lower: Annotated[Tensor | NDArray[numpy.int16], dict(shape=(None, None), device='cpu')], bias: Annotated[Tensor | NDArray[numpy.float32], dict(shape=(None,), device='cpu')], state: Annotated[Tensor | NDArray[numpy.float32], dict(shape=(None, None), device='cpu')] | None, bias_state: Annotated[Tensor | NDArray[numpy.float32], dict(shape=(None,), device='cpu')] | None, learning_rate: float, epsilon: float, threads: int) -> None:
     """The same on halves of weights, int16 [K, C]."""
 
-def interaction_forward(features: Annotated[Tensor | NDArray[numpy.float32], dict(shape=(None, None, None), device='cpu', writable=False)], out: Annotated[Tensor | NDArray[numpy.float32], dict(shape=(None, None), device='cpu')], samples_per_task: int, threads: int) -> None:
+def interaction_forward(features: Annotated[Tensor | NDArray[numpy.float32], dict(shape=(None, None, None), device='cpu', writable=False)], out: Annotated[Tensor | NDArray[numpy.float32], dict(shape=(None, None), device='cpu')], diagonal: bool, samples_per_task: int, threads: int) -> None:
     """
-    out [N, E + F(F-1)/2]: feature 0 of features [N, F, E], then the dot products of pairs j < i, by rows of the lower triangle.
+    out [N, E + P]: feature 0 of features [N, F, E], then the P dot products of pairs j < i, or with the diagonal j <= i, by rows of the
+    lower triangle.
     """
 
-def interaction_backward(features: Annotated[Tensor | NDArray[numpy.float32], dict(shape=(None, None, None), device='cpu', writable=False)], d_out: Annotated[Tensor | NDArray[numpy.float32], dict(shape=(None, None), device='cpu', writable=False)], d_features: Annotated[Tensor | NDArray[numpy.float32], dict(shape=(None, None, None), device='cpu')], samples_per_task: int, threads: int) -> None:
-    """
-    d_features [N, F, E] from d_out [N, E + F(F-1)/2]; written, not added to.
-    """
+def interaction_backward(features: Annotated[Tensor | NDArray[numpy.float32], dict(shape=(None, None, None), device='cpu', writable=False)], d_out: Annotated[Tensor | NDArray[numpy.float32], dict(shape=(None, None), device='cpu', writable=False)], d_features: Annotated[Tensor | NDArray[numpy.float32], dict(shape=(None, None, None), device='cpu')], diagonal: bool, samples_per_task: int, threads: int) -> None:
+    """d_features [N, F, E] from d_out [N, E + P]; written, not added to."""

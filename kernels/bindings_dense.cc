@@ -305,7 +305,8 @@ void linear_descend_bf16(const ConstFloats<2>& d_weights, const ConstFloats<1>& 
 }
 
 template <class Array>
-InteractionShape interaction_shape(const ConstFloats<3>& features, const char* name, const Array& out, int64_t samples_per_task, int threads) {
+InteractionShape interaction_shape(const ConstFloats<3>& features, const char* name, const Array& out, bool diagonal, int64_t samples_per_task,
+                                   int threads) {
   require_threads(threads);
   require(samples_per_task >= 1, "samples_per_task must be at least 1, got " + str(samples_per_task));
   require_rows("features", features);
@@ -313,20 +314,21 @@ InteractionShape interaction_shape(const ConstFloats<3>& features, const char* n
   const int64_t samples = static_cast<int64_t>(features.shape(0)), count = static_cast<int64_t>(features.shape(1));
   const int64_t dim = static_cast<int64_t>(features.shape(2));
   require(count >= 1 && dim >= 1, "features must hold at least one vector of at least one element");
-  require_shape(name, out, {samples, dim + count * (count - 1) / 2});
-  return {samples, count, dim, stride_of(features, 0), stride_of(features, 1), 0, 0, stride_of(out, 0)};
+  const InteractionShape shape{samples, count, dim, diagonal, stride_of(features, 0), stride_of(features, 1), 0, 0, stride_of(out, 0)};
+  require_shape(name, out, {samples, dim + products_of(shape)});
+  return shape;
 }
 
-void interaction_forward(const ConstFloats<3>& features, const Floats<2>& out, int64_t samples_per_task, int threads) {
-  const InteractionShape shape = interaction_shape(features, "out", out, samples_per_task, threads);
+void interaction_forward(const ConstFloats<3>& features, const Floats<2>& out, bool diagonal, int64_t samples_per_task, int threads) {
+  const InteractionShape shape = interaction_shape(features, "out", out, diagonal, samples_per_task, threads);
   require_disjoint({extent_of("out", out)}, {extent_of("features", features)});
   nb::gil_scoped_release release;
   kernels().interaction_forward(features.data(), out.data(), shape, samples_per_task, threads);
 }
 
-void interaction_backward(const ConstFloats<3>& features, const ConstFloats<2>& d_out, const Floats<3>& d_features, int64_t samples_per_task,
-                          int threads) {
-  InteractionShape shape = interaction_shape(features, "d_out", d_out, samples_per_task, threads);
+void interaction_backward(const ConstFloats<3>& features, const ConstFloats<2>& d_out, const Floats<3>& d_features, bool diagonal,
+                          int64_t samples_per_task, int threads) {
+  InteractionShape shape = interaction_shape(features, "d_out", d_out, diagonal, samples_per_task, threads);
   require_rows("d_features", d_features);
   require_shape("d_features", d_features, {shape.samples, shape.features, shape.dim});
   shape.d_sample_stride = stride_of(d_features, 0);
@@ -382,11 +384,12 @@ void bind_dense(nb::module_& m) {
         "lower"_a.noconvert(), "bias"_a.noconvert(), "state"_a.noconvert().none(), "bias_state"_a.noconvert().none(), "learning_rate"_a,
         "epsilon"_a, "threads"_a,
         "The same on halves of weights, int16 [K, C].");
-  m.def("interaction_forward", &interaction_forward, "features"_a.noconvert(), "out"_a.noconvert(), "samples_per_task"_a, "threads"_a,
-        "out [N, E + F(F-1)/2]: feature 0 of features [N, F, E], then the dot products of pairs j < i, by rows of the lower triangle.");
+  m.def("interaction_forward", &interaction_forward, "features"_a.noconvert(), "out"_a.noconvert(), "diagonal"_a, "samples_per_task"_a,
+        "threads"_a,
+        "out [N, E + P]: feature 0 of features [N, F, E], then the P dot products of pairs j < i, or with the diagonal j <= i, by rows of the\n"
+        "lower triangle.");
   m.def("interaction_backward", &interaction_backward, "features"_a.noconvert(), "d_out"_a.noconvert(), "d_features"_a.noconvert(),
-        "samples_per_task"_a, "threads"_a,
-        "d_features [N, F, E] from d_out [N, E + F(F-1)/2]; written, not added to.");
+        "diagonal"_a, "samples_per_task"_a, "threads"_a, "d_features [N, F, E] from d_out [N, E + P]; written, not added to.");
 }
 
 }  // namespace autotune

@@ -36,7 +36,7 @@ struct InteractionKernels {
                        int threads) {
     const int64_t tasks = ceil_div(shape.samples, samples_per_task);
     over_tasks(tasks, threads, [&](int64_t task) {
-      // The triangle as a full symmetric matrix with a zero diagonal; and the features padded to whole vectors, where dim is not.
+      // G + G^T, a full symmetric matrix; and the features padded to whole vectors, where dim is not.
       float* const square = static_cast<float*>(thread_scratch(kScratchLeft, shape.features * shape.features * sizeof(float)));
       const int64_t padded = ceil_div(shape.dim, W) * W;
       const int64_t steps = ceil_div(padded, 2 * W) * ceil_div(shape.features, Gemm::max_rows(2)) * shape.features;
@@ -44,7 +44,7 @@ struct InteractionKernels {
       float* const copy = copy_of(shape, padded);
       for (int64_t n = task * samples_per_task; n < min_of(shape.samples, (task + 1) * samples_per_task); ++n) {
         const int64_t next = min_of(n + 1, shape.samples - 1);
-        prefetch_row<1>(d_out + next * shape.out_stride, shape.dim + shape.features * (shape.features - 1) / 2);
+        prefetch_row<1>(d_out + next * shape.out_stride, shape.dim + products_of(shape));
         Ahead ahead{features + next * shape.sample_stride, d_features + next * shape.d_sample_stride, lines_per_step};
         backward_sample(features + n * shape.sample_stride, d_out + n * shape.out_stride, d_features + n * shape.d_sample_stride, shape, square,
                         copy, padded, ahead);
@@ -93,25 +93,28 @@ struct InteractionKernels {
   // the dimension, with W lanes to sum). `next`: the sample after it, brought near meanwhile, since rows of some hundred bytes are too
   // short for the hardware's streams.
   static void forward_sample(const Rows& x, float* triangle, const InteractionShape& shape, int64_t padded, float* groups, const float* next) {
-    const int64_t count = shape.features;
+    const int64_t end = shape.features + shape.diagonal;  // of the lengths of the triangle's rows, 1, 2, ...
     if constexpr (W == 1) {
-      for (int64_t i = 1; i < count; ++i)
-        for (int64_t j = 0; j < i; ++j) {
+      for (int64_t length = 1; length < end; ++length) {
+        const float* const row = x.data + (length - shape.diagonal) * x.stride;
+        for (int64_t j = 0; j < length; ++j) {
           float sum = 0;
-          for (int64_t e = 0; e < shape.dim; ++e) sum += x.data[i * x.stride + e] * x.data[j * x.stride + e];
+          for (int64_t e = 0; e < shape.dim; ++e) sum += row[e] * x.data[j * x.stride + e];
           *triangle++ = sum;
         }
+      }
     } else {
       prefetch_next(next, shape);
-      for (int64_t i = 1, packed = 0; i < count; i += kRows) {
-        const int64_t rows = min_of(kRows, count - i), needed = ceil_div(i + rows - 1, kGroup), parts = ceil_div(needed, kVectors);
-        for (int64_t r = i; r < i + rows; ++r) prefetch_next(next + r * shape.feature_stride, shape);
-        for (; packed < needed; ++packed) pack_group(x, count, packed, padded, groups + packed * kGroup * padded);
-        // The diagonal's part first: what it writes past the end of a row is the beginning of the next one, which is written afterwards.
+      for (int64_t length = 1, packed = 0; length < end; length += kRows) {
+        const int64_t rows = min_of(kRows, end - length), needed = ceil_div(length + rows - 1, kGroup), parts = ceil_div(needed, kVectors);
+        const int64_t row = length - shape.diagonal;
+        for (int64_t r = row; r < row + rows; ++r) prefetch_next(next + r * shape.feature_stride, shape);
+        for (; packed < needed; ++packed) pack_group(x, shape.features, packed, padded, groups + packed * kGroup * padded);
+        // The part with the rows' ends first: what it writes past the end of a row is the beginning of the next one, which is written afterwards.
         for (int64_t part = parts; part-- > 0;) {
           const int64_t first = needed * part / parts;
-          const Tile tile{x.data + i * x.stride, groups + first * kGroup * padded, x.stride, kGroup * padded, ceil_div(shape.dim, 4), i,
-                          triangle + i * (i - 1) / 2 + first * kGroup, triangle + count * (count - 1) / 2};
+          const Tile tile{x.data + row * x.stride, groups + first * kGroup * padded, x.stride, kGroup * padded, ceil_div(shape.dim, 4), length,
+                          triangle + row_begin(length) + first * kGroup, triangle + products_of(shape)};
           dispatch<kRows, kVectors>(tile, rows, needed * (part + 1) / parts - first);
         }
       }
@@ -134,7 +137,7 @@ struct InteractionKernels {
 
   struct Tile {
     const float *left, *groups;  // the first row, and the first group of columns
-    int64_t stride, group_size, steps, row;
+    int64_t stride, group_size, steps, length;  // length: of the first row
     float *target, *end;  // the first row of the tile in the triangle; the end of the triangle
   };
 
@@ -172,7 +175,7 @@ struct InteractionKernels {
     }
     float* target = tile.target;
 #pragma GCC unroll 4
-    for (int r = 0; r < R; target += tile.row + r, ++r) {
+    for (int r = 0; r < R; target += tile.length + r, ++r) {
 #pragma GCC unroll 2
       for (int q = 0; q < Q; q += 4) {
         constexpr int kFull = 4 * kGroup;
@@ -214,9 +217,10 @@ struct InteractionKernels {
     const int64_t count = shape.features, dim = shape.dim;
     const float* triangle = d_out + dim;
     for (int64_t i = 0; i < count; ++i) {
-      copy_row(square + i * count, triangle + i * (i - 1) / 2, i);
-      square[i * count + i] = 0;
-      for (int64_t j = 0; j < i; ++j) square[j * count + i] = triangle[i * (i - 1) / 2 + j];
+      const float* const row = triangle + row_begin(i + shape.diagonal);
+      copy_row(square + i * count, row, i);
+      square[i * count + i] = shape.diagonal ? 2 * row[i] : 0;
+      for (int64_t j = 0; j < i; ++j) square[j * count + i] = row[j];
     }
     const Rows rows = rows_of(features, shape, copy, padded);
     int64_t e = 0;

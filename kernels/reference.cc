@@ -214,7 +214,7 @@ void interaction_forward(const float* features, float* out, const InteractionSha
     float* target = out + n * shape.out_stride;
     for (int64_t e = 0; e < shape.dim; ++e) *target++ = sample[e];
     for (int64_t i = 0; i < shape.features; ++i)
-      for (int64_t j = 0; j < i; ++j) {
+      for (int64_t j = 0; j < i + shape.diagonal; ++j) {
         double sum = 0;
         for (int64_t e = 0; e < shape.dim; ++e) sum += double{sample[i * shape.feature_stride + e]} * sample[j * shape.feature_stride + e];
         *target++ = static_cast<float>(sum);
@@ -230,9 +230,10 @@ void interaction_backward(const float* features, const float* d_out, float* d_fe
       for (int64_t e = 0; e < shape.dim; ++e) {
         double sum = i == 0 ? gradient[e] : 0.0;
         for (int64_t j = 0; j < shape.features; ++j) {
-          if (i == j) continue;
+          if (i == j && !shape.diagonal) continue;
           const int64_t high = i > j ? i : j, low = i > j ? j : i;
-          sum += double{gradient[shape.dim + high * (high - 1) / 2 + low]} * sample[j * shape.feature_stride + e];
+          const double product = gradient[shape.dim + row_begin(high + shape.diagonal) + low];
+          sum += (i == j ? 2 : 1) * product * sample[j * shape.feature_stride + e];
         }
         d_features[n * shape.d_sample_stride + i * shape.d_feature_stride + e] = static_cast<float>(sum);
       }

@@ -98,7 +98,7 @@ def run(
         model, changes=changes, threads=threads, data=data, config=config, force=force, written=checkpoint_out is not None,
         started=partial(load_torch, progress),
     )  # fmt: skip
-    from autotune.dlrm.checkpoint import CATEGORY_MAPPING, load_into, read_checkpoint_of, save_checkpoint
+    from autotune.dlrm.checkpoint import CATEGORY_MAPPING, INTERACTION, load_into, read_checkpoint_of, save_checkpoint
     from autotune.dlrm.train import DEFAULT_STEPS, evaluation_size, train
     from autotune.dlrm.train import evaluate as evaluated
     from autotune.planning.planned import planned_config
@@ -123,7 +123,7 @@ def run(
             weights, sums = dlrm.state_dict(), dlrm.optimizer_state()
             if session.ranks.first:
                 behind, mapping = (0, None) if start is None else (start.iterations, start.mapping)
-                meta = {"learning_rate": session.model.learning_rate, "iter": behind + steps}
+                meta = {"learning_rate": session.model.learning_rate, "iter": behind + steps, INTERACTION: session.model.interaction}
                 save_checkpoint(checkpoint_out, weights, meta | {CATEGORY_MAPPING: source.mapping or mapping}, sums)
 
         if evaluate:

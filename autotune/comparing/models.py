@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import torch
 
+from autotune.config.interactions import CONCATENATION, DOT_WITH_DIAGONAL
 from autotune.config.model import Model
 from autotune.data.batches import Batch
 
@@ -109,14 +110,19 @@ class _Dense(torch.nn.Module):
         super().__init__()
         self.bottom = _mlp(model.bottom_mlp, "bot_l", torch.nn.ReLU(), state)
         self.top = _mlp(model.top_sizes, "top_l", torch.nn.Sigmoid(), state)
-        self._lower = tuple(torch.tril_indices(model.num_features, model.num_features, -1))
+        self._concatenated = model.interaction == CONCATENATION
+        count, highest = model.num_features, 0 if model.interaction == DOT_WITH_DIAGONAL else -1
+        self._lower = tuple(torch.tril_indices(count, count, highest))
 
     def forward(self, dense: torch.Tensor, pooled: list[torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
         low = self.bottom(dense)
-        stacked = torch.stack([low, *pooled], 1)
+        clicks = self.top(torch.cat([low, *(pooled if self._concatenated else [self._dots([low, *pooled])])], 1))
+        return torch.nn.functional.binary_cross_entropy(clicks.squeeze(1), labels)
+
+    def _dots(self, vectors: list[torch.Tensor]) -> torch.Tensor:
+        stacked = torch.stack(vectors, 1)
         rows, columns = self._lower
-        dots = torch.bmm(stacked, stacked.transpose(1, 2))[:, rows, columns]
-        return torch.nn.functional.binary_cross_entropy(self.top(torch.cat([low, dots], 1)).squeeze(1), labels)
+        return torch.bmm(stacked, stacked.transpose(1, 2))[:, rows, columns]
 
 
 def _mlp(sizes: tuple[int, ...], name: str, last: torch.nn.Module, state: State) -> torch.nn.Sequential:

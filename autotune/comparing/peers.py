@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+from autotune.config.interactions import CONCATENATION, DOT_WITH_DIAGONAL
 from autotune.ranks.launch import GUARD, TUNABLES, put_into
 
 if TYPE_CHECKING:
@@ -25,6 +26,10 @@ OURS = "default"
 TUNED = "tuned"
 BASELINE = "stock-best"
 """What ratios are quoted against: stock PyTorch with every setting of its environment that helps it."""
+
+
+_INTERACTIONS = ("dot", DOT_WITH_DIAGONAL, CONCATENATION)
+"""Interactions of the peers' dense part, `models.TorchModel`."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,8 @@ class Peer:
 
     def unfit(self, model: Model) -> str | None:
         """Why it cannot train `model`; None where it can. That a model is in fp32 with SGD is checked before."""
+        if model.interaction not in _INTERACTIONS:
+            return f"it is built with interaction {', '.join(_INTERACTIONS)}, got {model.interaction}"
         if model.embedding_dim % self.dim_multiple == 0:
             return None
         return f"on a CPU it takes embedding dims that are multiples of {self.dim_multiple}, got {model.embedding_dim}"

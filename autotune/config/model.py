@@ -21,6 +21,7 @@ from pydantic import (
 )
 
 from autotune.config.base import Frozen, rule_error
+from autotune.config.interactions import CONCATENATION, INTERACTIONS
 from autotune.config.words import DTYPES as DTYPES
 from autotune.config.words import MAX_SEED, Categories
 from autotune.config.words import OPTIMIZERS as OPTIMIZERS
@@ -38,9 +39,6 @@ FLOAT_BYTES = 4
 
 _RACE_INPUTS_BYTES = 128 << 20
 """Inputs that rotate through four times a last-level cache of 32 MiB; larger caches take more, of machines with more memory."""
-
-INTERACTIONS: dict[str, None] = {"dot": None}
-"""Interactions that a schedule is registered for (`dlrm.schedule.register`), in that order."""
 
 MAX_COUNT = 100_000
 """Tables one entry may stand for: far above any published model, low enough that a slip of the keyboard fills no memory."""
@@ -169,7 +167,7 @@ def _parameters(sizes: Sequence[int]) -> int:
 
 
 class Model(Frozen):
-    """A DLRM: bottom MLP and embedding tables, dot interaction, top MLP; trained on binary cross entropy."""
+    """A DLRM: bottom MLP and embedding tables, their interaction, top MLP; trained on binary cross entropy."""
 
     schema_version: int = Field(MODEL_SCHEMA, alias="schema")
     name: Annotated[
@@ -192,7 +190,9 @@ class Model(Frozen):
     """Seed of the initial weights and of the generated data."""
     data: DataSpec = DataSpec()
     interaction: str = "dot"
-    """How the feature vectors of a sample are combined; it names the schedule."""
+    """How the bottom MLP's output and the tables' vectors become the top MLP's input; it names the schedule. dot: that output, then the dot
+    product of every two; dot_with_diagonal: also of each with itself; concatenation: all side by side. The public DLRM has
+    --arch-interaction-op and --arch-interaction-itself."""
     bottom_mlp: Annotated[
         Sizes,
         _must(
@@ -209,9 +209,7 @@ class Model(Frozen):
     @classmethod
     def _interaction(cls, value: str) -> str:
         if value not in INTERACTIONS:
-            raise rule_error(
-                (), f"interaction must be one of {', '.join(INTERACTIONS)}", repr(value), "set interaction: dot, or leave it out"
-            )
+            raise rule_error((), f"interaction must be one of {', '.join(INTERACTIONS)}", repr(value), "set one, or leave it out for dot")
         return value
 
     @field_validator("top_mlp")
@@ -232,7 +230,7 @@ class Model(Frozen):
         for i, table in enumerate(entries):
             bottom = info.data.get("bottom_mlp")
             if bottom and table.dim != bottom[-1]:
-                rule = f"dot interaction needs every embedding dim equal to the last size of bottom_mlp ({bottom[-1]})"
+                rule = f"the interaction needs every embedding dim equal to the last size of bottom_mlp ({bottom[-1]})"
                 raise rule_error((i, "dim"), rule, table.dim, f"set dim: {bottom[-1]} or end bottom_mlp with {table.dim}")
             if info.data.get("index_dtype") == "int32" and table.rows > 2**31:
                 raise rule_error((i, "rows"), "int32 indices reach 2147483648 rows", table.rows, "set index_dtype: int64")
@@ -270,14 +268,9 @@ class Model(Frozen):
         return self.num_tables + 1
 
     @property
-    def interaction_outputs(self) -> int:
-        """F(F-1)/2: the lower triangle without the self terms."""
-        return self.num_features * (self.num_features - 1) // 2
-
-    @property
     def top_input(self) -> int:
-        """Input size of the top MLP: the bottom MLP's output followed by the dot products."""
-        return self.embedding_dim + self.interaction_outputs
+        """Input size of the top MLP, which the interaction gives."""
+        return INTERACTIONS[self.interaction](self.num_features, self.embedding_dim)
 
     @property
     def top_sizes(self) -> tuple[int, ...]:
@@ -316,9 +309,10 @@ class Model(Frozen):
         """An estimate of what one minibatch needs besides parameters.
 
         ``2 * 4 * N * (bottom sizes + F * E + top sizes)`` for values and gradients, the indices and offsets, and the gradient row
-        of every look-up (``4 * NS * E``), which only the unfused update writes out.
+        of every look-up (``4 * NS * E``), which only the unfused update writes out. Concatenated vectors are the top MLP's input itself.
         """
-        values = sum(self.bottom_mlp) + self.num_features * self.embedding_dim + sum(self.top_sizes)
+        vectors = 0 if self.interaction == CONCATENATION else self.num_features * self.embedding_dim
+        values = sum(self.bottom_mlp) + vectors + sum(self.top_sizes)
         index_bytes = 4 if self.index_dtype == "int32" else 8
         indices = self.lookups_per_iteration + self.num_tables * (self.minibatch + 1)
         gradient_rows = self.lookups_per_iteration * self.embedding_dim

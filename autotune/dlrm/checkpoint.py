@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from autotune.config.files import replacing
+from autotune.config.interactions import INTERACTIONS
 from autotune.config.model import Model
 from autotune.dlrm.model import DLRM
 from autotune.errors import InputError
@@ -46,6 +47,8 @@ _OWN_SUMS = "adagrad_sums"
 """Where files of version 0.1.0 keep Adagrad's sums, by the name of their weight; now they lie where the public DLRM has them."""
 CATEGORY_MAPPING = "category_mapping"
 """Key of how the categories of Criteo rows became rows of the tables, see `BatchSource.mapping`."""
+INTERACTION = "interaction"
+"""Key of the model's interaction. The public DLRM's files lack it: there the width of ``top_l.0.weight`` tells."""
 
 
 def save_checkpoint(
@@ -116,6 +119,8 @@ class Checkpoint:
     """Training iterations behind it, 0 where the file does not say."""
     mapping: str | None = None
     """How categories became rows when it was trained; None where the file does not say."""
+    interaction: str | None = None
+    """Of the model that it was trained with; None where the file does not say."""
     notes: tuple[str, ...] = ()
     """What was converted."""
 
@@ -149,12 +154,13 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     sums, notes = _tensors(entries.get(_OWN_SUMS, {}), path), tuple[str, ...]()
     if not sums:
         sums, notes = _sums(state, entries.get("opt_state_dict"))
-    mapping, iterations = entries.get(CATEGORY_MAPPING), entries.get("iter")
+    mapping, iterations, interaction = entries.get(CATEGORY_MAPPING), entries.get("iter"), entries.get(INTERACTION)
     return Checkpoint(
         state,
         sums,
         iterations=iterations if isinstance(iterations, int) else 0,
         mapping=mapping if isinstance(mapping, str) else None,
+        interaction=interaction if isinstance(interaction, str) else None,
         notes=notes,
     )
 
@@ -254,6 +260,9 @@ def check_optimizer_state(model: Model, state: Mapping[str, torch.Tensor], place
 def read_checkpoint_of(model: Model, path: str | Path) -> Checkpoint:
     """A checkpoint that is known to be of `model`. Raises: InputError: it cannot be read, or is of another model."""
     checkpoint = read_checkpoint(path)
+    if checkpoint.interaction not in (None, model.interaction):  # which may be as wide as this one
+        rule = f"a checkpoint for model {model.name} must be of interaction {model.interaction}"
+        raise InputError(f"{rule}, got {checkpoint.interaction} ({path}); set interaction: {checkpoint.interaction} in the model's file")
     check_state(model, checkpoint.state, str(path))
     if model.optimizer == "adagrad" and checkpoint.optimizer_state:
         check_optimizer_state(model, checkpoint.optimizer_state, str(path))
@@ -297,20 +306,17 @@ def _check(model: Model, state: Mapping[str, torch.Tensor], shapes: Mapping[str,
     )
     problems = [f"{kind}: {_listed(names)}" for kind, names in kinds if names]
     if problems:
-        rule = f"{what} must be those of model {model.name}"
-        step = _other_interaction(model, state) or "load it with the model it was saved from"
+        rule, others = f"{what} must be those of model {model.name}", _interactions_of(model, state.get("top_l.0.weight"))
+        trained = f"set interaction: {' or '.join(others)} in the model's file if it was trained so"
+        step = trained if others else "load it with the model it was saved from"
         raise InputError(f"{rule}, got {'; '.join(problems)} ({place}); {step}")
 
 
-def _other_interaction(model: Model, state: Mapping[str, torch.Tensor]) -> str:
-    """What to do with a checkpoint of an interaction that the public DLRM has and no schedule here; empty where it is of none."""
-    first = state.get("top_l.0.weight")
-    vectors, dim = model.num_features, model.embedding_dim
-    theirs = {dim + vectors * (vectors + 1) // 2: "dot with the diagonal (--arch-interaction-itself)", vectors * dim: "concatenation"}
-    width = 0 if first is None or first.ndim != 2 else first.shape[1]
-    if width == model.top_input or width not in theirs:
-        return ""
-    return f"its top MLP takes {width} inputs, as of {theirs[width]}: only dot without the diagonal runs here, train with that"
+def _interactions_of(model: Model, weight: torch.Tensor | None) -> list[str]:
+    """The interactions behind which the first layer of the top MLP has as many inputs as `weight`, where the model's own has not."""
+    inputs = weight.shape[1] if weight is not None and weight.ndim == 2 else 0
+    widths = {name: width(model.num_features, model.embedding_dim) for name, width in INTERACTIONS.items()}
+    return [name for name, width in widths.items() if width == inputs != model.top_input]
 
 
 def _kind(tensor: torch.Tensor) -> str:

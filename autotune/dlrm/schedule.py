@@ -1,9 +1,10 @@
 """The DLRM's step as a schedule: the only place that knows which passes there are and in which order.
 
-Bottom MLP, embedding bags, interaction, top MLP, binary cross entropy; ReLU after every layer but the last, which ends in a sigmoid. On one
-rank the weights step in the pass that computes their gradient. On several, tables lie where the partition puts them and dense layers are on
-every rank: pooled rows travel while the bottom MLP goes forward; their gradients travel while the weight gradients of the top MLP and the
-whole bottom MLP go backward; each bucket of dense gradients is reduced beside all that follows it.
+Bottom MLP, embedding bags, interaction (nothing where vectors are concatenated), top MLP, binary cross entropy; ReLU after every layer but
+the last, which ends in a sigmoid. On one rank the weights step in the pass that computes their gradient. On several, tables lie where the
+partition puts them and dense layers are on every rank: pooled rows travel while the bottom MLP goes forward; their gradients travel while
+the weight gradients of the top MLP and the whole bottom MLP go backward; each bucket of dense gradients is reduced beside all that follows
+it.
 
 Source: arXiv 2005.04680, section IV; row-wise tables meet in partial sums as in arXiv 1909.04823.
 """
@@ -16,7 +17,8 @@ from dataclasses import dataclass, replace
 from itertools import pairwise, zip_longest
 from typing import Any
 
-from autotune.config.model import FLOAT_BYTES, INTERACTIONS, Model
+from autotune.config.interactions import CONCATENATION, DOT_WITH_DIAGONAL, INTERACTIONS, dot_width
+from autotune.config.model import FLOAT_BYTES, Model
 from autotune.config.partition import CommunicationKnobs, Partition
 from autotune.data.popularity import popularity
 from autotune.dlrm.sharding import parts_of_ranks, reduced_densely, replicated, whole_tables
@@ -57,9 +59,9 @@ def check_samples(model: Model, ranks: int) -> None:
         raise InputError(f"{rule}, got a minibatch of {model.minibatch} for {ranks} ranks; raise --minibatch, or take fewer sockets")
 
 
-def register(name: str, builder: Builder) -> None:
-    """Make models with ``interaction: name`` run the schedule that `builder` gives."""
-    INTERACTIONS[name] = None
+def register(name: str, builder: Builder, top_input: Callable[[int, int], int] = dot_width) -> None:
+    """Make models with ``interaction: name`` run the schedule that `builder` gives; `top_input` is the top MLP's input size by F and E."""
+    INTERACTIONS[name] = top_input
     _BUILDERS[name] = builder
 
 
@@ -71,14 +73,14 @@ def layer_shapes(model: Model) -> Iterator[tuple[str, int, int, Activation]]:
             yield f"{name}.{i}", inputs, outputs, "sigmoid" if last else "relu"
 
 
-def dot_schedule(model: Model, partition: Partition | None, rank: int, communication: CommunicationKnobs) -> Schedule:
-    """The DLRM with dot interaction."""
+def dlrm_schedule(model: Model, partition: Partition | None, rank: int, communication: CommunicationKnobs) -> Schedule:
+    """The DLRM with dot interaction, or with its vectors concatenated."""
     if partition is None:
         return _one_rank(_Passes(model, model.minibatch, False))
     return _several_ranks(model, partition, rank, communication)
 
 
-_BUILDERS: dict[str, Builder] = {"dot": dot_schedule}
+_BUILDERS: dict[str, Builder] = dict.fromkeys(INTERACTIONS, dlrm_schedule)
 
 
 def _one_rank(build: _Passes) -> Schedule:
@@ -87,13 +89,13 @@ def _one_rank(build: _Passes) -> Schedule:
     forward = [
         *build.forward("bottom"),
         *build.lookup(loads, (Source("owned", parts, "owned", "features"),), writes=(build.features,)),
-        build.interaction_forward(),
+        *build.interaction_forward(),
         *build.forward("top"),
     ]
     backward = [
         build.loss(),
         *build.backward("top"),
-        build.interaction_backward(),
+        *build.interaction_backward(),
         *build.update(loads, Source("owned", parts, "owned", "d_features"), build.d_features),
         build.mask(),
         *build.backward("bottom"),
@@ -147,13 +149,13 @@ def _several_ranks(model: Model, partition: Partition, rank: int, knobs: Communi
         *build.forward("bottom"),
         *build.lookup(replica_loads, replicas, writes=pooled),
         _pass(Place(Place.kind, placed, samples), (arrived, *pooled), (build.features,)),
-        build.interaction_forward(),
+        *build.interaction_forward(),
         *build.forward("top"),
     ]
     backward = [
         build.loss(),
         *build.backward_data("top"),
-        build.interaction_backward(),
+        *build.interaction_backward(),
         _pass(Collect(Collect.kind, tuple(gradients), samples), (build.d_features,), (collected, *(pooled[-1:] if dense else ()))),
         _pass(back, (collected,), (returned,), "network"),
         *([build.replica_gradient(table_loads(model, dense, samples), dense, pooled[-1])] if dense else []),
@@ -261,7 +263,12 @@ class _Passes:
         self.samples = model.minibatch
         n, f, e = self.samples, model.num_features, model.embedding_dim
         self.tables = table_options(model)
-        vectors, d_vectors = (Buffer(name, FLOAT_BYTES * n * f * e, (n, f, e)) for name in ("vectors", "d_vectors"))
+        # Vectors side by side are the top MLP's input, so that each is written where the top MLP reads it, and no pass concatenates.
+        self.concatenated = model.interaction == CONCATENATION
+        roots = [_matrix(name, n, f * e) if self.concatenated else None for name in ("top.0", "d_top.0")]
+        vectors, d_vectors = (
+            Buffer(name, FLOAT_BYTES * n * f * e, (n, f, e), root) for name, root in zip(("vectors", "d_vectors"), roots, strict=True)
+        )
         self.features, self.d_features = (
             Buffer(f"{prefix}features", FLOAT_BYTES * n * (f - 1) * e, (n, (f - 1) * e), root, e)
             for prefix, root in (("", vectors), ("d_", d_vectors))
@@ -269,7 +276,9 @@ class _Passes:
         self.dense, self.d_dense = (
             Buffer(f"{prefix}dense_vector", FLOAT_BYTES * n * e, (n, e), root) for prefix, root in (("", vectors), ("d_", d_vectors))
         )
-        self._known = {buffer.name: buffer for buffer in (self.dense, self.d_dense)}
+        self._known: dict[str, tuple[Buffer, ...]] = {buffer.name: (buffer,) for buffer in (self.dense, self.d_dense)}
+        if self.concatenated:
+            self._known |= {"top.0": (self.features, self.dense), "d_top.0": (self.d_features, self.d_dense)}
 
     def layers(self, side: str) -> list[_Layer]:
         """Layers of the bottom or the top MLP, the lowest first."""
@@ -279,10 +288,10 @@ class _Passes:
             buffers[-1] = self.dense.name
         return [_Layer(*shape, buffers[i], buffers[i + 1], i == 0) for i, shape in enumerate(shapes)]
 
-    def _activation(self, name: str, columns: int) -> Buffer:
-        """An activation or its gradient, [N, columns]; the input belongs to the batch."""
+    def _activation(self, name: str, columns: int) -> tuple[Buffer, ...]:
+        """An activation or its gradient, [N, columns], or the buffers side by side in it; the input belongs to the batch."""
         made = _matrix(name, self.samples, columns)
-        return self._known.get(name) or (replace(made, shape=()) if name == "input" else made)
+        return self._known.get(name) or (replace(made, shape=()) if name == "input" else made,)
 
     def _layer_pass(self, layer: _Layer, kind: type[LayerForward | LayerBackwardData | LayerBackwardWeights]) -> Pass:
         weights, masked = layer.inputs * layer.outputs, kind is LayerBackwardData and not layer.lowest
@@ -296,9 +305,9 @@ class _Passes:
             else (Buffer(f"{layer.name}.weight", FLOAT_BYTES * weights), forward, backward)
         )
         reads, writes = {
-            LayerForward: ((x, forward), (y,)),
-            LayerBackwardData: ((dy, backward, *((x,) if masked else ())), (dx,)),
-            LayerBackwardWeights: ((dy, x), stepped),
+            LayerForward: ((*x, forward), y),
+            LayerBackwardData: ((*dy, backward, *(x if masked else ())), dx),
+            LayerBackwardWeights: ((*dy, *x), stepped),
         }[kind]
         operator = kind(
             f"{layer.name}.{kind.direction}", layer.name, self.samples, layer.inputs, layer.outputs, layer.activation, masked,
@@ -343,23 +352,26 @@ class _Passes:
         return Buffer("indices", operator.indices_bytes), Buffer(ROWS, operator.unique_bytes)
 
     def _interaction(self, kind: type[interaction.InteractionForward | interaction.InteractionBackward]) -> interaction.Interaction:
-        return kind(f"interaction.{kind.direction}", self.samples, self.model.num_features, self.model.embedding_dim)
+        diagonal = self.model.interaction == DOT_WITH_DIAGONAL
+        return kind(f"interaction.{kind.direction}", self.samples, self.model.num_features, self.model.embedding_dim, diagonal)
 
-    def interaction_forward(self) -> Pass:
-        operator = self._interaction(interaction.InteractionForward)
-        return _pass(operator, (self.features, self.dense), (self._activation("top.0", self.model.top_input),))
+    def interaction_forward(self) -> list[Pass]:
+        """None where vectors are concatenated."""
+        operator, vectors = self._interaction(interaction.InteractionForward), (self.features, self.dense)
+        return [] if self.concatenated else [_pass(operator, vectors, self._activation("top.0", self.model.top_input))]
 
-    def interaction_backward(self) -> Pass:
+    def interaction_backward(self) -> list[Pass]:
+        """None where vectors are concatenated."""
         operator = self._interaction(interaction.InteractionBackward)
-        reads = (self.features, self.dense, self._activation("d_top.0", self.model.top_input))
-        return _pass(operator, reads, (self.d_features, self.d_dense))
+        reads = (self.features, self.dense, *self._activation("d_top.0", self.model.top_input))
+        return [] if self.concatenated else [_pass(operator, reads, (self.d_features, self.d_dense))]
 
     def loss(self) -> Pass:
         output = self.layers("top")[-1].above
         operator = loss.Loss(loss.KEY, self.samples, self.global_minibatch, output)
-        return _pass(operator, (self._activation(output, 1),), (self._activation(f"d_{output}", 1), _gradient("loss", 1)))
+        return _pass(operator, self._activation(output, 1), (*self._activation(f"d_{output}", 1), _gradient("loss", 1)))
 
     def mask(self) -> Pass:
-        """The gradient that the interaction gives the dense vector lies behind the last ReLU of the bottom MLP."""
+        """The gradient that comes to the dense vector lies behind the last ReLU of the bottom MLP."""
         operator = ReluMask("bottom_mlp.mask", self.dense.name, self.samples, self.model.embedding_dim)
         return _pass(operator, (self.d_dense, self.dense), (self.d_dense,))

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import torch
 
+from autotune.config.interactions import pairs
 from autotune.config.model import Dtype, Optimizer
 from autotune.ops import interaction as _interaction
 from autotune.ops.embedding_bag import default_forward, default_update
@@ -191,33 +192,40 @@ linear.register_autograd(_linear_gradients, setup_context=_save_linear)
 
 
 @torch.library.custom_op("autotune::interaction", mutates_args=())
-def interaction(features: Tensor) -> Tensor:
-    """Dot interaction of fp32 [N, F, E]: the first vector, then the lower triangle of dot products; fp32 [N, E + F(F-1)/2]."""
-    out = _interacted(features)
-    _interaction.forward(_plain(features), out, InteractionKnobs(), torch.get_num_threads())
+def interaction(features: Tensor, diagonal: bool = False) -> Tensor:
+    """Dot interaction of fp32 [N, F, E]: the first vector, then the lower triangle of dot products, with its diagonal where asked for; fp32
+    [N, E + F(F-1)/2], or [N, E + F(F+1)/2]."""
+    out = _interacted(features, diagonal)
+    _interaction.forward(_plain(features), out, diagonal, InteractionKnobs(), torch.get_num_threads())
     return out
 
 
-def _interacted(features: Tensor) -> Tensor:
+def _interacted(features: Tensor, diagonal: bool = False) -> Tensor:
     samples, count, dim = features.shape
-    return features.new_empty(samples, dim + _interaction.pairs(count))
+    return features.new_empty(samples, dim + pairs(count, diagonal))
 
 
 interaction.register_fake(_interacted)
 
 
 @torch.library.custom_op("autotune::interaction_backward", mutates_args=())
-def interaction_backward(gradient: Tensor, features: Tensor) -> Tensor:
+def interaction_backward(gradient: Tensor, features: Tensor, diagonal: bool = False) -> Tensor:
     """Gradient of the features, fp32 [N, F, E], from that of the output."""
     d_features = torch.empty(features.shape)
-    _interaction.backward(_plain(features), _plain(gradient), d_features, InteractionKnobs(), torch.get_num_threads())
+    _interaction.backward(_plain(features), _plain(gradient), d_features, diagonal, InteractionKnobs(), torch.get_num_threads())
     return d_features
 
 
-interaction_backward.register_fake(lambda gradient, features: features.new_empty(features.shape))
+interaction_backward.register_fake(lambda gradient, features, diagonal=False: features.new_empty(features.shape))
+
+
+def _save_interaction(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    features, ctx.diagonal = inputs
+    ctx.save_for_backward(features)
+
+
 interaction.register_autograd(
-    lambda ctx, gradient: interaction_backward(gradient, *ctx.saved_tensors),
-    setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs),
+    lambda ctx, gradient: (interaction_backward(gradient, *ctx.saved_tensors, ctx.diagonal), None), setup_context=_save_interaction
 )
 
 

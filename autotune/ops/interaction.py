@@ -1,6 +1,7 @@
 """Dot interaction: the dense vector followed by all pairwise dot products of a sample's F feature vectors.
 
-out[n] = [features[n, 0], <features[n, i], features[n, j]> for i in 0..F-1 for j < i]: the lower triangle by rows, no self term.
+out[n] = [features[n, 0], <features[n, i], features[n, j]> for i in 0..F-1 for j < i]: the lower triangle by rows, P products; with its
+diagonal for j <= i.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from autotune.config.interactions import pairs
 from autotune.config.knobs import MAX_SIZE, Knobs
 from autotune.config.profile import Topology
 from autotune.ops.base import Case, Check, Family, Features, Operator, Rates, Residence, Work
@@ -33,30 +35,27 @@ class InteractionKnobs(Knobs):
     samples_per_task: int = Field(32, ge=1, le=MAX_SIZE)
 
 
-def pairs(features: int) -> int:
-    """F(F-1)/2."""
-    return features * (features - 1) // 2
-
-
-def forward(features: torch.Tensor, out: torch.Tensor, knobs: InteractionKnobs, threads: int) -> None:
-    """features fp32 [N, F, E] -> out fp32 [N, E + F(F-1)/2], written."""
+def forward(features: torch.Tensor, out: torch.Tensor, diagonal: bool, knobs: InteractionKnobs, threads: int) -> None:
+    """features fp32 [N, F, E] -> out fp32 [N, E + P], written."""
     if knobs.implementation == "fused":
-        kernels.interaction_forward(features, out, knobs.samples_per_task, threads)
+        kernels.interaction_forward(features, out, diagonal, knobs.samples_per_task, threads)
         return
     count, dim = features.shape[1:]
     out[:, :dim] = features[:, 0]
-    rows, columns = torch.tril_indices(count, count, -1)
+    rows, columns = torch.tril_indices(count, count, diagonal - 1)
     out[:, dim:] = torch.bmm(features, features.transpose(1, 2))[:, rows, columns]
 
 
-def backward(features: torch.Tensor, d_out: torch.Tensor, d_features: torch.Tensor, knobs: InteractionKnobs, threads: int) -> None:
-    """d_features[n] = (G + G^T) features[n] with G the triangle in d_out [N, E + F(F-1)/2], plus d_out[:, :E] on feature 0. Written."""
+def backward(
+    features: torch.Tensor, d_out: torch.Tensor, d_features: torch.Tensor, diagonal: bool, knobs: InteractionKnobs, threads: int
+) -> None:
+    """d_features[n] = (G + G^T) features[n] with G the triangle in d_out [N, E + P], plus d_out[:, :E] on feature 0. Written."""
     if knobs.implementation == "fused":
-        kernels.interaction_backward(features, d_out, d_features, knobs.samples_per_task, threads)
+        kernels.interaction_backward(features, d_out, d_features, diagonal, knobs.samples_per_task, threads)
         return
     samples, count, dim = features.shape
     square = torch.zeros(samples, count, count)
-    rows, columns = torch.tril_indices(count, count, -1)
+    rows, columns = torch.tril_indices(count, count, diagonal - 1)
     square[:, rows, columns] = d_out[:, dim:]
     torch.bmm(square + square.transpose(1, 2), features, out=d_features)
     d_features[:, 0] += d_out[:, :dim]
@@ -68,13 +67,15 @@ class Interaction(Operator):
 
     Args:
         samples, features_count, dim: N, F, E.
+        diagonal: whether the products of vectors with themselves are among the P products.
         vectors: name of the buffer [N, F, E]; gradients are ``d_`` and the name.
-        result: name of the buffer [N, E + F(F-1)/2].
+        result: name of the buffer [N, E + P].
     """
 
     samples: int
     features_count: int
     dim: int
+    diagonal: bool = False
     vectors: str = "vectors"
     result: str = "top.0"
 
@@ -85,15 +86,21 @@ class Interaction(Operator):
 
     @property
     def shape(self) -> Hashable:
-        return (self.direction, self.samples, self.features_count, self.dim)
+        return (self.direction, self.samples, self.features_count, self.dim, self.diagonal)
+
+    @property
+    def outputs(self) -> int:
+        """E + P."""
+        return self.dim + pairs(self.features_count, self.diagonal)
 
     def work(self) -> Work:
-        """Forward: a multiply-add per pair and column, 2*N*P*E flops; backward twice that. Vectors are read, results written, once."""
+        """Forward: a multiply-add per product and column, 2*N*P*E flops. Backward: one per vector, other vector and column, and with the
+        diagonal for the vector itself too. Vectors are read, results written, once."""
         n, f, e = self.samples, self.features_count, self.dim
-        vectors, results = 4 * n * f * e, 4 * n * (e + pairs(f))
+        vectors, results = 4 * n * f * e, 4 * n * self.outputs
         if self.direction == "forward":
-            return Work(flops=2 * n * pairs(f) * e, bytes_read=vectors, bytes_written=results)
-        return Work(flops=4 * n * pairs(f) * e, bytes_read=vectors + results, bytes_written=vectors)
+            return Work(flops=2 * n * (self.outputs - e) * e, bytes_read=vectors, bytes_written=results)
+        return Work(flops=2 * n * f * (f - 1 + self.diagonal) * e, bytes_read=vectors + results, bytes_written=vectors)
 
     def size(self) -> Mapping[str, float]:
         return {"samples": float(self.samples), "features": float(self.features_count), "dim": float(self.dim)}
@@ -120,7 +127,7 @@ class InteractionForward(Interaction):
 
     def features(self, knobs: Knobs | None, residence: Residence, rates: Rates) -> Features:
         high = 4 if rates.lanes == 16 else 2
-        wide, count = rates.lanes // high, self.features_count
+        wide, count = rates.lanes // high, self.features_count + self.diagonal  # the triangle of one vector more has as many rows
         tiles = sum(-(-(min(count, i + high) - 1) // wide) for i in range(1, count, high))
         each = self.samples / rates.threads * rates.cycle_s
         return {
@@ -131,7 +138,7 @@ class InteractionForward(Interaction):
         }
 
     def run(self, memory: Memory, knobs: InteractionKnobs, threads: int) -> None:
-        forward(memory.buffers[self.vectors], memory.buffers[self.result], knobs, threads)
+        forward(memory.buffers[self.vectors], memory.buffers[self.result], self.diagonal, knobs, threads)
 
 
 @dataclass(eq=False)
@@ -151,7 +158,7 @@ class InteractionBackward(Interaction):
 
     def run(self, memory: Memory, knobs: InteractionKnobs, threads: int) -> None:
         vectors, d_result = memory.buffers[self.vectors], memory.buffers[f"d_{self.result}"]
-        backward(vectors, d_result, memory.buffers[f"d_{self.vectors}"], knobs, threads)
+        backward(vectors, d_result, memory.buffers[f"d_{self.vectors}"], self.diagonal, knobs, threads)
 
 
 class _InteractionCase(Case):
@@ -164,16 +171,16 @@ class _InteractionCase(Case):
 
     def _draw(self, n: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
         f, e = self._pass.features_count, self._pass.dim
-        features, out = zeros(n, f, e), empty_rows(n, e + pairs(f))
+        features, out = zeros(n, f, e), empty_rows(n, self._pass.outputs)
         kernels.fill_uniform(features.view(-1), -1.0, 1.0, seed, 1)
         kernels.fill_uniform(out.as_strided((n * out.stride(0),), (1,)), -1.0, 1.0, seed + 1, 1)
         return features, out
 
     def _call(self, features: torch.Tensor, out: torch.Tensor, d_features: torch.Tensor, knobs: InteractionKnobs, threads: int) -> None:
         if self._pass.direction == "forward":
-            forward(features, out, knobs, threads)
+            forward(features, out, self._pass.diagonal, knobs, threads)
         else:
-            backward(features, out, d_features, knobs, threads)
+            backward(features, out, d_features, self._pass.diagonal, knobs, threads)
 
     def run(self, knobs: InteractionKnobs, threads: int) -> None:
         self._call(*next(self._inputs), self._d_features, knobs, threads)

@@ -86,7 +86,8 @@ class Memory:
             self.allocate(buffer.inside)
             root = self.buffers[buffer.inside.name]
             width = math.prod(buffer.shape[1:])
-            self.buffers[buffer.name] = root.view(root.shape[0], -1)[:, buffer.first : buffer.first + width]
+            columns = root.view(root.shape[0], -1)[:, buffer.first : buffer.first + width]
+            self.buffers[buffer.name] = columns.view(buffer.shape)
         elif len(buffer.shape) == 2:
             self.buffers[buffer.name] = empty_rows(*buffer.shape, self.threads)
         else:

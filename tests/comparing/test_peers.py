@@ -58,6 +58,11 @@ def test_fbgemm_is_left_out_of_models_whose_dims_it_does_not_take() -> None:
     assert not any(peer.unfit(tiny) for peer in PEERS)
 
 
+def test_a_peer_is_left_out_of_models_whose_interaction_it_is_not_built_with() -> None:
+    other = load_model_by_name("tiny").model_copy(update={"interaction": "cross"})
+    assert {peer.unfit(other) for peer in PEERS} == {"it is built with interaction dot, dot_with_diagonal, concatenation, got cross"}
+
+
 @pytest.mark.parametrize(("at_once", "sizes"), [(2, [1, 1, 1, 1, 1]), (3, [1, 2, 2]), (4, [2, 3]), (5, [2, 3]), (6, [5]), (9, [5])])
 def test_groups_part_one_order_evenly_and_fit_beside_ours(at_once: int, sizes: list[int]) -> None:
     found = groups(PEERS, at_once)
@@ -67,10 +72,11 @@ def test_groups_part_one_order_evenly_and_fit_beside_ours(at_once: int, sizes: l
     assert groups((), at_once) == ((),)
 
 
-@pytest.fixture(params=[1, 3])
+@pytest.fixture(params=[(1, "dot"), (3, "dot"), (3, "dot_with_diagonal"), (3, "concatenation")], ids=str)
 def model(request: pytest.FixtureRequest) -> Model:
-    tiny = load_model_by_name("tiny")
-    return tiny.model_copy(update={"tables": tuple(table.model_copy(update={"pooling": float(request.param)}) for table in tiny.tables)})
+    tiny, (pooling, interaction) = load_model_by_name("tiny"), request.param
+    tables = tuple(table.model_copy(update={"pooling": float(pooling)}) for table in tiny.tables)
+    return tiny.model_copy(update={"tables": tables, "interaction": interaction})
 
 
 @pytest.mark.parametrize("peer", [peer for peer in PEERS if peer.kind != "compiled"], ids=lambda peer: peer.name)

@@ -35,7 +35,7 @@ def test_a_count_repeats_the_table() -> None:
 def test_derived_sizes_follow_from_the_shape() -> None:
     m = model()
     assert (m.num_tables, m.embedding_dim, m.dense_features, m.num_features) == (8, 64, 512, 9)
-    assert (m.interaction_outputs, m.top_input, m.top_sizes) == (36, 100, (100, 1024, 1024, 1024, 1))
+    assert (m.top_input, m.top_sizes) == (100, (100, 1024, 1024, 1024, 1))
     assert m.table_bytes == 8 * 1_000_000 * 64 * 4
     assert m.lookups_per_iteration == 2048 * 8 * 50
     weights = 512 * 512 + 512 * 64 + 100 * 1024 + 2 * 1024 * 1024 + 1024
@@ -47,11 +47,13 @@ def test_derived_sizes_follow_from_the_shape() -> None:
 
 
 @given(st.integers(1, 40), st.integers(1, 64), st.lists(st.integers(1, 50), max_size=3))
-def test_top_input_counts_every_pair_once(tables: int, dim: int, hidden: list[int]) -> None:
-    m = model(bottom_mlp=(3, *hidden, dim), top_mlp=(1,), tables=(Table(rows=5, dim=dim),) * tables)
-    features = range(tables + 1)
+def test_top_input_counts_every_pair_or_every_column_once(tables: int, dim: int, hidden: list[int]) -> None:
+    shapes: dict[str, Any] = {"bottom_mlp": (3, *hidden, dim), "top_mlp": (1,), "tables": (Table(rows=5, dim=dim),) * tables}
+    m, features = model(**shapes), range(tables + 1)
     assert m.top_input == dim + sum(1 for i in features for j in features if j < i)
     assert m.top_sizes[0] == m.top_input
+    assert model(**shapes, interaction="dot_with_diagonal").top_input == m.top_input + tables + 1
+    assert model(**shapes, interaction="concatenation").top_input == dim + sum(table.dim for table in m.tables)
 
 
 @pytest.mark.parametrize(
@@ -80,13 +82,18 @@ def test_top_input_counts_every_pair_once(tables: int, dim: int, hidden: list[in
         ({"data": {"alpha": 1.0}}, "alpha belongs to zipf, not to uniform"),
         ({"data": {"distribution": "criteo"}}, "a criteo distribution reads a file"),
         ({"data": {"path": "x.csv"}}, "a uniform distribution reads no file"),
-        ({"interaction": "cat"}, "interaction must be one of dot, got 'cat'"),
+        ({"interaction": "cat"}, "interaction must be one of dot, dot_with_diagonal, concatenation, got 'cat'"),
         ({"colour": 1}, "Extra inputs"),
     ],
 )
 def test_an_invalid_model_says_which_rule_and_value(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         model(**changes)
+
+
+def test_concatenated_vectors_are_counted_once_in_memory() -> None:
+    sizes = {name: model(interaction=name).activation_bytes for name in ("dot", "concatenation")}
+    assert sizes["dot"] - sizes["concatenation"] == 2 * 4 * 2048 * model().top_input
 
 
 def test_a_varying_pooling_factor_may_be_fractional() -> None:
@@ -104,6 +111,7 @@ def test_the_hash_follows_what_is_computed_and_not_the_prose() -> None:
     assert len(model().hash()) == 64
     different = [model(), model(minibatch=1), model(seed=1), model(data={"distribution": "zipf", "alpha": 1.1})]
     different.append(model().changed(Changes(max_rows=9)))
+    different += [model(interaction="dot_with_diagonal"), model(interaction="concatenation")]
     assert len({m.hash() for m in different}) == len(different)
 
 

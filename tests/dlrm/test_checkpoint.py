@@ -338,6 +338,39 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.parametrize(("trained_with", "inputs"), [("dot", 7), ("dot_with_diagonal", 10), ("concatenation", 12)])
+@pytest.mark.parametrize("here", ["dot", "dot_with_diagonal", "concatenation"])
+def test_a_public_file_of_another_interaction_is_refused_with_the_field_to_set(trained_with: str, inputs: int, here: str) -> None:
+    """The public DLRM's state does not say which it had: the first layer of the top MLP has as many inputs as its interaction gives."""
+    state = random_state() | {"top_l.0.weight": torch.zeros(6, inputs)}
+    model = MODEL.model_copy(update={"interaction": here})
+    if here == trained_with:
+        check_state(model, state, "m.pt")
+        return
+    with pytest.raises(InputError) as caught:
+        check_state(model, state, "m.pt")
+    assert f"(m.pt); set interaction: {trained_with} in the model's file" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_width_that_no_interaction_gives_names_none() -> None:
+    with pytest.raises(InputError, match=r"\(m\.pt\); load it with the model it was saved from"):
+        check_state(MODEL, random_state() | {"top_l.0.weight": torch.zeros(6, 11)}, "m.pt")
+
+
+def test_a_file_that_tells_its_interaction_is_held_to_it_where_both_are_as_wide(tmp_path: Path) -> None:
+    """Four vectors of two columns: 2 + 6 inputs with dots, 4 * 2 concatenated."""
+    shape = {"bottom_mlp": (13, 2), "tables": (Table(rows=3, dim=2),) * 3, "top_mlp": (1,)}
+    dot = Model.model_validate(MODEL.model_dump() | shape)
+    other = dot.model_copy(update={"interaction": "concatenation"})
+    assert dot.top_input == other.top_input == 8
+    state = DLRM(other, RunConfig(threads=1)).state_dict()
+    save_checkpoint(tmp_path / "m.pt", state, {checkpoint.INTERACTION: "concatenation"})
+    read_checkpoint_of(other, tmp_path / "m.pt")
+    with pytest.raises(InputError, match=r"must be of interaction dot, got concatenation \(.*m\.pt\); set interaction: concatenation"):
+        read_checkpoint_of(dot, tmp_path / "m.pt")
+
+
 def test_a_state_of_another_model_is_refused_by_name() -> None:
     state = random_state()
     del state["bot_l.0.bias"]
@@ -369,13 +402,3 @@ def test_a_file_with_other_objects_gets_no_advice_to_run_its_code(tmp_path: Path
 def test_many_wrong_names_are_counted_not_listed() -> None:
     with pytest.raises(InputError, match=r"missing: emb_l\.0\.weight, .* and 7 more \(checkpoint\)"):
         check_state(MODEL, {})
-
-
-@pytest.mark.parametrize(
-    ("inputs", "words"), [(4 + 6, "dot with the diagonal"), (3 * 4, "concatenation"), (9, "the model it was saved from")]
-)
-def test_a_checkpoint_of_another_interaction_is_refused_by_its_name(inputs: int, words: str) -> None:
-    """The public DLRM's ``--arch-interaction-itself`` and ``--arch-interaction-op=cat``."""
-    state = {name: torch.zeros(shape) for name, shape in state_shapes(MODEL).items()} | {"top_l.0.weight": torch.zeros(6, inputs)}
-    with pytest.raises(InputError, match=words):
-        check_state(MODEL, state)

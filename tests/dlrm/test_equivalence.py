@@ -2,16 +2,18 @@
 
 import pytest
 import torch
+from combined import combined
 
 from autotune.catalog import load_model_by_name
 from autotune.config.knobs import RunConfig
-from autotune.config.model import Changes, Model
+from autotune.config.model import UNCHANGED, Changes, Model, Table
 from autotune.data.batches import Batch, make_source
 from autotune.dlrm.defaults import default_config
 from autotune.dlrm.model import DLRM
 from autotune.ops.embedding_tables import EmbeddingUpdateKnobs
 from autotune.ops.interaction import InteractionKnobs
 from autotune.ops.layer import LayerKnobs
+from autotune.ops.native import kernels, target
 
 STEPS = 10
 STRATEGIES = ["race_free_range", "race_free_modulo", "bucketed", "atomic", "unfused"]
@@ -22,6 +24,7 @@ class PlainDLRM(torch.nn.Module):
 
     def __init__(self, model: Model, state: dict[str, torch.Tensor]) -> None:
         super().__init__()
+        self.interaction = model.interaction
         self.emb_l = torch.nn.ModuleList(
             torch.nn.EmbeddingBag.from_pretrained(state[f"emb_l.{t}.weight"].clone(), freeze=False, mode="sum", sparse=True)
             for t in range(model.num_tables)
@@ -39,16 +42,12 @@ class PlainDLRM(torch.nn.Module):
 
     def forward(self, batch: Batch) -> torch.Tensor:
         samples = batch.dense.shape[0]
-        dense = self.bot_l(batch.dense)
-        vectors = [dense]
+        vectors = [self.bot_l(batch.dense)]
         for t, bag in enumerate(self.emb_l):
             offsets = batch.offsets[t * samples : (t + 1) * samples + 1].long()
             begin, end = int(offsets[0]), int(offsets[-1])
             vectors.append(bag(batch.indices[begin:end].long(), offsets[:-1] - begin))
-        stacked = torch.stack(vectors, 1)
-        rows, columns = torch.tril_indices(len(vectors), len(vectors), -1)
-        dots = torch.bmm(stacked, stacked.transpose(1, 2))[:, rows, columns]
-        return self.top_l(torch.cat([dense, dots], 1)).squeeze(1)
+        return self.top_l(combined(self.interaction, vectors)).squeeze(1)
 
 
 def plain_losses(model: Model, state: dict[str, torch.Tensor], batches: list[Batch]) -> list[float]:
@@ -104,6 +103,50 @@ def test_every_gemm_and_interaction_trains_like_plain_torch(training, layer: Lay
     dense = {key: knobs for key, knobs in base.operators.items() if not key.startswith("emb")}
     swap = {key: layer if isinstance(knobs, LayerKnobs) else interaction for key, knobs in dense.items()}
     assert losses_with(training, base.model_copy(update={"operators": base.operators | swap})) == pytest.approx(wanted, rel=1e-5)
+
+
+def with_interaction(interaction: str, changes: Changes = UNCHANGED) -> Model:
+    """Seven vectors of 24 columns: neither fills whole vectors of the widest target."""
+    model = load_model_by_name("tiny").changed(changes)
+    tables = tuple(Table(rows=rows, dim=24, pooling=pooling) for rows, pooling in ((500, 3), (7, 1), (90, 2), (3, 1), (64, 5), (11, 2)))
+    shape = {"minibatch": 61, "bottom_mlp": (13, 40, 24), "top_mlp": (33, 1), "tables": tables, "learning_rate": 0.1}
+    return Model.model_validate(model.model_dump() | shape | {"interaction": interaction})
+
+
+@pytest.mark.parametrize("name", [name for name in kernels.targets() if name != "reference"])
+@pytest.mark.parametrize("interaction", ["dot_with_diagonal", "concatenation"])
+def test_every_interaction_trains_like_plain_torch_there_and_back(interaction: str, name: str) -> None:
+    """Plain torch begins with our weights; trained ones of ours predict in plain torch what they predict here."""
+    model = with_interaction(interaction)
+    source = make_source(model)
+    batches = [source.batch(i) for i in range(STEPS + 1)]
+    with target(name):
+        dlrm = DLRM(model, default_config(model, threads=2))
+        state = {key: value.clone() for key, value in dlrm.state_dict().items()}
+        assert [dlrm.step(batch) for batch in batches[:STEPS]] == pytest.approx(plain_losses(model, state, batches[:STEPS]), rel=1e-5)
+        plain = PlainDLRM(model, {key: value.clone() for key, value in dlrm.state_dict().items()})
+        torch.testing.assert_close(dlrm.forward(batches[-1]), plain(batches[-1]).detach(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("interaction", ["dot_with_diagonal", "concatenation"])
+def test_every_interaction_trains_in_bf16(interaction: str) -> None:
+    """Against torch in fp32 from the same weights, as far as rounding to bf16 lets them go together."""
+    model = with_interaction(interaction, Changes(dtype="bf16"))
+    source = make_source(model)
+    batches = [source.batch(i) for i in range(STEPS)]
+    dlrm = DLRM(model, default_config(model, threads=2))
+    state = {key: value.clone() for key, value in dlrm.state_dict().items()}
+    assert [dlrm.step(batch) for batch in batches] == pytest.approx(plain_losses(model, state, batches), rel=1e-2)
+
+
+def test_products_of_torch_train_the_diagonal_too() -> None:
+    model = with_interaction("dot_with_diagonal")
+    batches = [make_source(model).batch(i) for i in range(3)]
+    default = default_config(model, threads=2)
+    bmm = dict.fromkeys(("interaction.forward", "interaction.backward"), InteractionKnobs(implementation="bmm"))
+    dlrm = DLRM(model, default.model_copy(update={"operators": default.operators | bmm}))
+    state = {key: value.clone() for key, value in dlrm.state_dict().items()}
+    assert [dlrm.step(batch) for batch in batches] == pytest.approx(plain_losses(model, state, batches), rel=1e-5)
 
 
 def test_the_weights_after_training_are_those_of_plain_torch(training) -> None:

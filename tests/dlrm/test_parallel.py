@@ -129,21 +129,31 @@ _WIRED = [
     for form in ALL_TO_ALL_FORMS
 ]
 
+# The minibatch does not divide; every kind of placement, and both ways in which the gradients of copies travel.
+_INTERACTING = [
+    _case(model, partition(kinds, 2), CommunicationKnobs(all_to_all=form), "bucketed")
+    for model in (small_model(25).model_copy(update={"interaction": name}) for name in ("dot_with_diagonal", "concatenation"))
+    for kinds, form in ((KINDS[-1], ALL_TO_ALL_FORMS[0]), (("replicated", "row_wise"), ALL_TO_ALL_FORMS[-1]))
+]
+
 Trained = list[tuple[dict[str, Any], dict[str, Any]]]
 """Cases with what the ranks made of them."""
 
 
 @pytest.fixture(scope="module")
-def on_two_ranks(tmp_path_factory: pytest.TempPathFactory) -> tuple[Trained, Trained, Trained]:
-    """Cases in fp32, of other precisions and with bf16 on the wire: loading torch takes longer than all of them."""
-    kinds = (cases(2), _PRECISE, _WIRED)
+def on_two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[Trained]:
+    """Cases in fp32, of other precisions, with bf16 on the wire and of other interactions: loading torch takes longer than all of them."""
+    kinds = (cases(2), _PRECISE, _WIRED, _INTERACTING)
     results = iter(run_ranks(tmp_path_factory.mktemp("two"), 2, [case for given in kinds for case in given]))
-    plain, precise, wired = ([(case, next(results)) for case in given] for given in kinds)
-    return plain, precise, wired
+    return [[(case, next(results)) for case in given] for given in kinds]
 
 
-def test_two_ranks_train_as_one_process_does(on_two_ranks: tuple[Trained, Trained, Trained]) -> None:
+def test_two_ranks_train_as_one_process_does(on_two_ranks: list[Trained]) -> None:
     check_losses_and_weights(on_two_ranks[0])
+
+
+def test_two_ranks_train_every_interaction_as_one_process_does(on_two_ranks: list[Trained]) -> None:
+    check_losses_and_weights(on_two_ranks[3])
 
 
 def test_four_ranks_train_as_one_process_does(tmp_path: Path) -> None:
@@ -152,13 +162,13 @@ def test_four_ranks_train_as_one_process_does(tmp_path: Path) -> None:
 
 
 def check_losses_and_weights(trained: Trained) -> None:
-    wanted: dict[int, tuple[list[float], dict[str, torch.Tensor]]] = {}
+    wanted: dict[tuple[int, str], tuple[list[float], dict[str, torch.Tensor]]] = {}
     for case, got in trained:
-        minibatch = case["model"]["minibatch"]
-        if minibatch not in wanted:
+        key = case["model"]["minibatch"], case["model"]["interaction"]
+        if key not in wanted:
             dlrm, losses = train_alone(case)
-            wanted[minibatch] = losses, dlrm.state_dict()
-        losses, state = wanted[minibatch]
+            wanted[key] = losses, dlrm.state_dict()
+        losses, state = wanted[key]
         assert len(set(map(tuple, got["losses"]))) == 1, "every rank returns the loss of the whole minibatch"
         assert got["losses"][0] == pytest.approx(losses, rel=1e-5)
         assert set(got["state"]) == set(state)
@@ -169,7 +179,7 @@ def check_losses_and_weights(trained: Trained) -> None:
         assert all(digest == got["copies"][0] for digest in got["copies"]), "copies of a replicated table stay equal"
 
 
-def test_ranks_train_in_bf16_and_with_adagrad_as_one_process_does(on_two_ranks: tuple[Trained, Trained, Trained]) -> None:
+def test_ranks_train_in_bf16_and_with_adagrad_as_one_process_does(on_two_ranks: list[Trained]) -> None:
     for changes, (case, got) in zip(PRECISIONS, on_two_ranks[1], strict=True):
         dlrm, losses = train_alone(case)
         # Sums in another order may round to another bf16, and Adagrad's first steps have the gradient's sign: equal up to that.
@@ -189,7 +199,7 @@ def test_ranks_train_in_bf16_and_with_adagrad_as_one_process_does(on_two_ranks: 
         assert all(digest == got["copies"][0] for digest in got["copies"]), "copies of a replicated table stay equal"
 
 
-def test_bf16_on_the_wire_stays_near_fp32(on_two_ranks: tuple[Trained, Trained, Trained]) -> None:
+def test_bf16_on_the_wire_stays_near_fp32(on_two_ranks: list[Trained]) -> None:
     _, losses = train_alone(_WIRED[0])
     for _, got in on_two_ranks[2]:
         assert got["losses"][0] == pytest.approx(losses, rel=1e-2)

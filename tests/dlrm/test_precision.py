@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from combined import combined
 
 from autotune.catalog import load_model_by_name
 from autotune.config.knobs import RunConfig
@@ -60,10 +61,14 @@ def test_bf16_halves_follow_fp32_within_1_percent_over_500_steps() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-@pytest.mark.parametrize("strategy", ["race_free_range", "race_free_modulo", "bucketed"])
-def test_adagrad_steps_are_the_formulas(dtype: str, strategy: str) -> None:
+@pytest.mark.parametrize(
+    ("strategy", "interaction"),
+    [("race_free_range", "dot"), ("race_free_modulo", "dot_with_diagonal"), ("bucketed", "concatenation"), ("bucketed", "dot")],
+)
+def test_adagrad_steps_are_the_formulas(dtype: str, strategy: str, interaction: str) -> None:
     """Against the same forward and backward by autograd, and the formulas on coalesced gradients."""
     model = load_model_by_name("tiny").changed(Changes(dtype=dtype, optimizer="adagrad"))
+    model = model.model_copy(update={"interaction": interaction, "learning_rate": 0.01})  # at which none of them diverges
     dlrm = DLRM(model, RunConfig(threads=2, operators={"embedding_bag.update": EmbeddingUpdateKnobs(strategy=strategy)}))
     weights = {name: value.double().clone() for name, value in dlrm.state_dict().items()}
     sums = {name: torch.zeros(len(value)) if name.startswith("emb") else torch.zeros_like(value) for name, value in weights.items()}
@@ -83,7 +88,8 @@ def test_adagrad_steps_are_the_formulas(dtype: str, strategy: str) -> None:
             weights[name] = weights[name] - model.learning_rate * gradient / (scale[:, None] if table else scale)
         if dtype == "bf16":
             break  # from here on the two train from weights that were rounded differently
-    worst = 1e-4 if dtype == "fp32" else 0.1
+    # Of sums of squares: a bias of the bottom MLP adds 64 gradients of either sign, and rounded ones leave 12 % under concatenation.
+    worst = 1e-4 if dtype == "fp32" else 0.2
     # The first step of Adagrad is the gradient's sign, which rounding to bf16 flips where it is small: there only the sums can be compared.
     for name, value in dlrm.state_dict().items() if dtype == "fp32" else ():
         moved = float((weights[name] - value).norm() / (weights[name] - dlrm_start(model)[name]).norm())
@@ -104,17 +110,13 @@ def _plain_loss(model: Model, weights: dict[str, torch.Tensor], batch: Batch) ->
         return x
 
     samples = len(batch.labels)
-    low = mlp(batch.dense.double(), "bot_l", len(model.bottom_mlp) - 1)
-    vectors = [low]
+    vectors = [mlp(batch.dense.double(), "bot_l", len(model.bottom_mlp) - 1)]
     for t in range(model.num_tables):
         offsets = batch.offsets[t * samples : (t + 1) * samples + 1].long()
         begin, end = int(offsets[0]), int(offsets[-1])
         indices, table = batch.indices[begin:end].long(), weights[f"emb_l.{t}.weight"]
         vectors.append(torch.nn.functional.embedding_bag(indices, table, offsets[:-1] - begin, mode="sum"))
-    stacked = torch.stack(vectors, 1)
-    rows, columns = torch.tril_indices(len(vectors), len(vectors), -1)
-    dots = torch.bmm(stacked, stacked.transpose(1, 2))[:, rows, columns]
-    clicks = mlp(torch.cat([low, dots], 1), "top_l", len(model.top_mlp)).squeeze(1)
+    clicks = mlp(combined(model.interaction, vectors), "top_l", len(model.top_mlp)).squeeze(1)
     return torch.nn.functional.binary_cross_entropy(clicks, batch.labels.double())
 
 

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from autotune.config.interactions import INTERACTIONS
 from autotune.config.knobs import FixedKnobs
 from autotune.config.model import Model, Table
 from autotune.config.partition import CommunicationKnobs, Partition, Placement
@@ -53,7 +54,8 @@ def placements(draw: st.DrawFn, rows: int, ranks: int) -> Placement:
 def all_ranks(draw: st.DrawFn) -> list[Schedule]:
     """The schedules of 1 to 4 ranks under a random partition, bucket size and overlap."""
     rows = draw(st.lists(st.sampled_from([4, 7, 30, 200]), min_size=1, max_size=4))
-    model, ranks = model_of(rows, draw(st.integers(4, 40))), draw(st.integers(1, 4))
+    interaction = draw(st.sampled_from(list(INTERACTIONS)))
+    model, ranks = model_of(rows, draw(st.integers(4, 40))).model_copy(update={"interaction": interaction}), draw(st.integers(1, 4))
     partition = Partition(ranks=ranks, tables=tuple(draw(placements(count, ranks)) for count in rows))
     knobs = CommunicationKnobs(bucket_bytes=draw(st.sampled_from([1 << 10, 1 << 11, 1 << 20])), overlap=draw(st.booleans()))
     return [schedule(model, partition, rank, knobs) for rank in range(ranks)]
@@ -86,8 +88,24 @@ def test_the_passes_of_one_rank_in_order() -> None:
     check_reads(steps)
 
 
-def test_every_buffer_has_one_size() -> None:
-    for steps in (schedule(model_of([100, 4])), schedule(model_of([100, 4]), Partition(ranks=2, tables=(REPLICATED,) * 2), 1)):
+def test_no_pass_concatenates() -> None:
+    """The top MLP reads what the bottom MLP and the tables wrote, and its gradient is theirs."""
+    dot, steps = (schedule(model_of([100, 4]).model_copy(update={"interaction": name})) for name in ("dot", "concatenation"))
+    keys = [each.key for each in steps.passes]
+    assert keys == [each.key for each in dot.passes if not each.key.startswith("interaction.")]
+    assert steps.passes[steps.forward_passes - 1].key == "top_mlp.1.forward"
+    (read,) = (each.reads for each in steps.passes if each.key == "top_mlp.0.forward")
+    (written,) = (each.writes for each in steps.passes if each.key == "top_mlp.0.backward_data")
+    assert [buffer.name for buffer in read[:2]] == ["features", "dense_vector"]
+    assert [buffer.name for buffer in written] == ["d_features", "d_dense_vector"]
+    assert sum(buffer.size_bytes for buffer in written) == 4 * 16 * 3 * DIM
+    check_reads(steps)
+
+
+@pytest.mark.parametrize("interaction", INTERACTIONS)
+def test_every_buffer_has_one_size(interaction: str) -> None:
+    model = model_of([100, 4]).model_copy(update={"interaction": interaction})
+    for steps in (schedule(model), schedule(model, Partition(ranks=2, tables=(REPLICATED,) * 2), 1)):
         sizes: dict[str, float] = {}
         for buffer in (buffer for each in steps.passes for buffer in each.touches):
             if buffer.name not in ("indices", ROWS):  # those of the tables that a pass walks

@@ -23,7 +23,7 @@ def watched() -> Iterator[None]:
 def run(threads: int, times: int = 1) -> None:
     features, out = torch.rand(512, 9, 64), torch.empty(512, 64 + 36)
     for _ in range(times):
-        kernels.interaction_forward(features, out, 8, threads)
+        kernels.interaction_forward(features, out, False, 8, threads)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])

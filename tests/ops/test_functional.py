@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from combined import combined
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -67,17 +68,14 @@ def test_linear_and_its_gradients_are_those_of_torch(n: int, c: int, k: int, act
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.integers(1, 9), st.integers(1, 30), st.sampled_from([1, 7, 16, 64, 100]))
-def test_interaction_and_its_gradient_are_those_of_torch(n: int, f: int, e: int) -> None:
+@given(st.integers(1, 9), st.integers(1, 30), st.sampled_from([1, 7, 16, 64, 100]), st.booleans())
+def test_interaction_and_its_gradient_are_those_of_torch(n: int, f: int, e: int, diagonal: bool) -> None:
     features = torch.randn(n, f, e, generator=torch.Generator().manual_seed(n + f + e))
     results = []
     for ours in (True, False):
         leaf = features.clone().requires_grad_()
-        if ours:
-            out = interaction(leaf)
-        else:
-            rows, columns = torch.tril_indices(f, f, -1)
-            out = torch.cat([leaf[:, 0], torch.bmm(leaf, leaf.transpose(1, 2))[:, rows, columns]], 1)
+        name = "dot_with_diagonal" if diagonal else "dot"
+        out = interaction(leaf, diagonal) if ours else combined(name, leaf.unbind(1))
         (out * out).sum().backward()
         results.append((out.detach(), leaf.grad))
     for got, wanted in zip(*results, strict=True):
@@ -91,6 +89,7 @@ def test_opcheck_accepts_every_operator() -> None:
     x, weight, bias = (torch.randn(*shape, requires_grad=True) for shape in ((4, 5), (6, 5), (6,)))
     torch.library.opcheck(linear, (x, weight, bias, "relu"))
     torch.library.opcheck(interaction, (torch.randn(3, 4, 8, requires_grad=True),))
+    torch.library.opcheck(interaction, (torch.randn(3, 4, 8, requires_grad=True), True))
 
 
 def test_the_modules_train_like_torch_modules() -> None:

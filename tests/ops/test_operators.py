@@ -9,7 +9,7 @@ from autotune.data.batches import make_source
 from autotune.dlrm.model import DLRM
 from autotune.ops.base import Operator
 from autotune.ops.embedding_tables import EmbeddingBags, EmbeddingForwardKnobs, EmbeddingUpdateKnobs, Lookups
-from autotune.ops.interaction import InteractionBackward, InteractionForward
+from autotune.ops.interaction import Interaction, InteractionBackward, InteractionForward
 from autotune.ops.layer import LayerKnobs
 from autotune.ops.layer_candidates import default_knobs
 from autotune.ops.layer_shapes import Gemm
@@ -18,6 +18,7 @@ from autotune.ops.native import cold_sets, empty_rows, leading_dimension, target
 from autotune.ops.table_alone import tables_alone
 
 THREADS = 2
+INTERACTIONS = (InteractionForward, InteractionBackward)
 
 
 def machine(cores: int = 2, l2_bytes: int = 1 << 20) -> Topology:
@@ -127,9 +128,28 @@ def test_a_layer_pass_does_two_flops_a_weight_and_sample(which) -> None:
 
 
 def test_interaction_backward_is_twice_the_forward() -> None:
-    forward, backward = (kind("", 4, 5, 8).work() for kind in (InteractionForward, InteractionBackward))
+    forward, backward = (kind("", 4, 5, 8).work() for kind in INTERACTIONS)
     assert forward.flops == 2 * 4 * 10 * 8
     assert backward.flops == 2 * forward.flops
+
+
+def test_the_diagonal_adds_a_product_of_every_vector() -> None:
+    without, forward, backward = (InteractionForward("", 4, 5, 8).work(), *(kind("", 4, 5, 8, True).work() for kind in INTERACTIONS))
+    assert forward.flops - without.flops == 2 * 4 * 5 * 8
+    assert forward.bytes_written - without.bytes_written == 4 * 4 * 5
+    assert backward.flops == 2 * 4 * 5 * 5 * 8  # of every vector with every one
+    assert backward.bytes_read == forward.bytes_read + forward.bytes_written
+
+
+@pytest.mark.parametrize("kind", INTERACTIONS)
+@pytest.mark.parametrize(("vectors", "dim"), [(1, 8), (7, 20), (27, 64)])
+def test_every_candidate_of_the_diagonal_passes_its_check(kind: type[Interaction], vectors: int, dim: int) -> None:
+    operator = kind("x", 70, vectors, dim, True)
+    assert operator.shape != kind("x", 70, vectors, dim).shape  # raced apart
+    case = operator.case(seed=3)
+    for knobs in operator.candidates(machine(), THREADS):
+        case.run(knobs, THREADS)
+        assert case.check(knobs, THREADS).passed, knobs
 
 
 @pytest.mark.parametrize("cores", [1, 2, 6, 28, 56])

@@ -17,8 +17,9 @@ from machines import made_up_profile
 from autotune.api import profile, tune
 from autotune.catalog import load_model_by_name
 from autotune.config.files import load_tuned_and_record
+from autotune.config.interactions import INTERACTIONS
 from autotune.config.knobs import Knobs, RunConfig
-from autotune.config.model import FLOAT_BYTES, INTERACTIONS, Model
+from autotune.config.model import FLOAT_BYTES, Model
 from autotune.config.partition import CommunicationKnobs, Partition
 from autotune.config.profile import Topology
 from autotune.data.batches import make_source
@@ -108,7 +109,7 @@ class ScaleCase(Case):
 
 def with_scale(model: Model, partition: Partition | None, rank: int, communication: CommunicationKnobs) -> Schedule:
     """The DLRM's schedule with a scale between the interaction and the top MLP."""
-    steps = schedules.dot_schedule(model, partition, rank, communication)
+    steps = schedules.dlrm_schedule(model, partition, rank, communication)
     passes: list[Pass] = []
     for each in steps.passes:
         if each.key == "interaction.backward":

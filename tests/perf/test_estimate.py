@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from itertools import pairwise
+from itertools import cycle, pairwise
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from machines import bare, calibrated, network, true_times
 
 from autotune.catalog import list_models, list_profiles, load_model_by_name, load_profile_by_name
+from autotune.config.interactions import INTERACTIONS
 from autotune.config.model import Model, Table
 from autotune.config.partition import CommunicationKnobs
 from autotune.config.profile import Profile
@@ -43,8 +44,8 @@ def test_a_machine_that_follows_the_laws_is_predicted_on_models_it_never_ran(
     profile: Profile, predictor: Predictor, threads: int, drawn: bool
 ) -> None:
     topology = profile.fingerprint.topology
-    for number in range(6):
-        model = random_model(5, number, 1e8)
+    for number, interaction in zip(range(6), cycle(INTERACTIONS), strict=False):
+        model = random_model(5, number, 1e8).model_copy(update={"interaction": interaction})
         config = random_config(model, topology, threads, str(number)) if drawn else default_config(model, topology, threads)
         true = true_times(model, profile, threads, config.operators, 1.3)
         found = estimate(model, profile, config, predictor=predictor)
