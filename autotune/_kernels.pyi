@@ -205,6 +205,12 @@ def linear_descend(d_weights: Annotated[Tensor | NDArray[numpy.float32], dict(sh
 def linear_descend_bf16(d_weights: Annotated[Tensor | NDArray[numpy.float32], dict(shape=(None, None), device='cpu', writable=False)], d_bias: Annotated[Tensor | NDArray[numpy.float32], dict(shape=(None,), device='cpu', writable=False)], upper: Annotated[Tensor | NDArray[numpy.int16], dict(shape=(None, None), device='cpu')], lower: Annotated[Tensor | NDArray[numpy.int16], dict(shape=(None, None), device='cpu')], bias: Annotated[Tensor | NDArray[numpy.float32], dict(shape=(None,), device='cpu')], state: Annotated[Tensor | NDArray[numpy.float32], dict(shape=(None, None), device='cpu')] | None, bias_state: Annotated[Tensor | NDArray[numpy.float32], dict(shape=(None,), device='cpu')] | None, learning_rate: float, epsilon: float, threads: int) -> None:
     """The same on halves of weights, int16 [K, C]."""
 
+def binary_cross_entropy(probabilities: Annotated[Tensor | NDArray[numpy.float32], dict(shape=(None, None), device='cpu', writable=False)], labels: Annotated[Tensor | NDArray[numpy.float32], dict(shape=(None,), device='cpu', writable=False)], d_logits: Annotated[Tensor | NDArray[numpy.float32], dict(shape=(None, None), device='cpu')], scale: float, threads: int) -> float:
+    """
+    Mean of -(y log p + (1-y) log(1-p)) * scale over probabilities [N, 1] and labels [N], logarithms no lower than -100;
+    d_logits [N, 1] = (p - y) / N * scale, written.
+    """
+
 def interaction_forward(features: Annotated[Tensor | NDArray[numpy.float32], dict(shape=(None, None, None), device='cpu', writable=False)], out: Annotated[Tensor | NDArray[numpy.float32], dict(shape=(None, None), device='cpu')], diagonal: bool, samples_per_task: int, threads: int) -> None:
     """
     out [N, E + P]: feature 0 of features [N, F, E], then the P dot products of pairs j < i, or with the diagonal j <= i, by rows of the

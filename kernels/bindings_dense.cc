@@ -1,6 +1,7 @@
 // Fully connected layers and the interaction: checks, then one call.
 #include "bindings.h"
 #include "libxsmm.h"
+#include "loss.h"
 
 #include <type_traits>
 
@@ -304,6 +305,19 @@ void linear_descend_bf16(const ConstFloats<2>& d_weights, const ConstFloats<1>& 
   descend(d_weights, d_bias, step, threads);
 }
 
+double cross_entropy(const ConstFloats<2>& probabilities, const ConstFloats<1>& labels, const Floats<2>& d_logits, float scale, int threads) {
+  require_threads(threads);
+  require_contiguous("labels", labels);
+  const int64_t samples = static_cast<int64_t>(labels.shape(0));
+  require(samples >= 1, "a mean needs at least one sample");
+  require_shape("probabilities", probabilities, {samples, 1});
+  require_shape("d_logits", d_logits, {samples, 1});
+  require_disjoint({extent_of("d_logits", d_logits)}, {extent_of("probabilities", probabilities), extent_of("labels", labels)});
+  const Clicks clicks{probabilities.data(), stride_of(probabilities, 0), labels.data(), samples};
+  nb::gil_scoped_release release;
+  return binary_cross_entropy(clicks, scale, d_logits.data(), stride_of(d_logits, 0), threads);
+}
+
 template <class Array>
 InteractionShape interaction_shape(const ConstFloats<3>& features, const char* name, const Array& out, bool diagonal, int64_t samples_per_task,
                                    int threads) {
@@ -384,6 +398,10 @@ void bind_dense(nb::module_& m) {
         "lower"_a.noconvert(), "bias"_a.noconvert(), "state"_a.noconvert().none(), "bias_state"_a.noconvert().none(), "learning_rate"_a,
         "epsilon"_a, "threads"_a,
         "The same on halves of weights, int16 [K, C].");
+  m.def("binary_cross_entropy", &cross_entropy, "probabilities"_a.noconvert(), "labels"_a.noconvert(), "d_logits"_a.noconvert(), "scale"_a,
+        "threads"_a,
+        "Mean of -(y log p + (1-y) log(1-p)) * scale over probabilities [N, 1] and labels [N], logarithms no lower than -100;\n"
+        "d_logits [N, 1] = (p - y) / N * scale, written.");
   m.def("interaction_forward", &interaction_forward, "features"_a.noconvert(), "out"_a.noconvert(), "diagonal"_a, "samples_per_task"_a,
         "threads"_a,
         "out [N, E + P]: feature 0 of features [N, F, E], then the P dot products of pairs j < i, or with the diagonal j <= i, by rows of the\n"

@@ -6,6 +6,7 @@
 #include "gemm.h"
 #include "gemm_pack-inl.h"
 #include "gemm_tile-inl.h"
+#include "gemv-inl.h"
 #include "memory.h"
 #include "team.h"
 
@@ -20,6 +21,7 @@ struct GemmKernels {
   // out[rows, cols] = epilogue(a * panels), a row-major.
   static void multiply(const ConstMatrix& a, const float* panels, const Matrix& out, const Epilogue& epilogue, const GemmBlocking& blocking,
                        int threads) {
+    if (is_vector(a, out, epilogue)) return multiply_vector<false>(a, out, epilogue, threads, [&](int64_t c) { return panels[c * (out.cols == 1 ? blocking.bk : 1)]; });
     on_grid(threads, blocking.thread_columns, [&](int64_t row, int64_t rows, int64_t column, int64_t columns) {
       const Range blocks = split(ceil_div(out.rows, blocking.bn), row, rows);
       const Range strips = split(ceil_div(out.cols, blocking.bk), column, columns);
@@ -36,6 +38,10 @@ struct GemmKernels {
   // loop, all blocks of the thread are.
   static void multiply_bf16(const ConstMatrix& a, const uint16_t* panels, const Matrix& out, const Epilogue& epilogue, GemmBlocking blocking,
                             int threads) {
+    if (is_vector(a, out, epilogue))
+      return multiply_vector<true>(a, out, epilogue, threads, [&](int64_t c) {
+        return join_one(panels[out.cols == 1 ? c / 2 * blocking.bk * 2 + c % 2 : c * 2], 0);
+      });
     using Step = typename Pack::RowStep;
     using A = typename Step::A;
     const int64_t pairs = ceil_div(a.cols, 2), stride = Pack::row_stride(a.cols);
@@ -59,7 +65,9 @@ struct GemmKernels {
   // dw[k, c] (+ bias gradient) from dy[n, k] and x[n, c].
   static void multiply_transposed(const ConstMatrix& dy, const ConstMatrix& x, const Matrix& dw, float* bias_gradient, const Update* update,
                                   const GemmBlocking& blocking, bool bf16, int threads) {
-    if (bf16)
+    if (dy.cols == 1)
+      bf16 ? vector_transposed<true>(dy, x, dw, bias_gradient, update, threads) : vector_transposed<false>(dy, x, dw, bias_gradient, update, threads);
+    else if (bf16)
       transposed<typename Pack::SampleStep>(dy, x, dw, bias_gradient, update, blocking, threads);
     else
       transposed<Fp32Step<Isa>>(dy, x, dw, bias_gradient, update, blocking, threads);
@@ -119,6 +127,49 @@ struct GemmKernels {
   }
 
  private:
+  // Whether one of the operands is a vector, as in a layer with one output.
+  static bool is_vector(const ConstMatrix& a, const Matrix& out, const Epilogue& e) {
+    return out.cols == 1 || (a.cols == 1 && e.bias == nullptr && e.activation == Activation::kNone);
+  }
+
+  // weight(i): element i of the vector that the panels hold.
+  template <bool Bf16, class Weight>
+  static void multiply_vector(const ConstMatrix& a, const Matrix& out, const Epilogue& epilogue, int threads, const Weight& weight) {
+    using Gemv = GemvKernels<Isa, Bf16>;
+    on_grid(threads, 1, [&](int64_t row, int64_t rows, int64_t, int64_t) {
+      const Range part = split(out.rows, row, rows);
+      if (part.begin == part.end) return;
+      const int64_t count = max_of(a.cols, out.cols);
+      float* const w = static_cast<float*>(thread_scratch(kScratchRight, count * sizeof(float)));
+      for (int64_t i = 0; i < count; ++i) w[i] = weight(i);
+      (out.cols == 1 ? Gemv::dot_rows : Gemv::outer)(a, w, out, epilogue, part.begin, part.end);
+    });
+  }
+
+  // Threads share the columns, by whole cache lines: each adds over all samples in their order.
+  template <bool Bf16>
+  static void vector_transposed(const ConstMatrix& dy, const ConstMatrix& x, const Matrix& dw, float* bias_gradient, const Update* update, int threads) {
+    Epilogue epilogue;
+    epilogue.update = update;
+    on_grid(threads, 1, [&](int64_t row, int64_t rows, int64_t, int64_t) {
+      const Range lines = split(ceil_div(x.cols, 16), row, rows);
+      if (lines.begin == lines.end) return;
+      const int64_t begin = lines.begin * 16, end = min_of(x.cols, lines.end * 16);
+      float* const sums = static_cast<float*>(thread_scratch(kScratchLeft, (end - begin) * sizeof(float)));
+      GemvKernels<Isa, Bf16>::weighted_sum(dy, x, begin, end, sums);
+      using Tiles = GemmTiles<Isa, Fp32Step<Isa>>;
+      typename Tiles::Part part{};
+      part.out = &dw;
+      part.epilogue = &epilogue;
+      part.fresh = part.done = true;
+      for (part.column = begin; part.column < end; part.column += 16) Tiles::template finish_tile<16 / W>(part, 0, 1, sums + part.column - begin);
+      if (begin != 0 || bias_gradient == nullptr) return;
+      *bias_gradient = 0;
+      for (int64_t n = 0; n < dy.rows; ++n) *bias_gradient += dy.data[n * dy.stride];
+      if (update != nullptr) step_bias(*update, bias_gradient, 0, 1);
+    });
+  }
+
   // sums[j] += the sum of column j over `count` rows, in their order. Fetches them into L2 for the tile that reads them next: as a pass
   // over whole rows before all tiles it took 22 % of the time at 2048 x 100 x 1024.
   static void add_columns(const float* rows, int64_t stride, int64_t count, int64_t columns, float* sums) {

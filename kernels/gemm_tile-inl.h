@@ -147,6 +147,23 @@ struct GemmTiles {
     }
   }
 
+  // L's vector of the output at (row, column), from its sum.
+  template <class L>
+  static inline void finish(const Part& part, int64_t row, int64_t column, typename L::V value) {
+    const Epilogue& e = *part.epilogue;
+    float* const out = part.out->data + row * part.out->stride + column;
+    if (!part.fresh) value += L::load(out);
+    if (part.done) {
+      if (e.bias != nullptr) value += L::load(e.bias + column);
+      if (e.mask != nullptr) value = L::where_positive(L::load(e.mask + row * e.mask_stride + column), value);
+      if (e.activation == Activation::kRelu) value = L::relu(value);
+      if (e.update != nullptr) return OptimizerKernels<L>::step(*e.update, row, column, part.out->cols, value);
+    }
+    L::store(out, value);
+    if (part.done && e.activation == Activation::kSigmoid)
+      for (int i = 0; i < L::kLanes; ++i) out[i] = sigmoid_of(out[i]);
+  }
+
  private:
   template <bool Transposed, int NV, int MR>
   static void dispatch(const Part& part, int64_t row, int64_t height) {
@@ -236,23 +253,6 @@ struct GemmTiles {
 #pragma GCC unroll 4
       for (int v = 0; v < NV; ++v) Isa::store(tile + (i * NV + v) * W, sum[i][v]);
     finish_tile<NV>(part, row, MR, tile);
-  }
-
-  // L's vector of the output at (row, column), from its sum.
-  template <class L>
-  static inline void finish(const Part& part, int64_t row, int64_t column, typename L::V value) {
-    const Epilogue& e = *part.epilogue;
-    float* const out = part.out->data + row * part.out->stride + column;
-    if (!part.fresh) value += L::load(out);
-    if (part.done) {
-      if (e.bias != nullptr) value += L::load(e.bias + column);
-      if (e.mask != nullptr) value = L::where_positive(L::load(e.mask + row * e.mask_stride + column), value);
-      if (e.activation == Activation::kRelu) value = L::relu(value);
-      if (e.update != nullptr) return OptimizerKernels<L>::step(*e.update, row, column, part.out->cols, value);
-    }
-    L::store(out, value);
-    if (part.done && e.activation == Activation::kSigmoid)
-      for (int i = 0; i < L::kLanes; ++i) out[i] = sigmoid_of(out[i]);
   }
 };
 

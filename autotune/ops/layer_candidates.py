@@ -20,6 +20,8 @@ def layer_candidates(gemm: Gemm, machine: Topology, threads: int) -> Sequence[La
     bf16; both orders; thread grids whose columns find a panel each; torch's own GEMM; and in fp32 libxsmm's kernels where they are."""
     (rows, columns, reduction), size, default = gemm.dims, gemm.element_bytes, default_knobs(gemm, threads)
     chosen = [default, LayerKnobs(implementation="torch")]
+    if gemm.outputs == 1:  # a matrix-vector product, which takes no blocking
+        return chosen
     grids = [g for g in (1, 2, 4, 8, 16) if threads % g == 0 and (g == 1 or columns >= 16 * g)]
     longest = reduction if gemm.dtype == "fp32" else reduction + reduction % 2
     for bk in (w for w in WIDTHS if padded(columns, w) <= 1.25 * padded(columns, default.bk)):

@@ -27,6 +27,8 @@ GEMM_PRIOR = {
 def blocked_features(gemm: Gemm, knobs: LayerKnobs, masked: bool, rates: Rates) -> Features:
     """Features that all three passes share. `masked`: whether the output is multiplied by the ReLU mask of the layer below."""
     rows, _, reduction = gemm.dims
+    if gemm.outputs == 1:
+        return _vector_features(gemm, rates)
     most_rows, most_columns = _busiest_cell(gemm, knobs, rates.threads)
     bn, bc, cycle_s = min(knobs.bn, rows), min(knobs.bc, reduction), rates.cycle_s
     groups = vector_groups(most_columns, knobs.bk, rates.lanes)
@@ -57,6 +59,8 @@ def weight_features(gemm: Gemm, knobs: LayerKnobs, repacked: bool, rates: Rates)
         repacked: whether the weights step, and their packed copies follow.
     """
     outputs, inputs, samples = gemm.dims
+    if outputs == 1:
+        return {"bias": samples * rates.cycle_s, "repack": inputs * outputs / rates.threads * rates.cycle_s if repacked else 0.0}
     most_rows, most_columns = _busiest_cell(gemm, knobs, rates.threads)
     chunks, gradient = -(-samples // min(knobs.bc, samples)), 4.0 * most_rows * most_columns
     reloaded = gradient > _OWN_SHARE * rates.l2_bytes
@@ -65,6 +69,16 @@ def weight_features(gemm: Gemm, knobs: LayerKnobs, repacked: bool, rates: Rates)
         "pack": samples * (most_columns % knobs.bk) / rates.lanes * rates.cycle_s,
         "repack": inputs * outputs / rates.threads * rates.cycle_s if repacked else 0.0,
         "reload": 2 * (chunks - 1) * gradient / (rates.shared_bytes_per_s / rates.threads) if reloaded else 0.0,
+    }
+
+
+def _vector_features(gemm: Gemm, rates: Rates) -> Features:
+    """One output makes a matrix-vector product (`kernels/gemv-inl.h`): x [N, C] passes once, a vector at a time."""
+    vectors = busiest(gemm.samples, 1, rates.threads) * -(-gemm.inputs // rates.lanes)
+    return {
+        "arithmetic": 2.0 * vectors * rates.lanes / (rates.flops_per_s / rates.threads),
+        "load": vectors * rates.cycle_s,
+        "store": vectors * rates.cycle_s if gemm.direction == "backward_data" else 0.0,
     }
 
 

@@ -9,25 +9,9 @@ from typing import Any, ClassVar
 from autotune.config.knobs import FixedKnobs, Knobs
 from autotune.ops.base import OUTSIDE, Case, Check, Family, Features, Operator, Rates, Residence, Work
 from autotune.ops.memory import Memory
-from autotune.ops.native import torch, zeros
+from autotune.ops.native import kernels, torch, zeros
 
 KEY = "loss"
-
-
-def binary_cross_entropy(probabilities: torch.Tensor, labels: torch.Tensor, d_logits: torch.Tensor) -> float:
-    """Mean of -(y log p + (1-y) log(1-p)), logarithms clamped at -100 as in torch; d_logits = (p - y) / N, written.
-
-    Args:
-        probabilities: fp32 [N, 1], outputs of the sigmoid.
-        labels: fp32 [N].
-        d_logits: fp32 [N, 1].
-    """
-    column = labels.unsqueeze(1)
-    torch.sub(probabilities, column, out=d_logits)
-    d_logits.div_(labels.shape[0])
-    # Not torch's own, which raises on a NaN: a run that diverges must be able to say so.
-    hit, miss = torch.log(probabilities).clamp_(min=-100.0), torch.log1p(-probabilities).clamp_(min=-100.0)
-    return -float(torch.lerp(miss, hit, column).mean())
 
 
 @dataclass(eq=False)
@@ -64,10 +48,8 @@ class Loss(Operator):
 
     def run(self, memory: Memory, knobs: FixedKnobs, threads: int) -> None:
         d_logits = memory.buffers[f"d_{self.output}"]
-        value = binary_cross_entropy(memory.buffers[self.output], memory.buffers["labels"], d_logits)
-        if self.of_samples not in (0, self.samples):  # this rank's part of the mean over all
-            d_logits.mul_(self.samples / self.of_samples)
-            value *= self.samples / self.of_samples
+        share = self.samples / (self.of_samples or self.samples)  # this rank's part of the mean over all
+        value = kernels.binary_cross_entropy(memory.buffers[self.output], memory.buffers["labels"], d_logits, share, threads)
         memory.buffers["loss"].fill_(value)
 
     def case(self, seed: int, warm: bool = False) -> Case:
@@ -82,10 +64,12 @@ class _LossCase(Case):
         self._gradient = zeros(samples, 1)
 
     def run(self, knobs: FixedKnobs, threads: int) -> None:
-        binary_cross_entropy(self._probabilities, self._labels, self._gradient)
+        self._call(threads)
 
     def check(self, knobs: FixedKnobs, threads: int) -> Check:
         p, y = self._probabilities.double(), self._labels.double().unsqueeze(1)
         wanted = float(-(y * p.log() + (1 - y) * (1 - p).log()).mean())
-        got = binary_cross_entropy(self._probabilities, self._labels, self._gradient)
-        return Check(abs(got - wanted), 1e-5 * max(1.0, abs(wanted)))
+        return Check(abs(self._call(threads) - wanted), 1e-5 * max(1.0, abs(wanted)))
+
+    def _call(self, threads: int) -> float:
+        return kernels.binary_cross_entropy(self._probabilities, self._labels, self._gradient, 1.0, threads)

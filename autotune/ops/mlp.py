@@ -144,7 +144,7 @@ class LayerPass(Operator):
         return LayerCase(self, seed, warm)
 
     def findings(self, measured: Measured) -> Iterator[Observation]:
-        if isinstance(measured.knobs, LayerKnobs) and measured.knobs.implementation == "blocked":
+        if isinstance(measured.knobs, LayerKnobs) and measured.knobs.implementation == "blocked" and self.outputs > 1:
             yield from self._padding(measured)
             yield from self._uneven_blocks(measured.knobs, measured)
         fractions = measured.fractions

@@ -1,5 +1,6 @@
 """Losses, weights and optimizer state are, bit for bit, those that `digests.json` was written from: the build before the step became a
-schedule. `python tests/dlrm/test_digests.py` writes the file anew, after a change that is meant to round differently.
+schedule, but for the losses, which are sums in double precision since then. `python tests/dlrm/test_digests.py` writes the file anew, after
+a change that is meant to round differently.
 
 The processes use the instructions of AVX2 alone, so that machines with wider vectors add in the same order.
 """
