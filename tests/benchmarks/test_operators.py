@@ -31,6 +31,8 @@ MODELS = ("small", "rm2", "mlperf-1m")
 _HISTOGRAM = "meta_embedding_locality_2021.txt"
 # Targets of the project: fractions of a ceiling, shares of an iteration.
 _GATHER, _SCATTER, _GEMM, _INTERACTION, _ITERATION, _OTHER_SHARE = 0.90, 0.85, 0.93, 1 / 1.3, 1 / 1.10, 0.03
+# Speed of the Adagrad update over that of SGD's, and of tuned knobs over default ones.
+_ADAGRAD, _TUNED = 1 / 1.6, 1.03
 _GEMM_FROM_FLOPS = 10e6
 _STEPS = 20
 # Less than one object a step: an object and its reference take 64 B and more.
@@ -128,12 +130,26 @@ def _lookups(bench: Any, name: str, data: str) -> str:
 
 
 @pytest.mark.parametrize("model", ["rm2"])
+@pytest.mark.parametrize("key", [embedding_bag.FORWARD, embedding_bag.UPDATE])
+def test_embedding_default_beside_tuned(bench: Any, line: Any, benchmark: Any, model: str, key: str) -> None:
+    """How many times as fast with tuned knobs as with the default ones, on the same look-ups."""
+    operator, default = bench.operators(model)[key], bench.model(model).config.operators[key]
+    case, shape = operator.case(0), _lookups(bench, model, "uniform")
+    tuned = (case, bench.tuned(model, operator))
+    _beside(bench, line, benchmark, f"{model} {key} / default", shape, (case, default), tuned, _TUNED, at_most=True)
+
+
 @pytest.mark.parametrize(
-    ("key", "changes"),
-    [(embedding_bag.FORWARD, {"dtype": "bf16"}), (embedding_bag.UPDATE, {"optimizer": "adagrad"})],
-    ids=["forward-bf16", "update-adagrad"],
+    ("model", "key", "changes", "target"),
+    [
+        pytest.param("small", embedding_bag.UPDATE, {"optimizer": "adagrad"}, _ADAGRAD, id="small-update-adagrad"),
+        pytest.param("rm2", embedding_bag.FORWARD, {"dtype": "bf16"}, None, id="rm2-forward-bf16"),
+        pytest.param("rm2", embedding_bag.UPDATE, {"optimizer": "adagrad"}, _ADAGRAD, id="rm2-update-adagrad"),
+    ],
 )
-def test_embedding_beside_fp32_and_sgd(bench: Any, line: Any, benchmark: Any, model: str, key: str, changes: dict[str, str]) -> None:
+def test_embedding_beside_fp32_and_sgd(
+    bench: Any, line: Any, benchmark: Any, model: str, key: str, changes: dict[str, str], target: float | None
+) -> None:
     """How many times as fast as in fp32 with SGD, on the same look-ups and with the same knobs."""
     plain = bench.operators(model)[key]
     spec = bench.model(model).model
@@ -144,7 +160,7 @@ def test_embedding_beside_fp32_and_sgd(bench: Any, line: Any, benchmark: Any, mo
     other = EmbeddingCase(bags, batches, samples, 0, warm=False, update=key == embedding_bag.UPDATE)
     knobs = bench.model(model).config.operators[key]
     name = f"{model} {key} / {'fp32' if 'dtype' in changes else 'sgd'}"
-    _beside(bench, line, benchmark, name, " ".join(changes.values()), (plain.case(0), knobs), (other, knobs))
+    _beside(bench, line, benchmark, name, " ".join(changes.values()), (plain.case(0), knobs), (other, knobs), target)
 
 
 @pytest.mark.parametrize("which", ["forward", "backward_data", "backward_weights"])
@@ -161,13 +177,24 @@ def test_layer_beside_fp32_and_sgd(bench: Any, line: Any, benchmark: Any, which:
     _beside(bench, line, benchmark, name, shape, *((operator.case(0), operator.default(cores)) for operator in (plain, other)))
 
 
-def _beside(bench: Any, line: Any, benchmark: Any, name: str, shape: str, plain: tuple[Any, Any], other: tuple[Any, Any]) -> None:
+def _beside(
+    bench: Any,
+    line: Any,
+    benchmark: Any,
+    name: str,
+    shape: str,
+    plain: tuple[Any, Any],
+    other: tuple[Any, Any],
+    target: float | None = None,
+    *,
+    at_most: bool = False,
+) -> None:
     """A case with its knobs, and the other in the same rounds."""
     plain_s: list[float] = []
     times_s = bench.measure(benchmark, *other, lambda: plain_s.append(_seconds(*plain, bench.threads)))
     plain_s = plain_s[-len(times_s) :]
     middle_s = (sorted(times)[len(times) // 2] for times in (times_s, plain_s))
-    bench.add(benchmark, line(name, shape, *middle_s, ratio(plain_s, times_s), None))
+    bench.add(benchmark, line(name, shape, *middle_s, ratio(plain_s, times_s), target, at_most))
 
 
 @by_model
