@@ -13,48 +13,42 @@ import pytest
 from machines import bare
 
 import autotune
+from autotune.bench.progress import NO_PROGRESS
 from autotune.catalog import load_model_by_name
 from autotune.comparing import compare as comparing
 from autotune.comparing.compare import Preparation, compare
 from autotune.comparing.peers import BASELINE, PEERS, Peer
 from autotune.comparing.process import Contestant, ContestantError
-from autotune.config.files import load_profile
+from autotune.config.model import Changes
 from autotune.config.profile import Profile
 from autotune.errors import MachineError
-from autotune.machine.topology import detect
+from autotune.machine.topology import detect, fingerprint
+from autotune.ops.native import kernels
+from autotune.probing.store import profile_path, write_profile
 from autotune.report.compare import comparison
 from autotune.report.layout import to_text
 
 _TIMEOUT_S = 240
-_QUICK_PROBE = """
-import sys
-from pathlib import Path
-from autotune.config.files import write_yaml
-from autotune.probing.store import load_or_probe
-from autotune.probing.probe import probe
-from functools import partial
-write_yaml(Path(sys.argv[1]), load_or_probe(measure=partial(probe, quick=True)))
-"""
 
 
 @pytest.fixture(scope="module")
 def shell(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """With made-up ceilings of this machine in the cache."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_", "MALLOC_", "AUTOTUNE_"))}
     folder = tmp_path_factory.mktemp("cache")
+    here = fingerprint(detect(), kernels.target())
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("AUTOTUNE_CACHE", str(folder))
+        write_profile(profile_path(here), bare(2).model_copy(update={"fingerprint": here}), NO_PROGRESS)
     root = str(Path(autotune.__file__).parents[1])
-    return kept | {"PYTHONPATH": root, "AUTOTUNE_CACHE": str(folder), "COLUMNS": "120", "PROFILE": str(folder / "profile.yaml")}
+    return kept | {"PYTHONPATH": root, "AUTOTUNE_CACHE": str(folder), "COLUMNS": "120"}
 
 
-@pytest.fixture(scope="module")
-def profile(shell: dict[str, str]) -> Profile:
-    subprocess.run([sys.executable, "-c", _QUICK_PROBE, shell["PROFILE"]], env=shell, check=True, timeout=_TIMEOUT_S)
-    return load_profile(Path(shell["PROFILE"]))
-
-
-def test_the_command_compares_ours_with_stock(shell: dict[str, str], profile: Profile, tmp_path: Path) -> None:
+def test_the_command_compares_ours_with_stock(shell: dict[str, str], tmp_path: Path) -> None:
     line = [sys.executable, "-m", "autotune", "compare", "tiny", "--peers", "stock-best", "--budget", "1s", "--cached-profile"]
     done = subprocess.run([*line, "--json", "-o", str(tmp_path / "c.json")], env=shell, capture_output=True, text=True, timeout=_TIMEOUT_S)
     assert done.returncode == 0, done.stderr
+    assert "probing anew" not in done.stderr
     result = json.loads(done.stdout)
     assert result == json.loads((tmp_path / "c.json").read_text(encoding="utf-8"))
     lines = {line["name"]: line for line in result["lines"]}
@@ -72,31 +66,6 @@ def test_an_unknown_peer_is_refused(shell: dict[str, str]) -> None:
     done = subprocess.run(line, env=shell, capture_output=True, text=True, timeout=_TIMEOUT_S)
     assert done.returncode == 2
     assert "got nobody (--peers)" in done.stderr
-
-
-def test_a_contestant_that_cannot_start_is_absent_with_its_last_words(profile: Profile) -> None:
-    broken = Peer("broken", "no such kind", best_environment=False)
-    result = compare(load_model_by_name("tiny"), profile=profile, topology=detect(), peers=(PEERS[0], broken), budget_s=0.1)
-    assert {line.name for line in result.lines} == {"default", BASELINE}
-    assert "KeyError: 'no such kind'" in result.absent["broken"]
-    text = to_text(comparison(result, 100), 100)
-    assert "not compared: broken" in text
-    assert "over default" in text
-
-
-def test_a_contestant_with_other_losses_is_not_timed(profile: Profile, monkeypatch: pytest.MonkeyPatch) -> None:
-    step = Contestant.step
-    monkeypatch.setattr(Contestant, "step", lambda self, batch, config: (step(self, batch, config)[0], 0.5 if self.kind == "ours" else 0.7))
-    result = compare(load_model_by_name("tiny"), profile=profile, topology=detect(), peers=PEERS[:1], budget_s=0.1)
-    assert [line.name for line in result.lines] == ["default"]
-    assert "losses differ" in result.absent[BASELINE]
-    assert any("without the baseline" in note for note in result.notes)
-
-
-def test_too_little_memory_is_said_before_anything_is_built(profile: Profile, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(comparing, "available_memory_bytes", lambda topology: 1 << 30)
-    with pytest.raises(MachineError, match=r"needs 3 models .* --max-rows"):
-        compare(load_model_by_name("tiny"), profile=profile, topology=detect(), peers=PEERS[:1])
 
 
 class FakeContestant:
@@ -123,6 +92,41 @@ class FakeContestant:
 
 def made_up_profile() -> Profile:
     return bare(2)
+
+
+def test_a_contestant_that_cannot_start_is_absent_with_its_last_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken(FakeContestant):
+        def __init__(self, kind: str, *given: object) -> None:
+            if kind == "no such kind":
+                raise ContestantError("broken must run to its end, got code 1: KeyError: 'no such kind'")
+            super().__init__(kind, *given)
+
+    monkeypatch.setattr(comparing, "Contestant", Broken)
+    broken = Peer("broken", "no such kind", best_environment=False)
+    result = compare(load_model_by_name("tiny"), profile=made_up_profile(), topology=detect(), peers=(PEERS[0], broken), budget_s=0.1)
+    assert {line.name for line in result.lines} == {"default", BASELINE}
+    assert "KeyError: 'no such kind'" in result.absent["broken"]
+    text = to_text(comparison(result, 100), 100)
+    assert "not compared: broken" in text
+    assert "over default" in text
+
+
+def test_a_contestant_with_other_losses_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Deviating(FakeContestant):
+        def step(self, batch: int, config: str) -> tuple[float, float]:
+            return super().step(batch, config)[0], 0.5 if self.kind == "ours" else 0.7
+
+    monkeypatch.setattr(comparing, "Contestant", Deviating)
+    result = compare(load_model_by_name("tiny"), profile=made_up_profile(), topology=detect(), peers=PEERS[:1], budget_s=0.1)
+    assert [line.name for line in result.lines] == ["default"]
+    assert "losses differ" in result.absent[BASELINE]
+    assert any("without the baseline" in note for note in result.notes)
+
+
+def test_too_little_memory_is_said_before_anything_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(comparing, "available_memory_bytes", lambda topology: 1 << 30)
+    with pytest.raises(MachineError, match=r"needs 3 models .* --max-rows"):
+        compare(load_model_by_name("tiny"), profile=made_up_profile(), topology=detect(), peers=PEERS[:1])
 
 
 def test_where_memory_is_short_ours_is_built_once_and_its_rounds_are_joined(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,15 +182,16 @@ def test_what_is_needed_is_said_with_an_estimate() -> None:
 
 
 def test_a_process_that_ends_says_so() -> None:
-    with pytest.raises(ContestantError, match=r"stock must run to its end, got code 1: .*kernel target must be.*no-such-target"):
-        Contestant("stock", load_model_by_name("tiny"), {}, {"PATH": os.environ["PATH"], "AUTOTUNE_TARGET": "no-such-target"}, (0,))
+    with pytest.raises(ContestantError, match=r"no such kind must run to its end, got code 1: KeyError: 'no such kind'"):
+        Contestant("no such kind", load_model_by_name("tiny"), {}, dict(os.environ), (0,))
 
 
 def test_a_contestant_has_every_core_though_openmp_has_bound_its_parent() -> None:
     allowed = os.sched_getaffinity(0)
+    model = load_model_by_name("tiny").changed(Changes(max_rows=10, minibatch=2))
     os.sched_setaffinity(0, {min(allowed)})
     try:
-        with Contestant("stock", load_model_by_name("tiny"), {}, dict(os.environ), sorted(allowed)) as contestant:
+        with Contestant("stock", model, {}, dict(os.environ), sorted(allowed)) as contestant:
             assert contestant.threads == detect_with(allowed)
     finally:
         os.sched_setaffinity(0, allowed)

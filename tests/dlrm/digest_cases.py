@@ -1,7 +1,6 @@
-"""One process of `test_digests`: trains for 20 steps in every way a step can be configured and writes a digest of what each computed.
+"""What `test_digests` runs: trains for 20 steps in every way a step can be configured and writes a digest of what each computed.
 
-digest_cases.py OUT.json               all cases of one rank
-digest_cases.py OUT.json RANK STORE    all cases of two ranks, as one of them; rank 0 writes
+digest_cases.py FOLDER    all cases of one rank to FOLDER/alone.json, all cases of two ranks to FOLDER/ranks.json
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from itertools import cycle, product
 from pathlib import Path
 
 import torch.distributed as dist
+from forked import run_forked
 
 from autotune.config.knobs import RunConfig
 from autotune.config.model import DTYPES, OPTIMIZERS, Changes, DataSpec, Model, Table
@@ -133,18 +133,18 @@ def _digests(cases: Iterator[tuple[str, Model, RunConfig]], make: Callable[[Mode
     return {key: digest(make(model, config), model) for key, model, config in cases}
 
 
-def _train_rank(rank: int, store: str) -> dict[str, str]:
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=RANKS)
+def _train_alone(folder: Path) -> None:
+    (folder / "alone.json").write_text(json.dumps(_digests(cases_of_one_rank(), DLRM)))
+
+
+def _train_rank(folder: Path, rank: int) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=RANKS)
     digests = _digests(cases_of_two_ranks(), lambda model, config: DLRM(model, config, world=World(rank, RANKS)))
     dist.destroy_process_group()
-    return digests
-
-
-def main(out: str, rank: str = "0", store: str = "") -> None:
-    digests = _train_rank(int(rank), store) if store else _digests(cases_of_one_rank(), DLRM)
-    if rank == "0":
-        Path(out).write_text(json.dumps(digests))
+    if rank == 0:
+        (folder / "ranks.json").write_text(json.dumps(digests))
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    folder = Path(sys.argv[1])
+    run_forked([functools.partial(_train_alone, folder), *(functools.partial(_train_rank, folder, rank) for rank in range(RANKS))])

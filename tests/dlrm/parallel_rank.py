@@ -1,13 +1,15 @@
-"""One rank of `test_parallel`: trains each case that it is given and, on rank 0, writes losses and weights."""
+"""The ranks of `test_parallel`: each trains every case that it is given, and rank 0 writes losses and weights."""
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from forked import run_forked
 
 from autotune.config.knobs import RunConfig
 from autotune.config.model import Model
@@ -19,7 +21,7 @@ from autotune.ops.embedding_tables import EmbeddingUpdateKnobs
 from autotune.ops.memory import World
 
 
-def main(cases_file: str, out: str, rank: int, ranks: int, store: str) -> None:
+def train(cases_file: str, out: str, store: str, ranks: int, rank: int) -> None:
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=ranks)
     cases = json.loads(Path(cases_file).read_text())
     for number, case in enumerate(cases):
@@ -27,7 +29,9 @@ def main(cases_file: str, out: str, rank: int, ranks: int, store: str) -> None:
         partition = Partition.model_validate_json(json.dumps(case["partition"]))
         knobs = CommunicationKnobs.model_validate_json(json.dumps(case["communication"]))
         update = EmbeddingUpdateKnobs(strategy=case["strategy"])
-        config = RunConfig(threads=1, operators={"embedding_bag.update": update}, partition=partition, communication=knobs)
+        # Without huge pages: zeroing one takes longer than a step.
+        operators = {"embedding_bag.update": update}
+        config = RunConfig(threads=1, huge_pages=False, operators=operators, partition=partition, communication=knobs)
         dlrm = DLRM(model, config, world=World(rank, ranks))
         source = make_source(model)
         losses = [dlrm.step(source.batch(i)) for i in range(case["steps"])]
@@ -47,4 +51,5 @@ def main(cases_file: str, out: str, rank: int, ranks: int, store: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5])
+    cases_file, out, store, ranks = sys.argv[1:]
+    run_forked([functools.partial(train, cases_file, out, store, int(ranks), rank) for rank in range(int(ranks))])

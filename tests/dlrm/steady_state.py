@@ -18,7 +18,7 @@ from autotune.config.knobs import RunConfig
 from autotune.data.batches import make_source
 from autotune.dlrm.model import DLRM
 
-STEPS, WINDOWS = 20, 8
+STEPS, WINDOWS = 10, 6
 
 
 def least(measured: Callable[[], int]) -> int:

@@ -28,8 +28,8 @@ def torch_version() -> str:
     return ".".join(version("torch").split(".")[:2])
 
 
-def run_children(*commands: list[str]) -> None:
-    """Run `digest_cases.py` once for each list of arguments, side by side."""
+def compute(folder: Path) -> dict[str, Any]:
+    """What `digests.json` holds, of this build: torch's version, and digests by case."""
     spec = find_spec("autotune")
     assert spec is not None
     assert spec.origin is not None
@@ -38,24 +38,10 @@ def run_children(*commands: list[str]) -> None:
         "OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive", "GLOO_SOCKET_IFNAME": "lo",
     }  # fmt: skip
     script = str(Path(__file__).with_name("digest_cases.py"))
-    children = [
-        subprocess.Popen([sys.executable, script, *arguments], env=environment, stderr=subprocess.PIPE, text=True) for arguments in commands
-    ]
-    try:
-        for child in children:
-            _, errors = child.communicate(timeout=300)
-            assert child.returncode == 0, errors
-    finally:
-        for child in children:
-            child.kill()
-            child.wait()
-
-
-def compute(folder: Path) -> dict[str, Any]:
-    """What `digests.json` holds, of this build: torch's version, and digests by case."""
-    alone, ranks, store = (str(folder / name) for name in ("alone.json", "ranks.json", "store"))
-    run_children([alone], *([ranks, str(rank), store] for rank in range(2)))
-    return {"torch": torch_version(), "one rank": json.loads(Path(alone).read_text()), "two ranks": json.loads(Path(ranks).read_text())}
+    done = subprocess.run([sys.executable, script, str(folder)], env=environment, stderr=subprocess.PIPE, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    alone, ranks = (json.loads((folder / name).read_text()) for name in ("alone.json", "ranks.json"))
+    return {"torch": torch_version(), "one rank": alone, "two ranks": ranks}
 
 
 def test_every_way_to_train_computes_what_it_did(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ def in_a_new_process(wanted: str | None, cwd: Path) -> subprocess.CompletedProce
     environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
     if wanted is not None:
         environment["AUTOTUNE_TARGET"] = wanted
-    program = "import torch; from autotune import _kernels; print(_kernels.target())"
+    program = "from autotune import _kernels; print(_kernels.target())"
     command = [sys.executable, *(["-S"] if sys.flags.no_site else []), "-c", program]
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
 

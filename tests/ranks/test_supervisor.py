@@ -16,13 +16,16 @@ import autotune
 from autotune.errors import InputError, MachineError
 from autotune.ranks.supervisor import AwakeClock, _Watch, supervise
 
-# What each rank does, by `sys.argv[1]` on rank 1; rank 0 waits for it in a collective, as in training.
+# What each rank does, by `sys.argv[1]` on rank 1; rank 0 waits for it, as in training. Where `sys.argv[3]` is "torch" they wait in collectives;
+# else in a pipe, whose end is noticed as a lost peer is, since loading torch takes seconds.
 _RANK = """
 import os, signal, sys, time
+from contextlib import nullcontext
 from pathlib import Path
+from autotune.dlrm.activity import busy
 from autotune.ranks import interrupt
 from autotune.ranks.environment import FOLDER, from_environment
-from autotune.ranks.group import agree, joined
+from autotune.ranks.group import PeerLostError, agree, barrier, joined
 from autotune.ranks.supervisor import beat, report_error
 from autotune.errors import AutotuneError, InputError
 ranks = from_environment()
@@ -30,10 +33,21 @@ interrupt.install()
 beat(Path(os.environ[FOLDER]), ranks.rank)
 Path(sys.argv[2], f"pid.{ranks.rank}").write_text(str(os.getpid()))
 what = sys.argv[1] if ranks.rank == 1 else ""
+collective = sys.argv[3] == "torch"
+def wait():
+    if collective:
+        barrier()
+    elif ranks.rank == 1:
+        pipe.write("met")
+    elif pipe.read() != "met":
+        raise PeerLostError("rank 0 lost its peers: connection closed")
 try:
-    import torch.distributed as dist
-    with joined(ranks):
-        agree("config", "b" if what == "disagree" else "a")
+    with joined(ranks) if collective else nullcontext():
+        if collective:
+            agree("config", "b" if what == "disagree" else "a")
+        else:
+            with busy("joining the other ranks", waits=True):
+                pipe = open(Path(sys.argv[2], "pipe"), "w" if ranks.rank else "r")
         if what == "die":
             os.kill(os.getpid(), signal.SIGKILL)
         if what == "stop":
@@ -45,20 +59,21 @@ try:
             print("something broke", file=sys.stderr, flush=True)
             # Not by sys.exit: on its way out torch may abort or not.
             os.abort() if what == "abort" else os._exit(1)
-        dist.barrier()
+        wait()
 except AutotuneError as error:
     report_error(Path(os.environ[FOLDER]), ranks.rank, error)
     os._exit(error.exit_code)
 """
 
 
-def run(folder: Path, what: str) -> None:
+def run(folder: Path, what: str, waits_in: str, script: str = _RANK) -> None:
     ranks = 3 if what == "disagree" else 2
     root = str(Path(autotune.__file__).parents[1])
     environ = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
     meeting = folder / "meeting-place"
     meeting.mkdir()
-    supervise(ranks, [sys.executable, "-c", _RANK, what, str(folder)], meeting, environ=environ)
+    os.mkfifo(folder / "pipe")
+    supervise(ranks, [sys.executable, "-c", script, what, str(folder), waits_in], meeting, environ=environ)
 
 
 def left_over(folder: Path) -> list[int]:
@@ -69,30 +84,30 @@ def left_over(folder: Path) -> list[int]:
 
 
 def test_ranks_that_end_well_raise_nothing(tmp_path: Path) -> None:
-    run(tmp_path, "")
+    run(tmp_path, "", "pipe")
     assert left_over(tmp_path) == []
 
 
 @pytest.mark.parametrize(
-    ("what", "error", "says"),
+    ("what", "waits_in", "error", "says"),
     [
-        ("die", MachineError, "rank 1 killed by SIGKILL"),
-        ("refuse", InputError, "rank 1: a value must be right"),
-        ("crash", MachineError, r"exit code 1 of rank 1 \(something broke\)"),
-        ("abort", MachineError, r"rank 1 killed by SIGABRT \(something broke\)"),
-        ("disagree", InputError, "same config, got b on rank 1 and a on the others"),
+        ("die", "torch", MachineError, "rank 1 killed by SIGKILL"),
+        ("refuse", "pipe", InputError, "rank 1: a value must be right"),
+        ("crash", "pipe", MachineError, r"exit code 1 of rank 1 \(something broke\)"),
+        ("abort", "pipe", MachineError, r"rank 1 killed by SIGABRT \(something broke\)"),
+        ("disagree", "torch", InputError, "same config, got b on rank 1 and a on the others"),
     ],
 )
-def test_a_rank_that_fails_is_named(tmp_path: Path, what: str, error: type[Exception], says: str) -> None:
+def test_a_rank_that_fails_is_named(tmp_path: Path, what: str, waits_in: str, error: type[Exception], says: str) -> None:
     with pytest.raises(error, match=says):
-        run(tmp_path, what)
+        run(tmp_path, what, waits_in)
     assert left_over(tmp_path) == []
 
 
 def test_a_rank_that_is_stopped_is_named_and_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AUTOTUNE_HANG_S", "3")
     with pytest.raises(MachineError, match=r"within 3 s \(AUTOTUNE_HANG_S\), got no sign of rank 1"):
-        run(tmp_path, "stop")
+        run(tmp_path, "stop", "pipe")
     assert left_over(tmp_path) == []
 
 
@@ -174,9 +189,9 @@ def test_the_clock_counts_little_of_a_pause() -> None:
 def test_a_run_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Supervisor and ranks, for longer than any limit, in the middle of a step."""
     monkeypatch.setenv("AUTOTUNE_HANG_S", "5")
-    script = _RANK.replace("        dist.barrier()\n", _SHORT_STEP)
+    script = _RANK.replace("        wait()\n", _SHORT_STEP)
     supervisor = "import sys; from pathlib import Path; from autotune.ranks.supervisor import supervise"
-    supervisor += f"; supervise(2, [sys.executable, '-c', {script!r}, '', {str(tmp_path)!r}], Path({str(tmp_path / 'meeting-place')!r}))"
+    supervisor += f"; supervise(2, [sys.executable, '-c', {script!r}, '', {str(tmp_path)!r}, 'torch'], Path({str(tmp_path / 'meeting-place')!r}))"
     (tmp_path / "meeting-place").mkdir()
     environ = {**os.environ, "PYTHONPATH": str(Path(autotune.__file__).parents[1])}
     with subprocess.Popen([sys.executable, "-c", supervisor], env=environ, start_new_session=True, stderr=subprocess.PIPE) as process:
@@ -191,25 +206,20 @@ def test_a_run_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.Monk
     assert process.returncode == 0
 
 
-_SHORT_STEP = """        from autotune.dlrm.activity import busy
-        with busy("step", waits=ranks.rank != 1, limited=True):
+_SHORT_STEP = """        with busy("step", waits=ranks.rank != 1, limited=True):
             Path(sys.argv[2], f"in-step.{ranks.rank}").touch()
             time.sleep(0.8 if ranks.rank == 1 else 0)
-            dist.barrier()
+            wait()
 """
 
-_HANG = """        from autotune.dlrm.activity import busy
-        with busy("step", waits=ranks.rank != 1, limited=True):
+_HANG = """        with busy("step", waits=ranks.rank != 1, limited=True):
             time.sleep(60 if ranks.rank == 1 else 0)
-            dist.barrier()
+            wait()
 """
 
 
 def test_a_rank_that_hangs_inside_a_step_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    script = _RANK.replace("        dist.barrier()\n", _HANG)
     monkeypatch.setenv("AUTOTUNE_HANG_S", "2")
-    environ = {**os.environ, "PYTHONPATH": str(Path(autotune.__file__).parents[1])}
-    (tmp_path / "meeting-place").mkdir()
     with pytest.raises(MachineError, match=r"rank 1 .* in step"):
-        supervise(2, [sys.executable, "-c", script, "", str(tmp_path)], tmp_path / "meeting-place", environ=environ)
+        run(tmp_path, "", "pipe", _RANK.replace("        wait()\n", _HANG))
     assert left_over(tmp_path) == []
