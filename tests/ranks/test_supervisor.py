@@ -16,8 +16,8 @@ import autotune
 from autotune.errors import InputError, MachineError
 from autotune.ranks.supervisor import AwakeClock, _Watch, supervise
 
-# What each rank does, by `sys.argv[1]` on rank 1; rank 0 waits for it, as in training: in a collective where `sys.argv[3]` is "torch", which
-# loads for seconds; else in a pipe, whose end is noticed as a lost peer is.
+# What each rank does, by `sys.argv[1]` on rank 1; rank 0 waits for it, as in training: in a collective where `sys.argv[3]` is "torch",
+# which loads for seconds; else in a pipe, whose end is noticed as a lost peer is.
 _RANK = """
 import os, signal, sys, time
 from contextlib import nullcontext
