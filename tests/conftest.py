@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import omp_waiting  # noqa: F401
 import pytest
 from configs import recorded_with
 

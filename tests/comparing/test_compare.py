@@ -191,7 +191,7 @@ def test_a_contestant_has_every_core_though_openmp_has_bound_its_parent() -> Non
     model = load_model_by_name("tiny").changed(Changes(max_rows=10, minibatch=2))
     os.sched_setaffinity(0, {min(allowed)})
     try:
-        with Contestant("stock", model, {}, dict(os.environ), sorted(allowed)) as contestant:
+        with Contestant("ours", model, {}, dict(os.environ), sorted(allowed)) as contestant:
             assert contestant.threads == detect_with(allowed)
     finally:
         os.sched_setaffinity(0, allowed)

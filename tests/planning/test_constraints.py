@@ -124,7 +124,7 @@ def held(model: Model, found: Partition) -> list[int]:
     return used
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=120)
 @given(demands(), st.none() | st.floats(1.0, 4.0))
 def test_demands_together_are_kept_or_refused(demanded: tuple[Model, int, Constraints], room: float | None) -> None:
     model, ranks, constraints = demanded

@@ -54,7 +54,7 @@ def check(model: Model, found: Plan, limit: float | None = None) -> None:
     assert limit is None or max(memory) <= limit
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(st.lists(st.tuples(st.integers(1, 500), st.integers(0, 20)), min_size=1, max_size=20), st.integers(1, 8), st.floats(1.0, 4.0))
 def test_every_row_is_placed_within_memory_or_the_shortfall_is_said(tables: list[tuple[int, int]], ranks: int, room: float) -> None:
     model = model_of(tables)

@@ -89,7 +89,7 @@ def _published() -> object:
 
 
 def many_tables() -> Model:
-    tables = tuple(Table(rows=10_000 * (1 + i % 97), dim=128, pooling=1 + i % 20) for i in range(200))
+    tables = tuple(Table(rows=10_000 * (1 + i % 97), dim=128, pooling=1 + i % 20) for i in range(60))
     return Model(
         schema=1, name="big", source="t", description="t", minibatch=1 << 18, bottom_mlp=(512, 128), top_mlp=(512, 1), tables=tables
     )

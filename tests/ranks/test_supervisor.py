@@ -16,8 +16,8 @@ import autotune
 from autotune.errors import InputError, MachineError
 from autotune.ranks.supervisor import AwakeClock, _Watch, supervise
 
-# What each rank does, by `sys.argv[1]` on rank 1; rank 0 waits for it, as in training. Where `sys.argv[3]` is "torch" they wait in collectives;
-# else in a pipe, whose end is noticed as a lost peer is, since loading torch takes seconds.
+# What each rank does, by `sys.argv[1]` on rank 1; rank 0 waits for it, as in training: in a collective where `sys.argv[3]` is "torch",
+# which loads for seconds; else in a pipe, whose end is noticed as a lost peer is.
 _RANK = """
 import os, signal, sys, time
 from contextlib import nullcontext
@@ -191,7 +191,8 @@ def test_a_run_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("AUTOTUNE_HANG_S", "5")
     script = _RANK.replace("        wait()\n", _SHORT_STEP)
     supervisor = "import sys; from pathlib import Path; from autotune.ranks.supervisor import supervise"
-    supervisor += f"; supervise(2, [sys.executable, '-c', {script!r}, '', {str(tmp_path)!r}, 'torch'], Path({str(tmp_path / 'meeting-place')!r}))"
+    command = f"[sys.executable, '-c', {script!r}, '', {str(tmp_path)!r}, 'torch']"
+    supervisor += f"; supervise(2, {command}, Path({str(tmp_path / 'meeting-place')!r}))"
     (tmp_path / "meeting-place").mkdir()
     environ = {**os.environ, "PYTHONPATH": str(Path(autotune.__file__).parents[1])}
     with subprocess.Popen([sys.executable, "-c", supervisor], env=environ, start_new_session=True, stderr=subprocess.PIPE) as process:
