@@ -17,6 +17,12 @@ from autotune.ops.interaction import InteractionKnobs
 from autotune.ops.layer import LayerKnobs
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Two processes for the whole suite, which mostly waits for other processes to load; none for chosen files, or for what is measured."""
+    whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
+    return 2 if whole and "not measured" in config.option.markexpr else 0
+
+
 def around(median: float, spread: float = 0.02, samples: int = 30) -> Interval:
     return Interval(median=median, low=median * (1 - spread), high=median * (1 + spread), samples=samples)
 

@@ -46,6 +46,7 @@ class Reference:
     """One pass of a reference model."""
 
     features: Features
+    """A feature that is not named is 0: one output takes other features than more."""
     size: Mapping[str, float]
     time_s: float
     threads: int
@@ -124,8 +125,8 @@ def fit(kind: str, threads: int, references: Sequence[Reference]) -> FittedModel
     prior_weights = Operator.registry[kind].prior
     if not references:
         return FittedModel(kind, threads, prior_weights, (), np.zeros(0), _USUAL_SPREAD)
-    names = list(references[0].features)
-    matrix = np.array([[reference.features[name] / reference.time_s for name in names] for reference in references])
+    names = list(dict.fromkeys(name for reference in references for name in reference.features))
+    matrix = np.array([[reference.features.get(name, 0.0) / reference.time_s for name in names] for reference in references])
     prior = np.array([prior_weights.get(name, 1.0) for name in names])
     weights = _solve(matrix, prior)
     residuals = -np.log(np.maximum(matrix @ weights, 1e-9))

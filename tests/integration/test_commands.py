@@ -92,17 +92,13 @@ def files(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-def test_run_trains_and_tells_in_text_and_json(user: User) -> None:
-    assert "samples/s" in user("autotune run tiny --steps 12 --sockets 1 -o record.json").stdout
+def test_run_trains_and_its_checkpoint_carries_training_on(user: User) -> None:
+    assert "samples/s" in user("autotune run tiny --steps 12 --sockets 1 -o record.json --checkpoint-out weights.pt").stdout
     record = json.loads((user.folder / "record.json").read_text())
     assert (record["schema"], record["steps"], len(record["losses"])) == (1, 12, 12)
     assert record["iteration_s"]["low"] <= record["iteration_s"]["median"] <= record["iteration_s"]["high"]
-
-
-def test_a_checkpoint_carries_training_on(user: User) -> None:
-    first = json.loads(user("autotune run tiny --steps 5 --checkpoint-out weights.pt --json").stdout)["losses"]
     again = json.loads(user("autotune run tiny --steps 5 --checkpoint-in weights.pt --json").stdout)["losses"]
-    assert again[0] < first[0]
+    assert again[0] < record["losses"][0]
 
 
 def test_run_takes_scales_data_threads_and_seed(user: User) -> None:
@@ -113,16 +109,6 @@ def test_run_takes_scales_data_threads_and_seed(user: User) -> None:
     assert record["config"]["threads"] == 1
     again = autotune.run("tiny", changes=Changes(100, 32), data=DataSpec(distribution="zipf", alpha=1.2), threads=1, seed=3, steps=4)
     assert record["losses"] == list(again.losses)
-
-
-def test_profile_accounts_for_the_iteration(user: User) -> None:
-    table = json.loads(user("autotune profile tiny --rounds 10 --json").stdout)
-    rows = table["rows"]
-    assert rows[-1]["operator"] == "other"
-    # Every round adds up exactly; medians of rounds that differ need not. Within 5 %, or the table says that they do not.
-    apart = sum(row["time_s"]["median"] for row in rows) / table["iteration_s"]["median"] - 1.0
-    assert (abs(apart) > 0.05) == any("add up to" in note for note in table["notes"])
-    assert all(row["binder"] in ("memory", "compute", "network", "none") for row in rows)
 
 
 def test_probe_shows_the_cached_profile(user: User) -> None:
@@ -163,9 +149,15 @@ def test_run_starts_in_the_environment_of_the_config(user: User, tuned_file: Pat
         process.communicate()
 
 
-def test_profile_takes_the_config(user: User, tuned_file: Path) -> None:
-    threads = load_tuned(tuned_file).config.threads
-    assert json.loads(user(f"autotune profile tiny --config {tuned_file.name} --rounds 6 --json").stdout)["threads"] == threads
+def test_profile_takes_the_config_and_accounts_for_the_iteration(user: User, tuned_file: Path) -> None:
+    table = json.loads(user(f"autotune profile tiny --config {tuned_file.name} --rounds 10 --json").stdout)
+    rows = table["rows"]
+    assert table["threads"] == load_tuned(tuned_file).config.threads
+    assert rows[-1]["operator"] == "other"
+    # Every round adds up exactly; medians of rounds that differ need not. Within 5 %, or the table says that they do not.
+    apart = sum(row["time_s"]["median"] for row in rows) / table["iteration_s"]["median"] - 1.0
+    assert (abs(apart) > 0.05) == any("add up to" in note for note in table["notes"])
+    assert all(row["binder"] in ("memory", "compute", "network", "none") for row in rows)
 
 
 def test_explain_accounts_for_the_config(user: User, tuned_file: Path) -> None:
@@ -174,24 +166,12 @@ def test_explain_accounts_for_the_config(user: User, tuned_file: Path) -> None:
     assert "default" in user(f"autotune explain {tuned_file.name}").stdout
 
 
-def test_verify_ends_with_0_or_1(user: User, tuned_file: Path) -> None:
-    done = subprocess.run(
-        user.line(f"autotune verify {tuned_file.name} --budget 3s --json"),
-        cwd=user.folder,
-        env=user.environment,
-        capture_output=True,
-        text=True,
-        timeout=_TIMEOUT_S,
-    )
-    assert done.returncode == (0 if json.loads(done.stdout)["holds"] else 1), done.stderr
-
-
 def test_verify_says_no_when_the_gain_is_gone(user: User, tuned_file: Path) -> None:
     text = tuned_file.read_text()
     boast = load_tuned(tuned_file).model_copy(update={"significant": True})
     claimed = boast.speedup.model_copy(update={"median": 50.0, "low": 49.0, "high": 51.0})
     write_yaml(user.folder / "boast.yaml", boast.model_copy(update={"speedup": claimed}))
-    done = user("autotune verify boast.yaml --budget 3s", code=1)
+    done = user("autotune verify boast.yaml --budget 1s", code=1)
     assert done.stdout.startswith("does not hold")
     assert done.stderr.splitlines()[-1].startswith("error: ")
     assert tuned_file.read_text() == text
@@ -235,7 +215,7 @@ def test_ctrl_c_ends_with_130_and_keeps_state(user: User) -> None:
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
 def test_tuning_goes_on_after_an_end_in_its_middle(user: User, tmp_path: Path, sent: signal.Signals) -> None:
     here = User(tmp_path, user.environment)
-    command = "autotune tune tiny --budget 6s -o x.tuned.yaml"
+    command = "autotune tune tiny --budget 4s -o x.tuned.yaml"
     process = here.start(command)
     journal = tmp_path / "x.tuned.yaml.journal"
     deadline = time.monotonic() + 60
