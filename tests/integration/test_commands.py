@@ -215,8 +215,8 @@ def test_ctrl_c_ends_with_130_and_keeps_state(user: User) -> None:
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
 def test_tuning_goes_on_after_an_end_in_its_middle(user: User, tmp_path: Path, sent: signal.Signals) -> None:
     here = User(tmp_path, user.environment)
-    command = "autotune tune tiny --budget 4s -o x.tuned.yaml"
-    process = here.start(command)
+    command = "autotune tune tiny -o x.tuned.yaml --budget"
+    process = here.start(f"{command} 60s")
     journal = tmp_path / "x.tuned.yaml.journal"
     deadline = time.monotonic() + 60
     while not (journal.exists() and journal.stat().st_size > 4000) and process.poll() is None and time.monotonic() < deadline:
@@ -228,6 +228,6 @@ def test_tuning_goes_on_after_an_end_in_its_middle(user: User, tmp_path: Path, s
     assert not {"x.tuned.yaml", "x.record.json"} & files(tmp_path)
     if sent == signal.SIGINT:
         assert "goes on from its journal" in errors
-    here(command)
+    here(f"{command} 4s")
     assert load_tuned(tmp_path / "x.tuned.yaml").model == "tiny"
     assert files(tmp_path) == {"x.tuned.yaml", "x.record.json"}
