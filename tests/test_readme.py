@@ -16,7 +16,7 @@ import typer
 
 import autotune
 from autotune import api
-from autotune.cli.main import app
+from autotune.cli.main import command_line
 from autotune.config.tuned import TunedConfig
 from autotune.exporting.targets import TARGETS
 from autotune.report.explanation import explanation
@@ -49,7 +49,7 @@ def parse(line: str) -> None:
     """Take a command line apart as the program does, without doing anything. Raises: an error of usage."""
     words = [_PLACEHOLDERS.get(word, word) for word in shlex.split(line)[1:]]
     words = [next(iter(TARGETS)) if set(word.split("|")) == set(TARGETS) else word for word in words if word]
-    group = typer.main.get_command(app)
+    group = typer.main.get_command(command_line())
     with group.make_context("autotune", [words[0]], resilient_parsing=True) as context:
         command = group.get_command(context, words[0])  # type: ignore[attr-defined]
         assert command is not None, f"no such command: {words[0]}"

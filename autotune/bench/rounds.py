@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from autotune.bench.samples import Samples
 from autotune.errors import InputError
+from autotune.machine.activity import advanced
 
 Turn = Callable[[], Sequence[float]]
 """One turn of a participant; returns the seconds of each sample that it took."""
@@ -171,6 +172,7 @@ def run_rounds(
             make_inputs()
             turns[name]()
         while not ended:
+            advanced()
             round_begin_s = clock()
             make_inputs()
             order = list(names)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from importlib import import_module
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
 from autotune import __version__
-from autotune.cli import compare, explain, export, models, plan, probe, profile, run, scale, tune, validate, verify
 from autotune.cli.output import speaks
 from autotune.cli.usage import refusal
 from autotune.errors import INTERRUPTED, TERMINATED, InputError
@@ -77,16 +77,8 @@ def _told(context: Any = None) -> Iterator[None]:
         raise typer.Exit(problem.exit_code) from None
 
 
-app = typer.Typer(
-    cls=_Commands,
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-for module in (probe, models, run, profile, tune, explain, plan, scale, verify, validate, compare, export):
-    app.command(module.__name__.rpartition(".")[2], cls=_Command)(module.command)
+COMMANDS = ("probe", "models", "run", "profile", "tune", "explain", "plan", "scale", "verify", "validate", "compare", "export")
+"""In the order of ``--help``; each is a module beside this one."""
 
 
 def _print_version(wanted: bool) -> None:
@@ -95,7 +87,6 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def _autotune(
     _version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")] = False,
 ) -> None:
@@ -103,6 +94,22 @@ def _autotune(
 
     Example: autotune tune small --sockets 1 --budget 120s
     """
+
+
+def command_line(words: Sequence[str] = ()) -> typer.Typer:
+    """The parser of a command line; of these words where they begin with a command, which alone is loaded then."""
+    app = typer.Typer(
+        cls=_Commands,
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_autotune)
+    for name in words[:1] if words[:1] and words[0] in COMMANDS else COMMANDS:
+        app.command(name, cls=_Command)(import_module(f"autotune.cli.{name}").command)
+    return app
 
 
 def interrupted(command: str | None, error: KeyboardInterrupt) -> str:
@@ -146,7 +153,7 @@ def main() -> None:
     _open_closed_streams()
     allow_restart()
     try:
-        app(prog_name="autotune")
+        command_line(sys.argv[1:])(prog_name="autotune")
     except SystemExit as ended:
         if ended.code in (INTERRUPTED, TERMINATED):
             # Python would end by SIGINT instead, where the exception has passed through exec() on its way here.

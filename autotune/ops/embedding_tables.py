@@ -15,6 +15,7 @@ from pydantic import Field
 from autotune.config.knobs import MAX_SIZE, Knobs
 from autotune.config.model import DTYPES, OPTIMIZERS, Dtype, Optimizer
 from autotune.errors import InputError
+from autotune.machine.activity import advanced
 from autotune.ops.native import ADAGRAD_EPSILON, kernels, torch, zeros
 
 Strategy = Literal["race_free_range", "race_free_modulo", "bucketed", "atomic", "unfused"]
@@ -341,6 +342,7 @@ def initial_weights(
     Returns:
         fp32 [rows of the part, columns of the part], on pages of its own.
     """
+    advanced()
     (low, high), (left, right) = row_range or (0, rows), column_range or (0, dim)
     bound, stream = math.sqrt(1.0 / rows), seed * 1_000_003 + table
     part = zeros(high - low, right - left, huge_pages=huge_pages, threads=threads)

@@ -9,8 +9,8 @@ from functools import partial
 from autotune.bench.progress import NO_PROGRESS, Progress
 from autotune.config.knobs import RunConfig
 from autotune.config.profile import Fingerprint, Profile, Topology
-from autotune.dlrm.activity import busy
 from autotune.errors import AutotuneError, InputError, MachineError
+from autotune.machine.activity import busy
 from autotune.machine.topology import fingerprint
 from autotune.ops.native import kernels
 from autotune.probing.network import measure_network

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import TypeVar
 
-from autotune.dlrm.activity import busy
 from autotune.errors import InputError, MachineError
+from autotune.machine.activity import busy
 from autotune.ranks.environment import FOLDER, Ranks
 from autotune.ranks.interfaces import check_interface
 from autotune.ranks.meeting import meet

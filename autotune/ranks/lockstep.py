@@ -17,8 +17,8 @@ from autotune.config.knobs import RunConfig
 from autotune.config.model import Model
 from autotune.config.profile import Topology
 from autotune.data.batches import Batch, BatchSource
-from autotune.dlrm.activity import busy
 from autotune.dlrm.model import DLRM
+from autotune.machine.activity import busy
 from autotune.ops.base import Operator
 from autotune.ops.memory import World
 from autotune.ops.native import dist

@@ -16,15 +16,15 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from autotune.dlrm.activity import LOADING, current_activity
 from autotune.errors import AutotuneError, MachineError, VerificationError, error_class
+from autotune.machine.activity import LOADING, current_activity
 from autotune.ranks import child
 from autotune.ranks.environment import FOLDER
 from autotune.ranks.group import PeerLostError
 from autotune.ranks.interfaces import LOOPBACK, VARIABLE
-from autotune.ranks.variables import HANG_S, HANG_VARIABLE, START_S, START_VARIABLE, seconds
+from autotune.ranks.variables import HANG_S, HANG_VARIABLE, STALL_S, STALL_VARIABLE, START_S, START_VARIABLE, seconds
 
 BEAT_S = 0.5
 _MISSED_S = 2 * BEAT_S
@@ -95,7 +95,8 @@ def supervise(
             No process is left.
         KeyboardInterrupt: passed on, once every rank has ended.
     """
-    watch = _Watch(folder, seconds(START_VARIABLE, START_S), seconds(HANG_VARIABLE, HANG_S))
+    limits_s = (seconds(START_VARIABLE, START_S), seconds(HANG_VARIABLE, HANG_S), seconds(STALL_VARIABLE, STALL_S))
+    watch = _Watch(folder, *limits_s)
     processes: list[subprocess.Popen[Any]] = []
     try:
         for rank in range(ranks):
@@ -144,11 +145,13 @@ class _Watch:
         folder: Where they beat.
         start_s: Limit of loading.
         hang_s: Limit of a training step, and of silence after loading.
+        stall_s: Limit of everything else that no rank comes further in.
         clock: Passes only while this process looks.
     """
 
-    def __init__(self, folder: Path, start_s: float, hang_s: float, clock: Callable[[], float] | None = None) -> None:
-        self._folder, self._start_s, self._hang_s, self._clock = folder, start_s, hang_s, clock or AwakeClock()
+    def __init__(self, folder: Path, start_s: float, hang_s: float, stall_s: float, clock: Callable[[], float] | None = None) -> None:
+        self._folder, self._start_s, self._hang_s, self._stall_s = folder, start_s, hang_s, stall_s
+        self._clock = clock or AwakeClock()
         self._told: dict[int, _Told] = {}
 
     def check(self, pids: Mapping[int, int]) -> None:
@@ -158,7 +161,7 @@ class _Watch:
             pids: Of the ranks that run.
 
         Raises:
-            MachineError: a rank is silent, or a step takes too long; names the ranks that keep the others waiting.
+            MachineError: a rank is silent, a step takes too long, or nobody comes further; names the ranks that keep the others waiting.
         """
         now_s = self._clock()
         self._told = {rank: self._hear(rank, now_s) for rank in pids}
@@ -170,7 +173,10 @@ class _Watch:
                     f"got no sign of rank {rank} (process {pids[rank]}): "
                     "it is stopped or hangs; all ranks were ended, look at that process's core, or allow more, and start again"
                 )
-        self._check_steps(pids)
+        if any(told.limited and told.lasting_s > self._hang_s for told in self._told.values()):
+            self._blame_slow(pids, f"a training step must end within {self._hang_s:g} s", HANG_VARIABLE)
+        if self._told and all(told.loaded and told.lasting_s > self._stall_s for told in self._told.values()):
+            self._blame_slow(pids, f"some rank must come further within {self._stall_s:g} s", STALL_VARIABLE)
 
     def _hear(self, rank: int, now_s: float) -> _Told:
         before = self._told.get(rank) or _Told(heard_s=now_s)
@@ -183,12 +189,9 @@ class _Watch:
             return before
         return _Told(text, now_s, waits == "1", limited == "1", float(lasting_s), what, before.loaded or what != LOADING)
 
-    def _check_steps(self, pids: Mapping[int, int]) -> None:
-        if not any(told.limited and told.lasting_s > self._hang_s for told in self._told.values()):
-            return
+    def _blame_slow(self, pids: Mapping[int, int], rule: str, variable: str) -> NoReturn:
         slow = {rank: told for rank, told in self._told.items() if not told.waits}
-        rule = f"a training step must end within {self._hang_s:g} s"
-        step = f"all ranks were ended; look at what keeps it, or allow more with {HANG_VARIABLE}"
+        step = f"all ranks were ended; look at what keeps it, or allow more with {variable}"
         if slow:
             where = ", ".join(
                 f"rank {rank} (process {pids[rank]}) in {told.what} for {told.lasting_s:.0f} s" for rank, told in slow.items()

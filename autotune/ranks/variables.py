@@ -22,6 +22,10 @@ HANG_S = 20.0
 """A training step that takes longer is taken for hung, and so is a rank that has loaded and then is silent for as long (40 beats).
 `AUTOTUNE_HANG_S` sets another limit."""
 
+STALL_VARIABLE = "AUTOTUNE_STALL_S"
+STALL_S = 3600.0
+"""Where for so long no rank begins anything else or says that it has come further, all are ended; `AUTOTUNE_STALL_S` sets another limit."""
+
 OVERSUBSCRIBE = "AUTOTUNE_OVERSUBSCRIBE"
 """Set it to 1 to let ranks share cores: for tests of the logic alone, since times then say nothing."""
 
@@ -31,8 +35,8 @@ _THREADS = re.compile(r"\s*[1-9]\d{0,5}\s*(,\s*[1-9]\d{0,5}\s*)*", re.ASCII)
 
 def check_variables(environ: Mapping[str, str] = os.environ) -> None:
     """Raises: InputError: a variable has a value that is not allowed."""
-    seconds(HANG_VARIABLE, HANG_S)
-    seconds(START_VARIABLE, START_S)
+    for name, default in ((HANG_VARIABLE, HANG_S), (START_VARIABLE, START_S), (STALL_VARIABLE, STALL_S)):
+        seconds(name, default)
     shares_cores(environ)
     cache = environ.get(_CACHE, "")
     nearest = next((folder for folder in (Path(cache), *Path(cache).absolute().parents) if os.path.lexists(folder)), Path("/"))

@@ -22,7 +22,7 @@ from autotune.config.tuned import TunedConfig
 from autotune.machine import topology as machine
 from autotune.ranks.interrupt import Terminated
 
-COMMANDS = ["probe", "models", "run", "profile", "tune", "explain", "verify", "export"]
+COMMANDS = main.COMMANDS
 GIB = 2**30
 
 
@@ -49,7 +49,15 @@ def test_help_of_a_command_has_an_example(command: str) -> None:
 
 
 def test_help_and_version_work_whatever_the_environment_holds(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("AUTOTUNE_HANG_S", "AUTOTUNE_OVERSUBSCRIBE", "OMP_NUM_THREADS", "WORLD_SIZE", "AUTOTUNE_TARGET", "GLOO_SOCKET_IFNAME"):
+    for name in (
+        "AUTOTUNE_HANG_S",
+        "AUTOTUNE_STALL_S",
+        "AUTOTUNE_OVERSUBSCRIBE",
+        "OMP_NUM_THREADS",
+        "WORLD_SIZE",
+        "AUTOTUNE_TARGET",
+        "GLOO_SOCKET_IFNAME",
+    ):
         monkeypatch.setenv(name, "bad")
     for words in (["--help"], ["--version"], *([command, "--help"] for command in COMMANDS)):
         assert invoke(*words).exit_code == 0
@@ -73,9 +81,9 @@ MODULES_NOT_LOADED = {
 }
 _LOADED = """
 import json, sys
-from autotune.cli.main import app
+from autotune.cli.main import command_line
 try:
-    code = app(sys.argv[1:], standalone_mode=False)
+    code = command_line(sys.argv[1:])(sys.argv[1:], standalone_mode=False)
 finally:
     sys.__stderr__.write(json.dumps([code, sorted(sys.modules)]))
 """
@@ -97,7 +105,7 @@ LONG_COMMANDS = [
 _FIRST_PHASE = """
 import sys
 from autotune.cli import progress
-from autotune.cli.main import app
+from autotune.cli.main import command_line
 
 class Stop(BaseException):
     pass
@@ -108,7 +116,7 @@ def phase(self, name, total):
 progress.Lines.phase = phase
 for line in sys.argv[1:]:
     try:
-        app(line.split(), standalone_mode=False)
+        command_line(line.split())(line.split(), standalone_mode=False)
     except Stop as stop:
         print(line, stop, "torch" in sys.modules, sep=": ")
 """

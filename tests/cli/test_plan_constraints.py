@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from autotune.cli.main import app
+from autotune.cli.main import command_line
 
 
 def invoke(*options: str) -> Result:
-    return CliRunner().invoke(app, ["plan", *options], prog_name="autotune")
+    return CliRunner().invoke(command_line(), ["plan", *options], prog_name="autotune")
 
 
 def tables_of(*options: str) -> list[dict[str, object]]:

@@ -8,7 +8,7 @@ from typing import Any, get_args
 import pytest
 import typer.main
 
-from autotune.cli.main import app
+from autotune.cli.main import command_line
 from autotune.cli.plan import KINDS
 from autotune.config.tuned import TunedConfig
 from autotune.explaining import wording
@@ -106,7 +106,7 @@ def remedies(config: TunedConfig) -> Iterator[Remedy]:
 
 @pytest.mark.parametrize("sockets", [1, 4])
 def test_every_command_of_a_remedy_is_one_that_the_command_line_accepts(tuned_config: TunedConfig, sockets: int) -> None:
-    group: Any = typer.main.get_command(app)
+    group: Any = typer.main.get_command(command_line())
     commands = set()
     for remedy in remedies(tuned_config.model_copy(update={"sockets": sockets})):
         assert "autotune" not in remedy.text
@@ -125,6 +125,6 @@ def test_every_command_of_a_remedy_is_one_that_the_command_line_accepts(tuned_co
 
 
 def test_an_option_that_does_not_exist_is_refused() -> None:
-    group: Any = typer.main.get_command(app)
+    group: Any = typer.main.get_command(command_line())
     with pytest.raises(Exception, match="No such option"):
         group.commands["plan"].make_context("plan", ["small", "--sockets", "2", "--everything"])

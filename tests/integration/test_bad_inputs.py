@@ -12,7 +12,7 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from autotune import catalog
-from autotune.cli.main import app
+from autotune.cli.main import command_line
 from autotune.config.files import write_tuned
 from autotune.config.model import DataSpec, Model
 from autotune.config.tuned import TunedConfig
@@ -49,7 +49,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def invoke(folder: Path, words: list[str], *, refused: bool) -> Result:
     """Without a refusal the input happened to be good; with one, all rules of a refusal hold."""
     before = contents(folder)
-    result = CliRunner().invoke(app, words, prog_name="autotune")
+    result = CliRunner().invoke(command_line(), words, prog_name="autotune")
     shown = f"{words}: {result.exit_code}\n{result.output}"
     assert contents(folder) == before, shown
     if result.exit_code == 0 and not refused:
@@ -204,7 +204,7 @@ ALLOWED = {
 }  # fmt: skip
 VARIABLES = [
     (name, value)
-    for name in ("AUTOTUNE_HANG_S", "AUTOTUNE_START_S", "AUTOTUNE_OVERSUBSCRIBE", "OMP_NUM_THREADS", "WORLD_SIZE")
+    for name in ("AUTOTUNE_HANG_S", "AUTOTUNE_STALL_S", "AUTOTUNE_START_S", "AUTOTUNE_OVERSUBSCRIBE", "OMP_NUM_THREADS", "WORLD_SIZE")
     for value in ("x", "-1", "0", "nan", "inf", "1 2", "", "/dev/null")
     if (name, value) not in ALLOWED
 ]

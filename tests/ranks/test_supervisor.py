@@ -22,7 +22,7 @@ _RANK = """
 import os, signal, sys, time
 from contextlib import nullcontext
 from pathlib import Path
-from autotune.dlrm.activity import busy
+from autotune.machine.activity import advanced, busy
 from autotune.ranks import interrupt
 from autotune.ranks.environment import FOLDER, from_environment
 from autotune.ranks.group import PeerLostError, agree, barrier, joined
@@ -114,9 +114,9 @@ def test_a_rank_that_is_stopped_is_named_and_ended(tmp_path: Path, monkeypatch: 
 class Ranks:
     """Ranks whose beats a test writes, and their supervisor, by a clock that a test sets."""
 
-    def __init__(self, folder: Path, start_s: float = 100.0, hang_s: float = 20.0) -> None:
+    def __init__(self, folder: Path, start_s: float = 100.0, hang_s: float = 20.0, stall_s: float = 3600.0) -> None:
         self.folder, self.now_s, self.beats = folder, 0.0, 0
-        self.watch = _Watch(folder, start_s, hang_s, AwakeClock(lambda: self.now_s))
+        self.watch = _Watch(folder, start_s, hang_s, stall_s, AwakeClock(lambda: self.now_s))
 
     def tell(self, *told: str) -> None:
         self.beats += 1
@@ -138,6 +138,12 @@ class Ranks:
         (["1 1 25.0 all_reduce", "1 1 24.0 all_to_all.forward"], "got every rank waiting for another .*network"),
         (["0 0 900.0 building", "1 0 900.0 waiting for rank 0"], ""),
         (["0 1 19.0 step", "1 1 19.0 all_reduce"], ""),
+        (
+            ["1 0 3601.0 waiting for rank 0", "0 0 3700.0 making batch 7"],
+            r"further within 3600 s, got rank 1 .* batch 7 for 3700 s",
+        ),
+        (["0 0 3.0 working", "0 0 3700.0 making batch 7"], ""),
+        (["1 0 3601.0 waiting for rank 0", "1 0 3601.0 waiting for rank 0"], r"got every rank waiting .*AUTOTUNE_STALL_S"),
     ],
 )
 def test_a_step_that_lasts_names_the_rank_that_does_not_wait(tmp_path: Path, beats: list[str], words: str) -> None:
@@ -206,6 +212,34 @@ def test_a_run_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.Monk
         assert process.communicate(timeout=60)[1].decode().count("MachineError") == 0
     assert process.returncode == 0
 
+
+def test_work_that_comes_further_lasts_as_long_as_it_likes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a rank tells of the work it is in, however long: how long ago it came further."""
+    monkeypatch.setenv("AUTOTUNE_STALL_S", "3")
+    run(tmp_path, "", "torch", _RANK.replace("        wait()\n", _ADVANCES))
+    assert (tmp_path / "done.1").exists()
+
+
+_ADVANCES = """        with busy("making tables", waits=ranks.rank != 1):
+            for _ in range(25 if ranks.rank == 1 else 0):
+                time.sleep(0.2)
+                advanced()
+            Path(sys.argv[2], f"done.{ranks.rank}").touch()
+            wait()
+"""
+
+
+def test_work_outside_steps_that_comes_no_further_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AUTOTUNE_STALL_S", "3")
+    with pytest.raises(MachineError, match=r"further within 3 s, got rank 1 \(process \d+\) in making tables .* with AUTOTUNE_STALL_S"):
+        run(tmp_path, "", "torch", _RANK.replace("        wait()\n", _STALLS))
+    assert left_over(tmp_path) == []
+
+
+_STALLS = """        with busy("making tables", waits=ranks.rank != 1):
+            time.sleep(60 if ranks.rank == 1 else 0)
+            wait()
+"""
 
 _SHORT_STEP = """        with busy("step", waits=ranks.rank != 1, limited=True):
             Path(sys.argv[2], f"in-step.{ranks.rank}").touch()

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from typer.testing import CliRunner, Result
 
-from autotune.cli.main import app
+from autotune.cli.main import command_line
 
 
 def invoke(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments], prog_name="autotune")
+    return CliRunner().invoke(command_line(), [str(argument) for argument in arguments], prog_name="autotune")
 
 
 def refused(result: Result, code: int, *pieces: str) -> None:

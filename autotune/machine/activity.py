@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 LOADING = "loading"
 """What a process does until it says otherwise: importing torch, which may take long and lets no other thread run meanwhile."""
@@ -27,6 +27,12 @@ _activity = Activity()
 def current_activity() -> Activity:
     """What the main thread is doing now."""
     return _activity
+
+
+def advanced() -> None:
+    """Says that what the main thread does has come a step further: it may last as long as it likes while it says so."""
+    global _activity
+    _activity = replace(_activity)
 
 
 @contextmanager
