@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from quick import QUICK_PROBE
+from quiet import measured
 
 import autotune
 from autotune.config.files import load_tuned, load_tuned_and_record, write_yaml
@@ -120,8 +121,12 @@ def test_probe_shows_the_cached_profile(user: User) -> None:
 def test_tune_writes_a_config_and_leaves_nothing_else(user: User, tuned_file: Path) -> None:
     config = load_tuned(tuned_file)
     assert config.model == "tiny"
-    assert config.provenance.spent_s <= 8 * 1.15
     assert not any(name.endswith((".tmp", ".journal")) for name in files(user.folder))
+
+
+@measured
+def test_tuning_keeps_its_budget(tuned_file: Path) -> None:
+    assert load_tuned(tuned_file).provenance.spent_s <= 8 * 1.15
 
 
 def test_run_uses_exactly_what_the_config_says(user: User, tuned_file: Path) -> None:
@@ -213,22 +218,21 @@ def test_ctrl_c_ends_with_130_and_keeps_state(user: User) -> None:
     assert errors.splitlines()[-1] == "interrupted; no file is half written"
 
 
-@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
-def test_tuning_goes_on_after_an_end_in_its_middle(user: User, tmp_path: Path, sent: signal.Signals) -> None:
+def test_tuning_goes_on_after_ends_in_its_middle(user: User, tmp_path: Path) -> None:
     here = User(tmp_path, user.environment)
     command = "autotune tune tiny -o x.tuned.yaml --budget"
-    process = here.start(f"{command} 60s")
     journal = tmp_path / "x.tuned.yaml.journal"
-    deadline = time.monotonic() + 60
-    while not (journal.exists() and journal.stat().st_size > 4000) and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.1)
-    process.send_signal(sent)
-    errors = end_of(process)
-    assert process.returncode == (130 if sent == signal.SIGINT else -signal.SIGKILL), errors
-    assert journal.exists()
-    assert not {"x.tuned.yaml", "x.record.json"} & files(tmp_path)
-    if sent == signal.SIGINT:
-        assert "goes on from its journal" in errors
+    for sent, kept_bytes in ((signal.SIGKILL, 3000), (signal.SIGINT, 6000)):
+        process = here.start(f"{command} 60s")
+        deadline = time.monotonic() + 60
+        while not (journal.exists() and journal.stat().st_size > kept_bytes) and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.1)
+        process.send_signal(sent)
+        errors = end_of(process)
+        assert process.returncode == (130 if sent == signal.SIGINT else -signal.SIGKILL), errors
+        assert journal.exists()
+        assert not {"x.tuned.yaml", "x.record.json"} & files(tmp_path)
+    assert "goes on from its journal" in errors
     here(f"{command} 4s")
     assert load_tuned(tmp_path / "x.tuned.yaml").model == "tiny"
     assert files(tmp_path) == {"x.tuned.yaml", "x.record.json"}
