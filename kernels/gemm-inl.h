@@ -199,7 +199,8 @@ struct GemmKernels {
 
   // In fp32 both operands are read where they lie: of rows of dy values are broadcast, of rows of x whole panels are vectors; what the next
   // two tiles read is fetched meanwhile. Copied, bc samples at a time, into packed scratch of the thread are the last columns of x that
-  // fill no panel, an x whose rows begin within cache lines, and a dy or x whose rows fall into few sets of the caches. All in bf16 are.
+  // fill no panel, an x whose rows begin within cache lines, and a dy or x whose rows fall into few sets of the caches. All in bf16 are, and
+  // all where registers are few.
   // On 2 cores with AVX-512 (Zen 4) this took 5 to 6 % off at 2048 x 1024 x 1024, 28 % at 2048 x 512 x 64.
   template <class Step>
   static void transposed(const ConstMatrix& dy, const ConstMatrix& x, const Matrix& dw, float* bias_gradient, const Update* update,
@@ -212,9 +213,9 @@ struct GemmKernels {
     Epilogue epilogue;
     epilogue.update = update;
     blocking.bn = min_of(blocking.bn, dw.rows);  // scratch is bn wide
-    constexpr bool kFp32 = Same<Step, Fp32Step<Isa>>::value;
-    const bool dy_in_place = kFp32 && dy.stride % 256 != 0;
-    const bool x_in_place = kFp32 && x.stride % 256 != 0 && x.stride % 16 == 0 && reinterpret_cast<uintptr_t>(x.data) % 64 == 0;
+    constexpr bool kInPlace = Tiles::kFetches && Same<Step, Fp32Step<Isa>>::value;
+    const bool dy_in_place = kInPlace && dy.stride % 256 != 0;
+    const bool x_in_place = kInPlace && x.stride % 256 != 0 && x.stride % 16 == 0 && reinterpret_cast<uintptr_t>(x.data) % 64 == 0;
     const int64_t whole = x_in_place ? x.cols / blocking.bk : 0;  // panels of x in place
     on_grid(threads, blocking.thread_columns, [&](int64_t row, int64_t rows, int64_t column, int64_t columns) {
       const Range blocks = split(ceil_div(dw.rows, blocking.bn), row, rows);

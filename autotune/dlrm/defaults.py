@@ -12,6 +12,7 @@ from autotune.config.profile import Topology
 from autotune.config.tuned import TunedConfig, knobs_hash
 from autotune.dlrm.schedule import schedule
 from autotune.errors import InputError
+from autotune.machine.topology import vector_lanes
 from autotune.ops import libxsmm
 from autotune.ops.schedule import Schedule
 
@@ -32,7 +33,7 @@ def default_config(model: Model, machine: Topology | None = None, threads: int |
     if threads < 1:
         raise InputError(f"threads must be at least 1, got {threads}; leave it out to use every allowed core")
     huge_pages = machine is None or machine.huge_pages != "never"
-    return RunConfig(threads=threads, huge_pages=huge_pages, operators=default_knobs(schedule(model), threads))
+    return RunConfig(threads=threads, huge_pages=huge_pages, operators=default_knobs(schedule(model), threads, vector_lanes(machine)))
 
 
 _DRAWN = 0.5
@@ -59,9 +60,9 @@ def random_config(model: Model, machine: Topology, threads: int, seed: str) -> R
     return config.model_copy(update={"operators": operators})
 
 
-def default_knobs(steps: Schedule, threads: int) -> dict[str, Knobs]:
-    """The default of every pass that has something to choose."""
-    knobs = {key: operator.default(threads) for key, operator in steps.operators.items()}
+def default_knobs(steps: Schedule, threads: int, lanes: int) -> dict[str, Knobs]:
+    """The default of every pass that has something to choose, where vectors hold so many floats."""
+    knobs = {key: operator.default(threads, lanes) for key, operator in steps.operators.items()}
     return {key: value for key, value in knobs.items() if value.kind != "fixed"}
 
 
@@ -74,7 +75,7 @@ def complete(config: RunConfig | None, steps: Schedule, machine: Topology | None
     """
     if config is None:
         return default_config(steps.model, machine)
-    default = default_knobs(steps, config.threads)
+    default = default_knobs(steps, config.threads, vector_lanes(machine))
     for key, knobs in config.operators.items():
         if key not in default:
             rule = f"an operator pass must be one of model {steps.model.name}"
@@ -84,14 +85,16 @@ def complete(config: RunConfig | None, steps: Schedule, machine: Topology | None
     return config.model_copy(update={"operators": {**default, **config.operators}})
 
 
-def common_defaults(model: Model, config: RunConfig) -> Mapping[str, Knobs]:
+def common_defaults(model: Model, config: RunConfig, machine: Topology) -> Mapping[str, Knobs]:
     """The default of every pass for which all ranks of a configuration have the same one.
 
     Args:
         model: With the global minibatch, and the data it was tuned for.
+        machine: What it was tuned on.
     """
     ranks = range(config.partition.ranks if config.partition else 1)
-    first, *others = (default_knobs(schedule(model, config.partition, rank, config.communication), config.threads) for rank in ranks)
+    steps = (schedule(model, config.partition, rank, config.communication) for rank in ranks)
+    first, *others = (default_knobs(each, config.threads, vector_lanes(machine)) for each in steps)
     return {key: knobs for key, knobs in first.items() if all(other.get(key) == knobs for other in others)}
 
 
@@ -104,7 +107,7 @@ def in_full(config: TunedConfig, model: Model) -> tuple[TunedConfig, tuple[str, 
     """
     if not config.knobs_hash:
         return config, ()
-    operators = {**common_defaults(model, config.config), **config.config.operators}
+    operators = {**common_defaults(model, config.config, config.fingerprint.topology), **config.config.operators}
     full = config.model_copy(update={"config": config.config.model_copy(update={"operators": operators})})
     if knobs_hash(operators) == config.knobs_hash:
         return full, ()

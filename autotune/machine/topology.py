@@ -7,6 +7,7 @@ there (containers, virtual machines, boards) falls back to something smaller, ne
 from __future__ import annotations
 
 import ctypes
+import functools
 import hashlib
 import json
 import math
@@ -44,6 +45,16 @@ _HARDWARE_FIELDS = (
     "line_bytes",
     "cpu_quota",
 )
+
+
+def vector_lanes(machine: Topology | None = None) -> int:
+    """Floats in a vector of the widest kernels that run on a machine; None takes this one."""
+    return 16 if "avx512f" in (_isa_here() if machine is None else machine.isa) else 8
+
+
+@functools.cache
+def _isa_here() -> tuple[str, ...]:
+    return Processors(SYSFS, PROC).isa(tuple(os.sched_getaffinity(0)))
 
 
 def detect(

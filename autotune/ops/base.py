@@ -17,6 +17,7 @@ from autotune.config.knobs import FixedKnobs, Knobs, RunConfig
 from autotune.config.model import Dtype
 from autotune.config.profile import Topology
 from autotune.errors import InputError
+from autotune.machine.topology import vector_lanes
 
 if TYPE_CHECKING:
     from autotune.ops.memory import Memory
@@ -303,13 +304,13 @@ class Operator(ABC):
         """What the pass itself asks of the machine, seconds by feature; calls, forks and cache misses of its arrays are added to these."""
         return {}
 
-    def default(self, threads: int) -> Knobs:
-        """The choice without tuning, for a team of `threads`."""
+    def default(self, threads: int, lanes: int) -> Knobs:
+        """The choice without tuning, for a team of `threads` on a machine whose vectors hold so many floats."""
         return FixedKnobs()
 
     def candidates(self, machine: Topology, threads: int) -> Sequence[Knobs]:
         """Values worth racing, derived from caches, registers, divisors and cores; the default is among them."""
-        return [self.default(threads)]
+        return [self.default(threads, vector_lanes(machine))]
 
     def calibrated_over(self, machine: Topology, threads: int) -> Sequence[Knobs]:
         """Candidates from which the probe draws, so that the fit knows what knobs do; empty where it runs defaults alone."""

@@ -291,7 +291,7 @@ class EmbeddingForward(_Embedding):
         "call": 33.0, "fork": 2.2, "memory": 2.6, "shared": 3.0,
     }  # fmt: skip
 
-    def default(self, threads: int) -> EmbeddingForwardKnobs:
+    def default(self, threads: int, lanes: int = 0) -> EmbeddingForwardKnobs:
         return default_forward(max((load.bags for load in self.loads), default=1), len(self.loads), self.dim, threads)
 
     def candidates(self, machine: Topology, threads: int) -> Sequence[EmbeddingForwardKnobs]:
@@ -326,7 +326,7 @@ class EmbeddingUpdate(_Embedding):
         "atomic": 20.0, "unfused": 1.5, "state": 2.0,
     }  # fmt: skip
 
-    def default(self, threads: int) -> EmbeddingUpdateKnobs:
+    def default(self, threads: int, lanes: int = 0) -> EmbeddingUpdateKnobs:
         return default_update(self.dim, threads, self.uniform)
 
     def candidates(self, machine: Topology, threads: int) -> Sequence[EmbeddingUpdateKnobs]:

@@ -14,6 +14,7 @@ import torch
 
 from autotune.config.interactions import pairs
 from autotune.config.model import Dtype, Optimizer
+from autotune.machine.topology import vector_lanes
 from autotune.ops import interaction as _interaction
 from autotune.ops.embedding_bag import default_forward, default_update
 from autotune.ops.embedding_tables import EmbeddingBags, Lookups
@@ -111,7 +112,7 @@ embedding_bag.register_autograd(_embedding_gradients, setup_context=_save_embedd
 
 def _knobs(which: Direction, samples: int, weight: Tensor) -> LayerKnobs:
     outputs, inputs = weight.shape
-    return default_knobs(Gemm(which, samples, inputs, outputs), torch.get_num_threads())
+    return default_knobs(Gemm(which, samples, inputs, outputs), torch.get_num_threads(), vector_lanes())
 
 
 def _grid(knobs: LayerKnobs) -> tuple[bool, int, int]:

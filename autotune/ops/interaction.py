@@ -105,7 +105,7 @@ class Interaction(Operator):
     def size(self) -> Mapping[str, float]:
         return {"samples": float(self.samples), "features": float(self.features_count), "dim": float(self.dim)}
 
-    def default(self, threads: int) -> InteractionKnobs:
+    def default(self, threads: int, lanes: int = 0) -> InteractionKnobs:
         return InteractionKnobs()
 
     def candidates(self, machine: Topology, threads: int) -> Sequence[InteractionKnobs]:

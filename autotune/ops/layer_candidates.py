@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from autotune.config.profile import Topology
+from autotune.machine.topology import vector_lanes
 from autotune.ops import libxsmm
 from autotune.ops.layer import LayerKnobs
 from autotune.ops.layer_shapes import Gemm, padded
@@ -18,7 +19,7 @@ REDUCTIONS = (128, 256, 512, 1024)
 def layer_candidates(gemm: Gemm, machine: Topology, threads: int) -> Sequence[LayerKnobs]:
     """Panel widths by padding; row blocks by divisors of the rows; reductions such that a task's operands stay in half of L2, even in
     bf16; both orders; thread grids whose columns find a panel each; torch's own GEMM; and in fp32 libxsmm's kernels where they are."""
-    (rows, columns, reduction), size, default = gemm.dims, gemm.element_bytes, default_knobs(gemm, threads)
+    (rows, columns, reduction), size, default = gemm.dims, gemm.element_bytes, default_knobs(gemm, threads, vector_lanes(machine))
     chosen = [default, LayerKnobs(implementation="torch")]
     if gemm.outputs == 1:  # a matrix-vector product, which takes no blocking
         return chosen
@@ -36,17 +37,20 @@ def layer_candidates(gemm: Gemm, machine: Topology, threads: int) -> Sequence[La
     return list(dict.fromkeys(chosen))
 
 
-def default_knobs(gemm: Gemm, threads: int) -> LayerKnobs:
-    """Panels of 64, or as wide as all columns; 64 rows. Columns of the thread grid where the rows are too few for the threads; in
-    backward-weights, where each thread reads its share of dy and x, the grid whose busiest thread computes and reads least.
+def default_knobs(gemm: Gemm, threads: int, lanes: int) -> LayerKnobs:
+    """Panels of 64, or as wide as all columns, and of 16 where vectors hold fewer floats than that; 64 rows. Columns of the thread grid
+    where the rows are too few for the threads; in backward-weights, where each thread reads its share of dy and x, the grid whose busiest
+    thread computes and reads least.
 
     Best of 18 blockings each at 2048 x 1024 x 1024 on 2 cores with AVX-512, GF/s of the three passes: width 64 486, 459, 431; 48 473, 436,
-    423; 32 491, 442, 423; 16 434, 409, 374. With AVX2 all widths are within 3 %. A last panel computes no more than the vectors it fills.
-    Backward-weights of 64 outputs from 512 inputs takes half the time with both threads side by side than one below the other; of 512
-    from 592, ten panels, whose halves are 320 and 272 columns wide, 7 % more.
+    423; 32 491, 442, 423; 16 434, 409, 374. With AVX2 a microtile is 16 columns wide, and in wider panels its steps lie apart and share
+    few sets of L1: with 64 the passes take 1.12, 1.13 and 1.27 times as long as with 16 (2 cores, Zen 3), which is within 4 % of torch's
+    product or ahead of it. A last panel computes no more than the vectors it fills. Backward-weights of 64 outputs from 512 inputs takes
+    half the time with both threads side by side than one below the other; of 512 from 592, ten panels, whose halves are 320 and 272
+    columns wide, 7 % more.
     """
     rows, columns, _ = gemm.dims
-    bk = next((w for w in reversed(WIDTHS) if w >= columns), WIDTHS[0])
+    bk = next((w for w in reversed(WIDTHS) if w >= columns or lanes < 16), WIDTHS[0])
     if gemm.direction == "backward_weights":
         grids = [g for g in range(1, threads + 1) if threads % g == 0]
         busy = [g for g in grids if rows * g >= 16 * threads and columns >= 16 * g] or [1]

@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from autotune.machine.topology import vector_lanes
 from autotune.ops.base import Case, Check
 from autotune.ops.layer import Layer, LayerKnobs
 from autotune.ops.layer_candidates import REDUCTIONS, ROW_BLOCKS, default_knobs
@@ -71,7 +72,8 @@ class LayerCase(Case):
     def _alone(self) -> Layer:
         """A layer of its own, packed as the defaults of its passes want it."""
         layer = self._pass.make_layer(torch.Generator().manual_seed(self._seed))
-        forward, backward = (default_knobs(replace(self._pass.gemm, direction=direction), 1) for direction in ("forward", "backward_data"))
+        gemms = (replace(self._pass.gemm, direction=direction) for direction in ("forward", "backward_data"))
+        forward, backward = (default_knobs(gemm, 1, vector_lanes()) for gemm in gemms)
         layer.configure(forward, backward)
         return layer
 

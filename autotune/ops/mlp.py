@@ -104,12 +104,12 @@ class LayerPass(Operator):
 
     def features(self, knobs: Knobs | None, residence: Residence, rates: Rates) -> Features:
         if not isinstance(knobs, LayerKnobs) or knobs.implementation != "blocked":
-            knobs = self.default(rates.threads)
+            knobs = self.default(rates.threads, rates.lanes)
         features = blocked_features(self.gemm, knobs, self.masked, rates)
         return features | weight_features(self.gemm, knobs, not self.reduced, rates) if self.direction == "backward_weights" else features
 
-    def default(self, threads: int) -> LayerKnobs:
-        return default_knobs(self.gemm, threads)
+    def default(self, threads: int, lanes: int) -> LayerKnobs:
+        return default_knobs(self.gemm, threads, lanes)
 
     def candidates(self, machine: Topology, threads: int) -> Sequence[LayerKnobs]:
         return layer_candidates(self.gemm, machine, threads)

@@ -9,9 +9,10 @@ from functools import cached_property
 
 from autotune.config.calibration import CalibrationRun
 from autotune.config.knobs import Knobs, RunConfig
-from autotune.config.profile import Profile
+from autotune.config.profile import Profile, Topology
 from autotune.dlrm.defaults import default_knobs
 from autotune.dlrm.schedule import schedule
+from autotune.machine.topology import vector_lanes
 from autotune.ops.base import Residence
 from autotune.ops.embedding_bag import UPDATE
 from autotune.ops.overhead import KEY as OTHER
@@ -120,7 +121,7 @@ class Calibration:
                         walked = steps[run.model.name] = schedule(run.model)
                     own = shares_held(walked.passes, self._machine(run, CACHE_SHARE).own_bytes)
                     sizes = tuple(step.operator.size() for step in _with_other(walked.passes))
-                    runs.append(_Run(run, walked.passes, knobs_of(run, walked), sizes, own))
+                    runs.append(_Run(run, walked.passes, knobs_of(run, walked, self._profile.fingerprint.topology), sizes, own))
         return self._runs[count]
 
     def _machine(self, run: CalibrationRun, share: float) -> Machine:
@@ -140,14 +141,14 @@ _KNOWN: dict[int, tuple[Profile, Calibration]] = {}
 """By the profile's identity; each holds on to its profile, so that no other one gets its address."""
 
 
-def knobs_of(run: CalibrationRun, steps: Schedule) -> dict[str, Knobs]:
-    """The knobs of every pass under which a reference model ran."""
-    defaults = default_knobs(steps, run.threads)
+def knobs_of(run: CalibrationRun, steps: Schedule, machine: Topology) -> dict[str, Knobs]:
+    """The knobs of every pass under which a reference model ran on a machine."""
+    defaults = default_knobs(steps, run.threads, vector_lanes(machine))
     if run.strategy:
         defaults[UPDATE] = defaults[UPDATE].model_copy(update={"strategy": run.strategy})
     return {**defaults, **run.knobs}
 
 
-def config_of(run: CalibrationRun) -> RunConfig:
-    """The configuration under which a reference model ran."""
-    return RunConfig(threads=run.threads, huge_pages=run.huge_pages, operators=knobs_of(run, schedule(run.model)))
+def config_of(run: CalibrationRun, machine: Topology) -> RunConfig:
+    """The configuration under which a reference model ran on a machine."""
+    return RunConfig(threads=run.threads, huge_pages=run.huge_pages, operators=knobs_of(run, schedule(run.model), machine))

@@ -209,7 +209,7 @@ def _ranks(model: Model, config: RunConfig, sockets: int, predictor: Predictor) 
 
 def _rank(model: Model, config: RunConfig, rank: int, parts: Sequence[Part], predictor: Predictor, tables: int | None = None) -> _Rank:
     steps = schedule(model, config.partition, rank, config.communication)
-    times = tuple(predictor.passes(steps, complete(config, steps)))
+    times = tuple(predictor.passes(steps, complete(config, steps, predictor.profile.fingerprint.topology)))
     samples = steps.samples[1] - steps.samples[0]
     return _Rank(steps, times, rank_memory_bytes(model, parts, samples), len(parts) if tables is None else tables)
 

@@ -11,6 +11,7 @@ from typing import Literal
 from autotune.config.knobs import Knobs
 from autotune.config.model import Dtype
 from autotune.config.profile import Profile
+from autotune.machine.topology import vector_lanes
 from autotune.ops.base import Features, Residence
 from autotune.ops.schedule import Pass
 from autotune.perf.ceilings import fork_join_s, gemm_ceiling, row_ceiling, stream_ceiling
@@ -34,7 +35,7 @@ class Machine:
     def __init__(self, profile: Profile, threads: int, dtype: Dtype = "fp32", share: float = CACHE_SHARE, huge_pages: bool = True) -> None:
         topology, ceilings = profile.fingerprint.topology, profile.ceilings
         self.profile, self.threads, self.dtype, self.huge_pages = profile, threads, dtype, huge_pages
-        self.lanes = 16 if "avx512f" in topology.isa and profile.fingerprint.target != "avx2" else 8
+        self.lanes = 8 if profile.fingerprint.target == "avx2" else vector_lanes(topology)
         gemm = gemm_ceiling(ceilings, threads)
         self.flops_per_s = gemm * (profile.bf16_gain if dtype == "bf16" else 1.0)
         # Two multiply-adds a cycle: of cores with one such unit these are half cycles, and the weights of a fit follow.

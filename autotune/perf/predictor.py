@@ -85,7 +85,7 @@ class Predictor:
         """
         machine, work = self.machine(threads, dtype), operator.work()
         each = Pass(operator.key, operator)
-        features = features_of(each, Residence(work.stream_bytes, 0.0, 0.0), operator.default(threads), machine)
+        features = features_of(each, Residence(work.stream_bytes, 0.0, 0.0), operator.default(threads, machine.lanes), machine)
         added = {name: value for name, value in features.items() if name not in ("call", "fork")}
         return max(weighted(added, self._calibration.model(operator.kind, threads).weights), *self._limits(each, machine).values())
 

@@ -240,7 +240,7 @@ class _Bench:
                 usual.setdefault(run.model.name, run)
         # Those with the least tables: quick to build, and they stay in memory.
         self._least = sorted(usual.values(), key=lambda run: run.model.table_bytes)[:_BESIDE]
-        self._beside = [TimedModel(run.model, [config_of(run)], topology) for run in self._least]
+        self._beside = [TimedModel(run.model, [config_of(run, topology)], topology) for run in self._least]
         self._machine_drift = Drift(profile, most)
         self.as_probed = True
         """Whether the machine was, before and after the last models, as when it was probed."""
@@ -278,7 +278,7 @@ class _Bench:
     def errors(self, visits: Sequence[CalibrationRun], random: bool, before: float) -> tuple[IterationError, list[PassError]]:
         """The iteration of one model, whose drift is the mean of that before and after it, and every pass."""
         run = fastest_passes(visits)
-        predicted = estimate(run.model, self.profile, config_of(run), predictor=self.predictor)
+        predicted = estimate(run.model, self.profile, config_of(run, self.topology), predictor=self.predictor)
 
         def beside(measured_s: float, prediction: Prediction) -> dict[str, Any]:
             inside = prediction.low_s <= measured_s <= prediction.high_s

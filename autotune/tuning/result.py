@@ -88,7 +88,7 @@ def assemble(
     confirmation = outcome.confirmation
     kept = confirmation.significant
     created, chosen_hash, table = datetime.now(UTC).isoformat(timespec="seconds"), knobs_hash(outcome.chosen.operators), outcome.table
-    defaults = common_defaults(model, outcome.chosen)
+    defaults = common_defaults(model, outcome.chosen, profile.fingerprint.topology)
     record = Record(
         schema=RECORD_SCHEMA,
         model=name,

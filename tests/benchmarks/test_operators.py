@@ -18,6 +18,7 @@ from autotune.config.tuned import Interval
 from autotune.data.batches import make_source
 from autotune.dlrm.defaults import default_config
 from autotune.dlrm.schedule import layer_shapes
+from autotune.machine.topology import vector_lanes
 from autotune.ops import embedding_bag, interaction
 from autotune.ops.base import Operator
 from autotune.ops.embedding_case import EmbeddingCase
@@ -174,7 +175,8 @@ def test_layer_beside_fp32_and_sgd(bench: Any, line: Any, benchmark: Any, which:
     name = f"gemm {which} / {'fp32' if 'dtype' in changes else 'sgd'}"
     shape = f"N 2048 C 1024 K 1024 {' '.join(changes.values())}"
     cores = bench.topology.physical_cores
-    _beside(bench, line, benchmark, name, shape, *((operator.case(0), operator.default(cores)) for operator in (plain, other)))
+    cases = ((operator.case(0), operator.default(cores, vector_lanes())) for operator in (plain, other))
+    _beside(bench, line, benchmark, name, shape, *cases)
 
 
 def _beside(

@@ -9,6 +9,7 @@ import torch
 
 from autotune.config.model import Dtype, Optimizer
 from autotune.config.profile import Topology
+from autotune.machine.topology import vector_lanes
 from autotune.ops import layer_case
 from autotune.ops.base import Operator
 from autotune.ops.layer import Layer, LayerKnobs
@@ -135,7 +136,7 @@ def test_every_candidate_passes_its_check_and_timing_changes_nothing(dtype: Dtyp
     op = Operator.registry[f"mlp.{which}"]("x", "layer", 150, INPUTS, OUTPUTS, "relu", masked=True, dtype=dtype, optimizer=optimizer)
     case = op.case(seed=3)
     candidates = op.candidates(machine(), THREADS)
-    assert op.default(THREADS) in candidates
+    assert op.default(THREADS, vector_lanes(machine())) in candidates
     for knobs in candidates[:2] + candidates[2::7]:
         check = case.check(knobs, THREADS)
         assert check.passed, (knobs, check)

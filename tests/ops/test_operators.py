@@ -1,5 +1,7 @@
 """Every operator pass of a model: its work, its knobs, and cases that check before they are timed."""
 
+from typing import get_args
+
 import pytest
 import torch
 
@@ -7,12 +9,13 @@ from autotune.catalog import load_model_by_name
 from autotune.config.profile import Topology
 from autotune.data.batches import make_source
 from autotune.dlrm.model import DLRM
+from autotune.machine.topology import vector_lanes
 from autotune.ops.base import Operator
 from autotune.ops.embedding_tables import EmbeddingBags, EmbeddingForwardKnobs, EmbeddingUpdateKnobs, Lookups
 from autotune.ops.interaction import Interaction, InteractionBackward, InteractionForward
 from autotune.ops.layer import LayerKnobs
 from autotune.ops.layer_candidates import default_knobs
-from autotune.ops.layer_shapes import Gemm
+from autotune.ops.layer_shapes import Direction, Gemm
 from autotune.ops.mlp import LayerBackwardWeights, LayerForward, LayerPass
 from autotune.ops.native import cold_sets, empty_rows, leading_dimension, target
 from autotune.ops.table_alone import tables_alone
@@ -48,7 +51,7 @@ def test_the_operators_are_the_passes_of_the_config_and_the_loss(dlrm: DLRM, ope
 def test_the_default_is_a_candidate_and_candidates_differ(operators: list[Operator]) -> None:
     for op in operators:
         candidates = op.candidates(machine(), THREADS)
-        assert op.default(THREADS) in candidates, op.key
+        assert op.default(THREADS, vector_lanes(machine())) in candidates, op.key
         assert len(set(candidates)) == len(candidates), op.key
 
 
@@ -66,7 +69,7 @@ def test_a_check_can_fail(operators: list[Operator], monkeypatch: pytest.MonkeyP
         if not isinstance(op, LayerPass) or op.direction not in broken:
             continue
         case = op.case(seed=3)
-        knobs = op.default(THREADS)
+        knobs = op.default(THREADS, vector_lanes())
         monkeypatch.setattr(case, "_call", lambda layer, inputs, out, *rest: out.zero_())
         assert not case.check(knobs, THREADS).passed, op.key
 
@@ -100,7 +103,7 @@ def test_timing_leaves_every_weight_as_it_was(dlrm: DLRM, operators: list[Operat
     for op in operators:
         case = op.case(seed=1)
         for _ in range(3):
-            case.run(op.default(THREADS), THREADS)
+            case.run(op.default(THREADS, vector_lanes()), THREADS)
     for name, weight in dlrm.state_dict().items():
         assert torch.equal(weight, before[name]), name
 
@@ -159,13 +162,19 @@ def test_layer_candidates_fit_the_threads_and_half_of_l2(cores: int) -> None:
         assert isinstance(knobs, LayerKnobs)
         assert cores % knobs.thread_columns == 0
         floats = knobs.bk * knobs.bc + knobs.bn * knobs.bc + knobs.bn * knobs.bk
-        exempt = knobs.bc <= 128 or knobs.implementation != "blocked" or knobs == op.default(cores)
+        exempt = knobs.bc <= 128 or knobs.implementation != "blocked" or knobs == op.default(cores, vector_lanes(machine()))
         assert floats * 4 <= machine().l2_bytes // 2 or exempt
 
 
+@pytest.mark.parametrize("direction", get_args(Direction))
+def test_panels_are_as_wide_as_a_microtile_where_vectors_are_short(direction: Direction) -> None:
+    gemm = Gemm(direction, 2048, 1024, 1024)
+    assert (default_knobs(gemm, 2, lanes=8).bk, default_knobs(gemm, 2, lanes=16).bk) == (16, 64)
+
+
 def test_few_rows_get_a_thread_grid_with_columns() -> None:
-    assert default_knobs(Gemm("forward", 64, 4096, 4096), 16).thread_columns > 1
-    assert default_knobs(Gemm("forward", 4096, 4096, 4096), 16).thread_columns == 1
+    assert default_knobs(Gemm("forward", 64, 4096, 4096), 16, lanes=16).thread_columns > 1
+    assert default_knobs(Gemm("forward", 4096, 4096, 4096), 16, lanes=16).thread_columns == 1
 
 
 def test_moving_tables_to_other_pages_keeps_their_values() -> None:

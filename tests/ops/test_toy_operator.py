@@ -78,7 +78,7 @@ class Scale(Operator):
     def features(self, knobs: Knobs | None, residence: Residence, rates: Rates) -> Features:
         return {"moved": self.work().bytes / rates.stream_bytes_per_s}
 
-    def default(self, threads: int) -> ScaleKnobs:
+    def default(self, threads: int, lanes: int) -> ScaleKnobs:
         return ScaleKnobs()
 
     def candidates(self, machine: Topology, threads: int) -> Sequence[ScaleKnobs]:

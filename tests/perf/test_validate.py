@@ -128,4 +128,4 @@ def test_a_run_of_an_older_file_is_that_of_the_defaults_and_its_strategy() -> No
     update = default.operators[UPDATE]
     assert isinstance(update, EmbeddingUpdateKnobs)
     wanted = {**default.operators, UPDATE: update.model_copy(update={"strategy": "atomic"})}
-    assert config_of(old).operators == wanted
+    assert config_of(old, topology()).operators == wanted

@@ -107,7 +107,7 @@ class FakeOperator(Operator):
     def work(self) -> Work:
         return Work(1, 1, 1)
 
-    def default(self, threads: int) -> Knobs:
+    def default(self, threads: int, lanes: int) -> Knobs:
         return CANDIDATES[self.key][0]
 
     def candidates(self, machine: Topology, threads: int) -> Sequence[Knobs]:
