@@ -26,7 +26,7 @@ from autotune.config.model import Changes, Model
 from autotune.config.profile import Profile
 from autotune.data.batches import make_source
 from autotune.dlrm.model import DLRM
-from autotune.errors import MachineError
+from autotune.errors import InputError, MachineError
 from autotune.machine.topology import detect, fingerprint
 from autotune.ops.native import kernels
 from autotune.probing.store import profile_path, write_profile
@@ -125,6 +125,11 @@ def test_a_contestant_with_other_losses_is_not_timed(monkeypatch: pytest.MonkeyP
     assert any("without the baseline" in note for note in result.notes)
 
 
+def test_adagrad_is_refused_in_one_line() -> None:
+    with pytest.raises(InputError, match=r"peers train with SGD, and so must the model, got adagrad \(tiny\); compare"):
+        autotune.compare("tiny", changes=Changes(optimizer="adagrad"))
+
+
 class InProcess:
     """A peer of `models.BUILDERS` that starts from given weights, in the place of its process."""
 
@@ -209,6 +214,15 @@ def test_a_peer_that_ends_in_its_rounds_is_absent_and_the_others_are_measured(mo
     result = compare(load_model_by_name("tiny"), profile=made_up_profile(), topology=detect(), peers=peers, budget_s=0.1)
     assert {line.name for line in result.lines} == {"default", BASELINE}
     assert "out of memory" in result.absent["b"]
+
+
+@pytest.mark.parametrize(("capability", "dtype", "told"), [("AVX2", "bf16", True), ("AVX2", "fp32", False), ("AVX512", "bf16", False)])
+def test_where_torch_is_slow_in_bf16_it_is_said(capability: str, dtype: str, told: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(comparing, "Contestant", FakeContestant)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    model = load_model_by_name("tiny").changed(Changes(dtype=dtype))
+    result = compare(model, profile=made_up_profile(), topology=detect(), peers=PEERS[:1], budget_s=0.1)
+    assert any(note.startswith("torch has no fast layers in bf16 on this CPU") for note in result.notes) == told
 
 
 def test_the_time_left_is_shared_by_peers_and_later_building_is_set_aside() -> None:
