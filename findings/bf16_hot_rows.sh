@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # The gradient of a bf16 embedding loses what meets in a row beyond 256 look-ups of a batch, without an error.
 #
-# torch 2.13.0 (CPU). The forward pass of EmbeddingBag sums a bag in fp32 and rounds once. The backward pass, of Embedding too, adds up the
-# gradients of one row in bf16, one after another: once the sum is 256 times the next gradient, that is half of the sum's last bit, and adding
-# it changes nothing. `coalesce()`, `to_dense()` and SGD on the sparse gradient do the same. torch.sum and `index_add_` on the same values
-# are right, and so is the gradient of an fp32 table. A table of few rows, or a popular row of a large one, is met that often in every batch.
+# torch 2.13.0 (CPU; the same with 2.14.1). The forward pass of EmbeddingBag sums a bag in fp32 and rounds once. The backward pass, of
+# Embedding too, adds up the gradients of one row in bf16, one after another: once the sum is 256 times the next gradient, that is half of
+# the sum's last bit, and adding it changes nothing. `coalesce()`, `to_dense()` and SGD on the sparse gradient do the same. torch.sum and
+# `index_add_` on the same values are right, and so is the gradient of an fp32 table. A table of few rows, or a popular row of a large
+# one, is met that often in every batch.
 #
 # Seen, where each of 2000 look-ups of one row has a gradient of 1 (expected: 2000 everywhere, which bf16 holds exactly):
 #   EmbeddingBag, forward of one bag            2000
