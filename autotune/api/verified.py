@@ -104,9 +104,9 @@ def compare(
         cached_profile: Take the stored ceilings for the bound instead of probing anew.
     """
     workload = model_of(model).changed(changes)
-    if (workload.dtype, workload.optimizer) != ("fp32", "sgd"):
-        rule = "peers train in fp32 with SGD, and so must the model"
-        raise InputError(f"{rule}, got {workload.dtype} with {workload.optimizer} ({model}); compare the model without that change")
+    if workload.optimizer != "sgd":
+        rule = "peers train with SGD, and so must the model"
+        raise InputError(f"{rule}, got {workload.optimizer} ({model}); compare the model without that change")
     from autotune.tuning.budget import Deadline
 
     deadline, cores = Deadline(budget_s), own_cores()
@@ -115,10 +115,10 @@ def compare(
         check_tuned(tuned, workload, cores, force)
     cores.start()
     from autotune.comparing import compare as comparison
-    from autotune.comparing.peers import PEERS
+    from autotune.comparing.peers import peers_of
     from autotune.dlrm.defaults import in_full
 
-    chosen = PEERS if peers is None else peers
+    chosen = peers_of(workload) if peers is None else peers
     needs = comparison.prepare(workload, cores.topology, chosen)
     load_torch(progress)
     from autotune.probing.probe import EXPECTED_S

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from autotune.cli.options import (
+    DtypeOption,
     ForceOption,
     JsonOption,
     MaxRowsOption,
@@ -19,14 +20,16 @@ from autotune.cli.options import (
 )
 from autotune.cli.output import check_outputs, show
 from autotune.cli.progress import reporting
-from autotune.comparing.peers import PEERS, Peer
+from autotune.comparing.peers import DEFAULT_IN_FP32, PEERS, Peer
 from autotune.config.words import Changes
 from autotune.errors import InputError
 from autotune.units import parse_duration
 
+_KNOWN = {peer.name: peer for peer in (*PEERS, DEFAULT_IN_FP32)}
+
 Budget = Annotated[str, typer.Option("--budget", metavar="TIME", help="For everything: probing, building, comparing.")]
 Config = Annotated[Path | None, typer.Option("--config", metavar="FILE", help="A tuned config, to take part beside the default.")]
-Only = Annotated[str | None, typer.Option("--peers", metavar="A,B", help=f"Only these of: {', '.join(peer.name for peer in PEERS)}.")]
+Only = Annotated[str | None, typer.Option("--peers", metavar="A,B", help=f"Only these of: {', '.join(_KNOWN)}.")]
 Cached = Annotated[bool, typer.Option("--cached-profile", help="Take the stored ceilings for the bound instead of probing anew.")]
 
 
@@ -38,6 +41,7 @@ def command(
     cached_profile: Cached = False,
     max_rows: MaxRowsOption = None,
     minibatch: MinibatchOption = None,
+    dtype: DtypeOption = None,
     seed: SearchSeedOption = 0,
     force: ForceOption = False,
     as_json: JsonOption = False,
@@ -45,7 +49,8 @@ def command(
 ) -> None:
     """Time one training iteration of ours and of every other way that is installed, side by side, and how far each is from the bound.
 
-    Stock PyTorch in its best environment is the baseline. fbgemm and torchrec take part where they are installed: pip install '.[peers]'.
+    Stock PyTorch in its best environment is the baseline. fbgemm and torchrec take part where they are installed: pip install '.[peers]'
+    brings them, for torch 2.13. With --dtype bf16 peers have bf16 tables and autocast; ours in fp32 takes fbgemm's and torchrec's place.
 
     Example: autotune compare small --config small.tuned.yaml --budget 300s
     """
@@ -60,7 +65,7 @@ def command(
             peers=_chosen(peers),
             budget_s=parse_duration(budget),
             cached_profile=cached_profile,
-            changes=Changes(max_rows, minibatch),
+            changes=Changes(max_rows, minibatch, dtype),
             seed=seed,
             force=force,
             progress=progress,
@@ -68,13 +73,12 @@ def command(
     show(result, comparison, as_json, output)
 
 
-def _chosen(names: str | None) -> tuple[Peer, ...]:
+def _chosen(names: str | None) -> tuple[Peer, ...] | None:
     """Raises: InputError: an unknown name, or none."""
     if names is None:
-        return PEERS
-    known = [peer.name for peer in PEERS]
+        return None
     wanted = [name.strip() for name in names.split(",") if name.strip()]
-    unknown = [name for name in wanted if name not in known]
+    unknown = [name for name in wanted if name not in _KNOWN]
     if unknown or not wanted:
-        raise InputError(f"peers must be among {', '.join(known)}, got {', '.join(unknown) or 'none'} (--peers); leave it out for all")
-    return tuple(peer for peer in PEERS if peer.name in wanted)
+        raise InputError(f"peers must be among {', '.join(_KNOWN)}, got {', '.join(unknown) or 'none'} (--peers); leave it out for all")
+    return tuple(peer for name, peer in _KNOWN.items() if name in wanted)

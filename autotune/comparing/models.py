@@ -1,4 +1,7 @@
-"""The peers' models: built from the weights of ours, trained by their own means, with the semantics of `dlrm.model`."""
+"""The peers' models: built from the weights of ours, trained by their own means, with the semantics of `dlrm.model`.
+
+In bf16 the tables themselves are bf16, with gradients to match, and the dense part runs under autocast: its weights stay fp32.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,7 @@ class _StockBags:
         self._bags = []
         for t in range(model.num_tables):
             # Fresh memory of this process's own allocator, so that the environment under test serves the tables too.
-            weight = state.pop(f"emb_l.{t}.weight").clone()
+            weight = state.pop(f"emb_l.{t}.weight").to(torch.bfloat16 if model.dtype == "bf16" else torch.float32, copy=True)
             self._bags.append(torch.nn.EmbeddingBag.from_pretrained(weight, freeze=False, mode="sum", sparse=True))
         self.parameters: list[torch.Tensor] = [bag.weight for bag in self._bags]
 
@@ -108,16 +111,19 @@ class _Dense(torch.nn.Module):
 
     def __init__(self, model: Model, state: State) -> None:
         super().__init__()
-        self.bottom = _mlp(model.bottom_mlp, "bot_l", torch.nn.ReLU(), state)
-        self.top = _mlp(model.top_sizes, "top_l", torch.nn.Sigmoid(), state)
+        self.bottom = _mlp(model.bottom_mlp, "bot_l", state)
+        self.top = _mlp(model.top_sizes, "top_l", state)
+        self._narrow = model.dtype == "bf16"
         self._concatenated = model.interaction == CONCATENATION
         count, highest = model.num_features, 0 if model.interaction == DOT_WITH_DIAGONAL else -1
         self._lower = tuple(torch.tril_indices(count, count, highest))
 
     def forward(self, dense: torch.Tensor, pooled: list[torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
-        low = self.bottom(dense)
-        clicks = self.top(torch.cat([low, *(pooled if self._concatenated else [self._dots([low, *pooled])])], 1))
-        return torch.nn.functional.binary_cross_entropy(clicks.squeeze(1), labels)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self._narrow):
+            low = torch.relu(self.bottom(dense))
+            logits = self.top(torch.cat([low, *(pooled if self._concatenated else [self._dots([low, *pooled])])], 1))
+        # In fp32: bf16 has no probability between 0.996 and 1, and torch refuses binary cross entropy in it.
+        return torch.nn.functional.binary_cross_entropy(torch.sigmoid(logits.float()).squeeze(1), labels)
 
     def _dots(self, vectors: list[torch.Tensor]) -> torch.Tensor:
         stacked = torch.stack(vectors, 1)
@@ -125,7 +131,8 @@ class _Dense(torch.nn.Module):
         return torch.bmm(stacked, stacked.transpose(1, 2))[:, rows, columns]
 
 
-def _mlp(sizes: tuple[int, ...], name: str, last: torch.nn.Module, state: State) -> torch.nn.Sequential:
+def _mlp(sizes: tuple[int, ...], name: str, state: State) -> torch.nn.Sequential:
+    """Linear layers with ReLU between them, none at the end."""
     layers: list[torch.nn.Module] = []
     for i, (inputs, outputs) in enumerate(pairwise(sizes)):
         linear = torch.nn.Linear(inputs, outputs)
@@ -133,7 +140,7 @@ def _mlp(sizes: tuple[int, ...], name: str, last: torch.nn.Module, state: State)
             linear.weight.copy_(state[f"{name}.{2 * i}.weight"])
             linear.bias.copy_(state[f"{name}.{2 * i}.bias"])
         layers += [linear, torch.nn.ReLU()]
-    return torch.nn.Sequential(*layers[:-1], last)
+    return torch.nn.Sequential(*layers[:-1])
 
 
 class TorchModel:

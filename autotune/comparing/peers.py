@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,8 @@ _KEEPS_MEMORY = {
     "MALLOC_TOP_PAD_": "268435456",
 }
 
+OWN = "ours"
+"""Kind of the contestants that are built by `dlrm.model`."""
 OURS = "default"
 TUNED = "tuned"
 BASELINE = "stock-best"
@@ -38,60 +41,85 @@ class Peer:
 
     name: str
     kind: str
-    """What a worker builds; see `models.BUILDERS`."""
+    """What a worker builds: `OWN`, or one of `models.BUILDERS`."""
     best_environment: bool
     modules: tuple[str, ...] = ()
     """Packages it needs."""
     remedy: str = ""
-    """How to get them."""
-    dim_multiple: int = 1
-    """Embedding dims it takes are multiples of this."""
+    """How to get them; ``{release}`` stands for fbgemm's release that loads with the installed torch."""
+    fbgemm: bool = False
+    """Whether its tables are fbgemm's."""
 
     @property
     def missing(self) -> str | None:
         """Why it cannot run here; None where it can."""
-        absent = [module for module in self.modules if find_spec(module) is None]
-        return f"not installed: {', '.join(absent)}; {self.remedy}" if absent else None
+        if not self.modules:
+            return None
+        torch = version("torch")
+        release = f"1.{int(torch.split('.')[1]) - _FBGEMM_BEHIND}."
+        remedy = self.remedy.format(release=f"{release}*")
+        if absent := [module for module in self.modules if find_spec(module) is None]:
+            return f"not installed: {', '.join(absent)}; {remedy}"
+        try:
+            found = version("fbgemm-gpu-cpu") if self.fbgemm else release
+        except PackageNotFoundError:  # another build of it: whether it loads is seen when it starts
+            return None
+        return None if found.startswith(release) else f"fbgemm-gpu-cpu {found} does not load with torch {torch}; {remedy}"
 
     def unfit(self, model: Model) -> str | None:
-        """Why it cannot train `model`; None where it can. That a model is in fp32 with SGD is checked before."""
+        """Why it cannot train `model`; None where it can. That a model has SGD is checked before."""
+        if self.kind == OWN:
+            return "the model itself is in fp32" if model.dtype == "fp32" else None
         if model.interaction not in _INTERACTIONS:
             return f"it is built with interaction {', '.join(_INTERACTIONS)}, got {model.interaction}"
-        if model.embedding_dim % self.dim_multiple == 0:
-            return None
-        return f"on a CPU it takes embedding dims that are multiples of {self.dim_multiple}, got {model.embedding_dim}"
+        if self.fbgemm and model.dtype != "fp32":
+            return f"on a CPU its tables are in fp32 alone, got {model.dtype}"
+        if self.fbgemm and model.embedding_dim % _FBGEMM_DIMS:
+            return f"on a CPU it takes embedding dims that are multiples of {_FBGEMM_DIMS}, got {model.embedding_dim}"
+        return None
 
     def unusable(self, model: Model) -> str | None:
         """Why it is not compared on `model` here; None where it is."""
-        return self.missing or self.unfit(model)
+        return self.unfit(model) or self.missing
 
 
 # fbgemm-gpu-cpu 1.8.0 on a CPU: a mean over weighted look-ups has a backward that is wrong by the bag's length; weight decay, max_norm and
-# stochastic rounding do nothing; bf16 tables are refused. A model here sums without weights and takes plain SGD, so that none of these is
-# asked of it; whoever adds one must leave fbgemm, and torchrec on it, out of the comparison.
+# stochastic rounding do nothing; bf16 tables are refused, by 1.9.0 too. A model here sums without weights and takes plain SGD, so that of
+# these only bf16 is asked of it; whoever adds one must leave fbgemm, and torchrec on it, out of the comparison.
 _FBGEMM_DIMS = 4
-_PEERS_EXTRA = "pip install '.[peers]'"
+# Its library loads with one minor version of torch alone: 1.1 with 2.6 and so on, 1.8 with 2.13, 1.9 with 2.14. Its packages ask for none.
+_FBGEMM_BEHIND = 5
+_FBGEMM = "pip install 'fbgemm-gpu-cpu=={release}'"
 PEERS = (
     Peer(BASELINE, "stock", best_environment=True),
     Peer("stock", "stock", best_environment=False),
     Peer("torch.compile", "compiled", best_environment=True),
-    Peer("fbgemm", "fbgemm", best_environment=True, modules=("fbgemm_gpu",), remedy=_PEERS_EXTRA, dim_multiple=_FBGEMM_DIMS),
+    Peer("fbgemm", "fbgemm", best_environment=True, modules=("fbgemm_gpu",), remedy=_FBGEMM, fbgemm=True),
     Peer(
         "torchrec",
         "torchrec",
         best_environment=True,
         modules=("torchrec", "fbgemm_gpu", "tensordict", "torchmetrics"),
-        remedy=f"{_PEERS_EXTRA}, then pip install --no-deps torchrec==1.8.0",
-        dim_multiple=_FBGEMM_DIMS,
+        remedy=f"{_FBGEMM} tensordict torchmetrics==1.0.3 pyre-extensions tqdm, then pip install --no-deps 'torchrec=={{release}}'",
+        fbgemm=True,
     ),
 )
+DEFAULT = Peer(OURS, OWN, best_environment=True)
+"""Ours, beside which all others run."""
+DEFAULT_IN_FP32 = Peer(f"{OURS}-fp32", OWN, best_environment=True)
+"""Our default on a bf16 model in fp32: what bf16 gains, from the same rounds."""
 
 
-def environment_of(peer: Peer | None, launch: Launch, threads: int, environ: Mapping[str, str]) -> dict[str, str]:
+def peers_of(model: Model) -> tuple[Peer, ...]:
+    """Who runs beside ours where nobody is named."""
+    return PEERS if model.dtype == "fp32" else (*PEERS, DEFAULT_IN_FP32)
+
+
+def environment_of(peer: Peer, launch: Launch, threads: int, environ: Mapping[str, str]) -> dict[str, str]:
     """The environment a worker starts in.
 
     Args:
-        peer: None for ours, which starts as every command of ours does.
+        peer: ours starts as every command of ours does.
         launch: Of our default.
         threads: Of every contestant.
         environ: Of this process. What it says of threads, places and allocation is not passed on.
@@ -101,7 +129,7 @@ def environment_of(peer: Peer | None, launch: Launch, threads: int, environ: Map
     # Other settings stay: without some of them torch may not even load.
     settings = [setting for setting in kept.pop(TUNABLES, "").split(":") if setting and not setting.startswith("glibc.malloc.")]
     kept |= {TUNABLES: ":".join(settings)} if settings else {}
-    if peer is None:
+    if peer.kind == OWN:
         return put_into(kept, launch.environment)
     if not peer.best_environment:
         return kept

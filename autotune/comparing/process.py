@@ -27,7 +27,7 @@ class Contestant:
     """A process that trains one model on demand; it ends with the block it is used in.
 
     Args:
-        kind: ``ours``, or one of `models.BUILDERS`.
+        kind: of a `Peer`.
         model: what it trains.
         configs: of ours, by name, beside the default.
         environment: it starts in.

@@ -30,20 +30,23 @@ class _Contestant:
     def __init__(self, order: dict[str, Any]) -> None:
         import torch
 
+        from autotune.comparing.peers import OWN
+        from autotune.config.model import Changes
         from autotune.data.batches import make_source
         from autotune.dlrm.defaults import default_config
         from autotune.dlrm.model import DLRM
         from autotune.machine.topology import detect
 
-        self._model = Model.model_validate(order["model"])
-        topology = detect()
+        model, topology = Model.model_validate(order["model"]), detect()
+        self._ours = order["kind"] == OWN
         self.threads = topology.default_threads()
         self._configs = {name: RunConfig.model_validate(config) for name, config in order["configs"].items()}
-        default = default_config(self._model, topology)
+        self._source = make_source(model)
+        # A peer's weights come from ours in fp32, which are the same to the bit: in bf16, `state_dict` would join halves into a third copy.
+        built = model if self._ours else model.changed(Changes(dtype="fp32"))
+        default = default_config(built, topology)
         self._configs["default"] = default
-        self._source = make_source(self._model)
-        self._ours = order["kind"] == "ours"
-        dlrm = DLRM(self._model, default, machine=topology)
+        dlrm = DLRM(built, default, machine=topology)
         if self._ours:
             self._dlrm: Any = dlrm
             self._prepare: Any = lambda batch: batch
@@ -53,7 +56,7 @@ class _Contestant:
 
             state = dict(dlrm.state_dict())
             del dlrm
-            peer = BUILDERS[order["kind"]](self._model, state)
+            peer = BUILDERS[order["kind"]](model, state)
             self._prepare, self._train = peer.prepare, peer.step
             # As the user of stock PyTorch has it: what its environment says, else all cores.
             torch.set_num_threads(self.threads)

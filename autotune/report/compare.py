@@ -29,7 +29,7 @@ def comparison(result: Comparison, width: int = 80) -> RenderableType:
         Column("loss differs", [f"{line.loss_error:.0e}" if line.loss_error else "" for line in lines], need=3),
         Column("group", [str(line.group + 1) for line in lines] if any(line.group for line in lines) else [""] * len(lines), need=4),
     ]
-    head = f"{result.model}: minibatch {result.minibatch}, {result.threads} threads, {result.machine}"
+    head = f"{result.model}: {result.dtype}, minibatch {result.minibatch}, {result.threads} threads, {result.machine}"
     rounds = min(line.iteration_s.samples for line in lines)
     summary = (
         f"bound {format_time(result.bound_s)}: the least time of every pass by the ceilings probed {result.probed}, added up. "

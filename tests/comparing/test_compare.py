@@ -6,22 +6,27 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
+import torch
 from machines import bare
 
 import autotune
 from autotune.bench.progress import NO_PROGRESS
 from autotune.catalog import load_model_by_name
 from autotune.comparing import compare as comparing
-from autotune.comparing.compare import Preparation, compare
+from autotune.comparing.compare import LOSS_STEPS, Preparation, compare, loss_tolerances, prepare
+from autotune.comparing.models import BUILDERS
 from autotune.comparing.peers import BASELINE, PEERS, Peer
 from autotune.comparing.process import Contestant, ContestantError
-from autotune.config.model import Changes
+from autotune.config.model import Changes, Model
 from autotune.config.profile import Profile
-from autotune.errors import MachineError
+from autotune.data.batches import make_source
+from autotune.dlrm.model import DLRM
+from autotune.errors import InputError, MachineError
 from autotune.machine.topology import detect, fingerprint
 from autotune.ops.native import kernels
 from autotune.probing.store import profile_path, write_profile
@@ -45,27 +50,24 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def test_the_command_compares_ours_with_stock(shell: dict[str, str], tmp_path: Path) -> None:
-    line = [sys.executable, "-m", "autotune", "compare", "tiny", "--peers", "stock-best", "--budget", "1s", "--cached-profile"]
+    """In bf16, so that one run has contestants of both dtypes."""
+    line = [sys.executable, "-m", "autotune", "compare", "tiny", "--dtype", "bf16", "--peers", "stock-best,default-fp32,fbgemm"]
+    line += ["--budget", "1s", "--cached-profile"]
     done = subprocess.run([*line, "--json", "-o", str(tmp_path / "c.json")], env=shell, capture_output=True, text=True, timeout=_TIMEOUT_S)
     assert done.returncode == 0, done.stderr
     assert "probing anew" not in done.stderr
     result = json.loads(done.stdout)
     assert result == json.loads((tmp_path / "c.json").read_text(encoding="utf-8"))
     lines = {line["name"]: line for line in result["lines"]}
-    assert lines.keys() == {"default", BASELINE}
+    assert lines.keys() == {"default", BASELINE, "default-fp32"}
+    assert (result["model"], result["dtype"], result["absent"].keys()) == ("tiny[dtype=bf16]", "bf16", {"fbgemm"})
+    assert 0 < lines["default-fp32"]["loss_error"] < 2**-8 * 3
     assert result["bound_s"] == pytest.approx(sum(result["bounds_s"].values()))
     for one in lines.values():
         assert one["iteration_s"]["samples"] >= 6
         assert one["over_bound"] == pytest.approx(one["iteration_s"]["median"] / result["bound_s"])
     assert lines["default"]["default_gain"]["median"] == 1.0
     assert [line["iteration_s"]["median"] for line in result["lines"]] == sorted(one["iteration_s"]["median"] for one in lines.values())
-
-
-def test_an_unknown_peer_is_refused(shell: dict[str, str]) -> None:
-    line = [sys.executable, "-m", "autotune", "compare", "tiny", "--peers", "stock,nobody"]
-    done = subprocess.run(line, env=shell, capture_output=True, text=True, timeout=_TIMEOUT_S)
-    assert done.returncode == 2
-    assert "got nobody (--peers)" in done.stderr
 
 
 class FakeContestant:
@@ -119,20 +121,73 @@ def test_a_contestant_with_other_losses_is_not_timed(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(comparing, "Contestant", Deviating)
     result = compare(load_model_by_name("tiny"), profile=made_up_profile(), topology=detect(), peers=PEERS[:1], budget_s=0.1)
     assert [line.name for line in result.lines] == ["default"]
-    assert "losses differ" in result.absent[BASELINE]
+    assert result.absent[BASELINE] == "its loss 1 differs from ours by 4.0e-01, over 1.0e-04"
     assert any("without the baseline" in note for note in result.notes)
+
+
+def test_adagrad_is_refused_in_one_line() -> None:
+    with pytest.raises(InputError, match=r"peers train with SGD, and so must the model, got adagrad \(tiny\); compare"):
+        autotune.compare("tiny", changes=Changes(optimizer="adagrad"))
+
+
+class InProcess:
+    """A peer of `models.BUILDERS` that starts from given weights, in the place of its process."""
+
+    def __init__(self, kind: str, model: Model, state: Mapping[str, torch.Tensor]) -> None:
+        self.source, self.peer = make_source(model), BUILDERS[kind](model, {name: weight.clone() for name, weight in state.items()})
+
+    def step(self, batch: int, config: str) -> tuple[float, float]:
+        return 0.0, self.peer.step(self.peer.prepare(self.source.batch(batch)))
+
+
+def test_in_bf16_who_computes_something_else_is_caught() -> None:
+    tiny = load_model_by_name("tiny")
+    model = tiny.changed(Changes(dtype="bf16"))
+    dlrm, source = DLRM(model), make_source(model)
+    # Tables as large as trained ones: as drawn, they hardly move the first losses.
+    state = {name: weight * (10 if name.startswith("emb") else 1) for name, weight in dlrm.state_dict().items()}
+    dlrm.load_state_dict(state)
+    expected = [dlrm.step(source.batch(i)) for i in range(LOSS_STEPS)]
+
+    def loss_error(model: Model, state: Mapping[str, torch.Tensor] = state) -> float:
+        track = comparing._Track(InProcess("stock", model, state), "default")  # type: ignore[arg-type]
+        track.check(expected, loss_tolerances("bf16"))
+        return track.loss_error
+
+    assert 0 < loss_error(model) < 2**-8
+    first, second = (f"emb_l.{t}.weight" for t in range(2))
+    others = {
+        "one table halved": (model, state | {second: state[second] / 2}),
+        "two tables exchanged": (model, state | {first: state[second], second: state[first]}),
+        "no bias": (model, state | {"top_l.0.bias": torch.zeros_like(state["top_l.0.bias"])}),
+        "twice the learning rate": (model.model_copy(update={"learning_rate": 2 * model.learning_rate}), state),
+        "no update": (model.model_copy(update={"learning_rate": 1e-9}), state),
+        "other data": (model.model_copy(update={"seed": 1}), state),
+    }
+    for what, given in others.items():
+        with pytest.raises(ContestantError, match=r"its loss [123] differs from ours by"):
+            pytest.fail(f"{what} passed: {loss_error(*given):.1e}")
+
+
+def test_in_bf16_more_peers_fit_beside_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their tables are half of ours."""
+    small, peers = load_model_by_name("small"), PEERS[:3]
+    available = (2 * 3.4 + 3 * 2.45) * 2**30 / 0.85
+    monkeypatch.setattr(comparing, "available_memory_bytes", lambda topology: available)
+    assert len(prepare(small, detect(), peers).groups) == 2
+    assert len(prepare(small.changed(Changes(dtype="bf16")), detect(), peers).groups) == 1
 
 
 def test_too_little_memory_is_said_before_anything_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(comparing, "available_memory_bytes", lambda topology: 1 << 30)
-    with pytest.raises(MachineError, match=r"needs 3 models .* --max-rows"):
+    with pytest.raises(MachineError, match=r"needs [0-9.]+ GiB of memory .* --max-rows"):
         compare(load_model_by_name("tiny"), profile=made_up_profile(), topology=detect(), peers=PEERS[:1])
 
 
 def test_where_memory_is_short_ours_is_built_once_and_its_rounds_are_joined(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(comparing, "Contestant", FakeContestant)
     monkeypatch.setattr(FakeContestant, "started", [])
-    monkeypatch.setattr(comparing, "_at_once", lambda *_: 2)
+    monkeypatch.setattr(comparing, "_room_bytes", lambda model, topology, needed_bytes: max(needed_bytes))
     peers = tuple(Peer(name, name, best_environment=True) for name in (BASELINE, "b", "c"))
     result = compare(load_model_by_name("tiny"), profile=made_up_profile(), topology=detect(), peers=peers, budget_s=0.1)
     assert FakeContestant.started == ["ours", BASELINE, "b", "c"]
@@ -159,6 +214,15 @@ def test_a_peer_that_ends_in_its_rounds_is_absent_and_the_others_are_measured(mo
     result = compare(load_model_by_name("tiny"), profile=made_up_profile(), topology=detect(), peers=peers, budget_s=0.1)
     assert {line.name for line in result.lines} == {"default", BASELINE}
     assert "out of memory" in result.absent["b"]
+
+
+@pytest.mark.parametrize(("capability", "dtype", "told"), [("AVX2", "bf16", True), ("AVX2", "fp32", False), ("AVX512", "bf16", False)])
+def test_where_torch_is_slow_in_bf16_it_is_said(capability: str, dtype: str, told: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(comparing, "Contestant", FakeContestant)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    model = load_model_by_name("tiny").changed(Changes(dtype=dtype))
+    result = compare(model, profile=made_up_profile(), topology=detect(), peers=PEERS[:1], budget_s=0.1)
+    assert any(note.startswith("torch has no fast layers in bf16 on this CPU") for note in result.notes) == told
 
 
 def test_the_time_left_is_shared_by_peers_and_later_building_is_set_aside() -> None:
