@@ -59,7 +59,7 @@ struct GemmTiles {
   static constexpr int64_t kAhead = 12;
   // Whether operands of transposed tiles may lie in rows of a matrix, fetched ahead. With 16 registers a step is a fourth as long, and a
   // fetch in each costs more than it saves: there operands are packed. Measured on 2 cores (Zen 3, AVX2) at 2048 x 1024 x 1024, against
-  // torch's product: 1.37 times as long in place, 1.25 packed with fetches, 1.05 packed without.
+  // torch's product: 1.40 times as long in place, 1.23 packed with fetches, 1.05 packed without.
   static constexpr bool kFetches = Isa::kRegisters >= 32;
 
   // Rows of a microtile of NV vectors: as many as leave NV registers for a row of the panel and one for the broadcast. 12 rows bound the
