@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -50,6 +51,7 @@ class _Command(TyperCommand):
     """A subcommand, which alone heeds the environment: help is there to say what a variable may hold."""
 
     def invoke(self, ctx: Any) -> Any:
+        gc.enable()
         check_variables()
         return super().invoke(ctx)
 

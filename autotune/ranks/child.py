@@ -9,6 +9,7 @@ This file is also the program that a child runs, before it knows where the packa
 from __future__ import annotations
 
 import ctypes
+import gc
 import importlib
 import importlib.util
 import json
@@ -81,7 +82,9 @@ def _begin() -> None:
     assert spec.loader is not None
     sys.modules["autotune"] = package = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(package)
-    sys.exit(importlib.import_module(module).main())
+    code = importlib.import_module(module).main()
+    gc.freeze()  # see autotune/__main__.py
+    sys.exit(code)
 
 
 if __name__ == "__main__":

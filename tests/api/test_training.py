@@ -9,10 +9,9 @@ from typing import Any, cast
 
 import pytest
 import torch
-from typer.testing import CliRunner
+from command_line import invoke
 
 from autotune.api.training import OnStep, train_and_save
-from autotune.cli.main import command_line
 from autotune.dlrm.checkpoint import read_checkpoint, save_checkpoint
 from autotune.errors import InputError, NoSpaceError
 from autotune.ranks import interrupt
@@ -114,7 +113,7 @@ def test_ctrl_c_of_a_run_with_a_checkpoint_leaves_one(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr("autotune.cli.progress.Lines.advance", advance)
     file = tmp_path / "w.pt"
-    result = CliRunner().invoke(command_line(), ["run", "tiny", "--steps", "1000000", "--threads", "1", "--checkpoint-out", str(file)])
+    result = invoke("run", "tiny", "--steps", "1000000", "--threads", "1", "--checkpoint-out", file)
     assert (result.exit_code, result.stdout) == (130, "")
     assert result.stderr.splitlines()[-1] == f"interrupted; the weights after 5 steps are in {file}"
     assert read_checkpoint(file).iterations == 5

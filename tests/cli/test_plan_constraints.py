@@ -6,17 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner, Result
-
-from autotune.cli.main import command_line
-
-
-def invoke(*options: str) -> Result:
-    return CliRunner().invoke(command_line(), ["plan", *options], prog_name="autotune")
+from command_line import invoke
 
 
 def tables_of(*options: str) -> list[dict[str, object]]:
-    result = invoke(*options, "--json")
+    result = invoke("plan", *options, "--json")
     assert result.exit_code == 0, result.output
     found: list[dict[str, object]] = json.loads(result.stdout)["partition"]["tables"]
     return found
@@ -51,11 +45,11 @@ def test_a_boundary_keeps_smaller_tables_whole() -> None:
 
 def test_the_text_and_the_file_tell_what_was_kept(tmp_path: Path) -> None:
     file = tmp_path / "plan.json"
-    result = invoke("tiny", "--sockets", "2", "--pin", "0=1", "--split-above", "1GiB", "-o", str(file))
+    result = invoke("plan", "tiny", "--sockets", "2", "--pin", "0=1", "--split-above", "1GiB", "-o", str(file))
     assert result.exit_code == 0
     assert "kept: 1 pinned, tables up to 1.00 GiB not split" in result.stdout
     assert json.loads(file.read_text())["constraints"]["pin"] == {"0": 1}
-    assert "kept" not in invoke("tiny", "--sockets", "2").stdout
+    assert "kept" not in invoke("plan", "tiny", "--sockets", "2").stdout
 
 
 BAD = [
@@ -77,7 +71,7 @@ BAD = [
 
 @pytest.mark.parametrize(("options", "message"), BAD)
 def test_what_cannot_be_is_refused_in_one_line(options: list[str], message: str) -> None:
-    result = invoke("tiny", "--sockets", "2", *options)
+    result = invoke("plan", "tiny", "--sockets", "2", *options)
     assert result.exit_code == 2, result.output
     assert result.stdout == ""
     assert len(result.stderr.splitlines()) == 1
@@ -89,9 +83,9 @@ def test_the_same_pin_twice_is_one() -> None:
 
 
 def test_memory_that_demands_ask_for_is_the_users_to_correct_and_memory_that_is_missing_the_machines() -> None:
-    pinned = invoke("mlperf", "--sockets", "8", "--memory-per-socket", "16GB", "--pin", "0=1")
+    pinned = invoke("plan", "mlperf", "--sockets", "8", "--memory-per-socket", "16GB", "--pin", "0=1")
     assert pinned.exit_code == 2
     assert "(table 0: --pin 0=1)" in pinned.stderr
-    short = invoke("mlperf", "--sockets", "2", "--memory-per-socket", "16GB", "--pin", "0=1")
+    short = invoke("plan", "mlperf", "--sockets", "2", "--memory-per-socket", "16GB", "--pin", "0=1")
     assert short.exit_code == 3
     assert "short" in short.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -10,8 +11,9 @@ from typing import Any, cast
 import pytest
 
 import autotune
+from autotune.cli.options import parse_data
 from autotune.config.knobs import RunConfig
-from autotune.config.model import DataSpec
+from autotune.config.model import Changes, DataSpec
 from autotune.config.partition import Partition, Placement
 from autotune.errors import InputError, MachineError
 
@@ -25,12 +27,20 @@ def shared_cores(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name)
 
 
-def test_run_on_two_sockets_gives_the_losses_of_one() -> None:
-    model = autotune.load_model("tiny").model_copy(update={"name": "mine"})
-    zipf = DataSpec(distribution="zipf", alpha=1.2)
-    one, two = (autotune.run(model, steps=3, sockets=sockets, data=zipf) for sockets in (None, 2))
-    assert (type(two), two.model, two.steps) == (type(one), "mine", 3)
+def test_run_on_two_sockets_gives_the_losses_and_the_area_under_the_curve_of_one(tmp_path: Path) -> None:
+    draw = random.Random(5)
+
+    def row() -> list[object]:
+        return [draw.randrange(2), *(draw.randrange(50) for _ in range(13)), *(f"{draw.randrange(9):08x}" for _ in range(26))]
+
+    file = tmp_path / "rows.tsv"
+    file.write_text("".join("\t".join(map(str, row())) + "\n" for _ in range(512)), encoding="utf-8")
+    model = autotune.load_model("mlperf-1m").model_copy(update={"name": "mine"})
+    data, changes = parse_data(f"criteo:{file}", model.data), Changes(max_rows=50, minibatch=64)
+    one, two = (autotune.run(model, steps=4, sockets=sockets, data=data, changes=changes) for sockets in (None, 2))
+    assert (type(two), two.model, two.steps) == (type(one), one.model, 4)
     assert two.losses == pytest.approx(one.losses, rel=1e-5)
+    assert two.auc == pytest.approx(one.auc, abs=1e-3)
     assert two.config.partition is not None
     assert two.config.partition.ranks == 2
 

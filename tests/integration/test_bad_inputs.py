@@ -7,12 +7,12 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
+import command_line
 import pytest
 import yaml
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
 from autotune import catalog
-from autotune.cli.main import command_line
 from autotune.config.files import write_tuned
 from autotune.config.model import DataSpec, Model
 from autotune.config.tuned import TunedConfig
@@ -49,7 +49,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def invoke(folder: Path, words: list[str], *, refused: bool) -> Result:
     """Without a refusal the input happened to be good; with one, all rules of a refusal hold."""
     before = contents(folder)
-    result = CliRunner().invoke(command_line(), words, prog_name="autotune")
+    result = command_line.invoke(*words)
     shown = f"{words}: {result.exit_code}\n{result.output}"
     assert contents(folder) == before, shown
     if result.exit_code == 0 and not refused:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -18,8 +17,6 @@ from command_line import invoke, refused
 from quick import QUICK_PROBE
 
 import autotune
-from autotune.cli.options import parse_data
-from autotune.config.model import Changes
 
 _TIMEOUT_S = 120
 
@@ -65,23 +62,6 @@ def test_several_sockets_train_as_one_does_and_their_checkpoint_goes_on(shell: d
     alone = autotune.run("tiny", steps=3, checkpoint_in=weights)
     words = ("run", "tiny", "--steps", "3", "--checkpoint-in", str(weights), "--json", "--sockets", "2")
     assert json.loads(run(shell, *words).stdout)["losses"] == pytest.approx(alone.losses, rel=1e-5)
-
-
-def test_the_area_under_the_curve_is_of_all_ranks(shell: dict[str, str], tmp_path: Path) -> None:
-    draw = random.Random(5)
-
-    def row() -> list[object]:
-        return [draw.randrange(2), *(draw.randrange(50) for _ in range(13)), *(f"{draw.randrange(9):08x}" for _ in range(26))]
-
-    file = tmp_path / "rows.tsv"
-    file.write_text("".join("\t".join(map(str, row())) + "\n" for _ in range(512)), encoding="utf-8")
-    words = ("run", "mlperf-1m", "--max-rows", "50", "--minibatch", "64", "--steps", "4", "--data", f"criteo:{file}", "--json")
-    two = json.loads(run(shell, *words, "--sockets", "2").stdout)
-    model = autotune.load_model("mlperf-1m")
-    data = parse_data(f"criteo:{file}", model.data)
-    one = autotune.run(model, changes=Changes(max_rows=50, minibatch=64), steps=4, data=data)
-    assert two["losses"] == pytest.approx(one.losses, rel=1e-5)
-    assert two["auc"] == pytest.approx(one.auc, abs=1e-3)
 
 
 def wait_for_training(parent: subprocess.Popen[str], ranks: int) -> list[psutil.Process]:

@@ -6,19 +6,16 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+from command_line import invoke
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from typer.testing import CliRunner
 
-from autotune.cli.main import command_line
 from autotune.config.model import Model, Table
 from autotune.config.partition import KINDS, Partition
 from autotune.dlrm.sharding import check_partition
 from autotune.errors import InputError, MachineError
 from autotune.planning.constraints import Constraints
 from tests.support.plans import plan
-
-RUNNER = CliRunner()
 
 
 def model_of(rows: list[int], dim: int = 64) -> Model:
@@ -81,13 +78,13 @@ def test_demands_that_cannot_be_met_are_named(constraints: Constraints, words: s
     ],
 )
 def test_options_that_cannot_be_read_are_refused(options: list[str], words: str) -> None:
-    result = RUNNER.invoke(command_line(), ["plan", "tiny", "--sockets", "2", *options])
+    result = invoke("plan", "tiny", "--sockets", "2", *options)
     assert result.exit_code == 2
     assert words in result.stderr
 
 
 def test_a_pin_is_kept_by_the_command() -> None:
-    result = RUNNER.invoke(command_line(), ["plan", "tiny", "--sockets", "2", "--pin", "0=1", "--json"])
+    result = invoke("plan", "tiny", "--sockets", "2", "--pin", "0=1", "--json")
     assert result.exit_code == 0
     assert '"ranks": [\n          1\n        ]' in result.stdout or '"ranks":[1]' in result.stdout.replace(" ", "").replace("\n", "")
 

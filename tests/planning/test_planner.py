@@ -54,7 +54,7 @@ def check(model: Model, found: Plan, limit: float | None = None) -> None:
     assert limit is None or max(memory) <= limit
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=25)
 @given(st.lists(st.tuples(st.integers(1, 500), st.integers(0, 20)), min_size=1, max_size=20), st.integers(1, 8), st.floats(1.0, 4.0))
 def test_every_row_is_placed_within_memory_or_the_shortfall_is_said(tables: list[tuple[int, int]], ranks: int, room: float) -> None:
     model = model_of(tables)
@@ -115,7 +115,7 @@ def test_no_assignment_is_3_percent_from_the_optimum() -> None:
     """Against mixed integer programming, on random instances of up to 12 tables and 4 ranks, memory tight on half of them."""
     optimize = pytest.importorskip("scipy.optimize", reason="scipy solves the integer programme")
     numbers = random.Random(1)
-    for instance in range(200):
+    for instance in range(100):
         count, ranks = numbers.randint(1, 12), numbers.randint(1, 4)
         shards = [Shard(t, (0, 1), 10 ** numbers.uniform(-4, -2), numbers.randint(1, 1000)) for t in range(count)]
         largest = max(shard.memory_bytes for shard in shards)
@@ -188,7 +188,7 @@ def test_the_better_kind_of_split_is_no_slower_than_either(
     assert free.slowest_s <= bound.slowest_s * (1 + 1e-9)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=25)
 @given(
     st.lists(st.tuples(st.integers(1, 500), st.integers(0, 20)), min_size=1, max_size=12),
     st.integers(1, 8), st.sampled_from([16, 40, 64, 128]), st.floats(1.0, 4.0),

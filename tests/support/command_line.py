@@ -10,7 +10,8 @@ from autotune.cli.main import command_line
 
 
 def invoke(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(command_line(), [str(argument) for argument in arguments], prog_name="autotune")
+    words = [str(argument) for argument in arguments]
+    return CliRunner().invoke(command_line(words), words, prog_name="autotune")
 
 
 def refused(result: Result, code: int, *pieces: str) -> None:
