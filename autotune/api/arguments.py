@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,5 +54,11 @@ def say_config(session: Session, config: Config, progress: Progress) -> None:
 def load_torch(progress: Progress) -> None:
     """The first import of torch, which takes seconds from a cold disk."""
     progress.phase("loading torch", None)
-    with interrupt.leaving():
-        import torch  # noqa: F401
+    collecting = gc.isenabled()
+    gc.disable()  # what is loaded stays
+    try:
+        with interrupt.leaving():
+            import torch  # noqa: F401
+    finally:
+        if collecting:
+            gc.enable()

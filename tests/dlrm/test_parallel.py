@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from itertools import cycle, islice, product
 from pathlib import Path
 from typing import Any
@@ -66,11 +67,11 @@ KINDS: tuple[tuple[Kind, ...], ...] = (
 )
 
 
-def cases(ranks: int) -> list[dict[str, Any]]:
+def cases(ranks: int, strategies: Sequence[str] = STRATEGIES) -> list[dict[str, Any]]:
     """Every pair of kind, form and strategy. The minibatch divides and does not."""
     model, uneven = small_model(12 * ranks), small_model(12 * ranks + ranks - 1)
     found = []
-    for (k, kinds), (f, form), (s, strategy) in product(enumerate(KINDS), enumerate(ALL_TO_ALL_FORMS), enumerate(STRATEGIES)):
+    for (k, kinds), (f, form), (s, strategy) in product(enumerate(KINDS), enumerate(ALL_TO_ALL_FORMS), enumerate(strategies)):
         if (k + s) % len(ALL_TO_ALL_FORMS) != f:
             continue
         overlap = form != "fused_scatter" or s % 2 == 0
@@ -147,7 +148,7 @@ def test_two_ranks_train_every_interaction_as_one_process_does(on_two_ranks: lis
 
 
 def test_four_ranks_train_as_one_process_does(tmp_path: Path) -> None:
-    given = cases(4)
+    given = cases(4, STRATEGIES[1:4])  # who owns a row does not ask how many ranks there are
     check_losses_and_weights(list(zip(given, run_ranks(tmp_path, 4, given), strict=True)))
 
 

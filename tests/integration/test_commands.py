@@ -99,8 +99,7 @@ def test_run_trains_and_its_checkpoint_carries_training_on(user: User) -> None:
     record = json.loads((user.folder / "record.json").read_text())
     assert (record["schema"], record["steps"], len(record["losses"])) == (1, 12, 12)
     assert record["iteration_s"]["low"] <= record["iteration_s"]["median"] <= record["iteration_s"]["high"]
-    again = json.loads(user("autotune run tiny --steps 5 --checkpoint-in weights.pt --json").stdout)["losses"]
-    assert again[0] < record["losses"][0]
+    assert autotune.run("tiny", steps=5, checkpoint_in=user.folder / "weights.pt").losses[0] < record["losses"][0]
 
 
 def test_run_takes_scales_data_threads_and_seed() -> None:

@@ -52,16 +52,16 @@ def run(shell: dict[str, str], *words: str, code: int = 0) -> subprocess.Complet
 
 def test_several_sockets_train_as_one_does_and_their_checkpoint_goes_on(shell: dict[str, str], tmp_path: Path) -> None:
     """Three: the minibatch does not divide. What takes no ranks runs in this process, which has torch loaded."""
-    weights = tmp_path / "weights.pt"
-    one = autotune.run("tiny", steps=5)
-    words = ("run", "tiny", "--steps", "5", "--json", "--sockets", "3", "--checkpoint-out", str(weights))
-    several = json.loads(run(shell, *words).stdout)
+    weights, alone, together = (tmp_path / name for name in ("weights.pt", "alone.pt", "together.pt"))
+    autotune.run("tiny", steps=2, checkpoint_out=weights)
+    one = autotune.run("tiny", steps=5, checkpoint_in=weights, checkpoint_out=alone)
+    words = ("--json", "--sockets", "3", "--checkpoint-in", str(weights), "--checkpoint-out", str(together))
+    several = json.loads(run(shell, "run", "tiny", "--steps", "5", *words).stdout)
     assert several["losses"] == pytest.approx(one.losses, rel=1e-5)
     assert several["minibatch"] == one.minibatch
     assert any("3 ranks" in note for note in several["notes"])
-    alone = autotune.run("tiny", steps=3, checkpoint_in=weights)
-    words = ("run", "tiny", "--steps", "3", "--checkpoint-in", str(weights), "--json", "--sockets", "2")
-    assert json.loads(run(shell, *words).stdout)["losses"] == pytest.approx(alone.losses, rel=1e-5)
+    after_one, after_several = (autotune.run("tiny", steps=3, checkpoint_in=file).losses for file in (alone, together))
+    assert after_several == pytest.approx(after_one, rel=1e-5)
 
 
 def wait_for_training(parent: subprocess.Popen[str], ranks: int) -> list[psutil.Process]:

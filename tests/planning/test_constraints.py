@@ -25,7 +25,7 @@ def model_of(rows: list[int], dim: int = 64) -> Model:
     )  # fmt: skip
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=25)
 @given(st.data())
 def test_every_demand_is_kept(data: st.DataObject) -> None:
     tables, ranks = data.draw(st.integers(4, 12)), data.draw(st.integers(2, 5))
@@ -121,7 +121,7 @@ def held(model: Model, found: Partition) -> list[int]:
     return used
 
 
-@settings(deadline=None, max_examples=120)
+@settings(deadline=None, max_examples=60)
 @given(demands(), st.none() | st.floats(1.0, 4.0))
 def test_demands_together_are_kept_or_refused(demanded: tuple[Model, int, Constraints], room: float | None) -> None:
     model, ranks, constraints = demanded

@@ -9,6 +9,7 @@ from autotune.config.knobs import RunConfig
 from autotune.config.model import Model
 from autotune.data.batches import make_source
 from autotune.dlrm.model import DLRM
+from autotune.errors import InputError
 from autotune.ranks import group
 from autotune.ranks.environment import ALONE
 from autotune.ranks.lockstep import Lockstep
@@ -51,6 +52,12 @@ def test_another_config_keeps_the_weights(lockstep: Lockstep) -> None:
 def test_an_error_of_rank_0_is_the_callers(lockstep: Lockstep) -> None:
     with pytest.raises(ZeroDivisionError):
         lockstep.drive(lambda _: 1 / 0)
+
+
+def test_ranks_that_disagree_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(group, "gather", lambda value: ["a", "b", "a"])
+    with pytest.raises(InputError, match="same config, got b on rank 1 and a on the others"):
+        group.agree("config", "a")
 
 
 def test_collectives_of_a_process_that_is_alone() -> None:

@@ -29,7 +29,7 @@ from pathlib import Path
 from autotune.machine.activity import busy
 from autotune.ranks import interrupt
 from autotune.ranks.environment import FOLDER, from_environment
-from autotune.ranks.group import PeerLostError, agree, barrier, joined
+from autotune.ranks.group import PeerLostError, barrier, joined
 from autotune.ranks.supervisor import beat, report_error
 from autotune.errors import AutotuneError, InputError
 ranks = from_environment()
@@ -47,9 +47,7 @@ def wait():
         raise PeerLostError("rank 0 lost its peers: connection closed")
 try:
     with joined(ranks) if collective else nullcontext():
-        if collective:
-            agree("config", "b" if what == "disagree" else "a")
-        else:
+        if not collective:
             with busy("joining the other ranks", waits=True):
                 pipe = open(Path(sys.argv[2], "pipe"), "w" if ranks.rank else "r")
         if what == "die":
@@ -71,13 +69,12 @@ except AutotuneError as error:
 
 
 def run(folder: Path, what: str, waits_in: str, script: str = _RANK) -> None:
-    ranks = 3 if what == "disagree" else 2
     root = str(Path(autotune.__file__).parents[1])
     environ = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
     meeting = folder / "meeting-place"
     meeting.mkdir()
     os.mkfifo(folder / "pipe")
-    supervise(ranks, [sys.executable, "-c", script, what, str(folder), waits_in], meeting, environ=environ)
+    supervise(2, [sys.executable, "-c", script, what, str(folder), waits_in], meeting, environ=environ)
 
 
 def left_over(folder: Path) -> list[int]:
@@ -99,7 +96,6 @@ def test_ranks_that_end_well_raise_nothing(tmp_path: Path) -> None:
         ("refuse", "pipe", InputError, "rank 1: a value must be right"),
         ("crash", "pipe", MachineError, r"exit code 1 of rank 1 \(something broke\)"),
         ("abort", "pipe", MachineError, r"rank 1 killed by SIGABRT \(something broke\)"),
-        ("disagree", "torch", InputError, "same config, got b on rank 1 and a on the others"),
     ],
 )
 def test_a_rank_that_fails_is_named(tmp_path: Path, what: str, waits_in: str, error: type[Exception], says: str) -> None:
