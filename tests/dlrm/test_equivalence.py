@@ -179,7 +179,7 @@ def test_configure_changes_knobs_and_keeps_the_weights(training) -> None:
 
 
 def test_mlperf_1m_at_its_own_minibatch_trains_like_plain_torch() -> None:
-    model = load_model_by_name("mlperf-1m").changed(Changes(max_rows=100_000))
+    model = load_model_by_name("mlperf-1m").changed(Changes(max_rows=20_000))
     source = make_source(model)
     batches = [source.batch(i) for i in range(2)]
     dlrm = DLRM(model)

@@ -13,7 +13,7 @@ import pytest
 import autotune
 from autotune.cli.options import parse_data
 from autotune.config.knobs import RunConfig
-from autotune.config.model import Changes, DataSpec
+from autotune.config.model import Changes
 from autotune.config.partition import Partition, Placement
 from autotune.errors import InputError, MachineError
 
@@ -27,7 +27,8 @@ def shared_cores(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name)
 
 
-def test_run_on_two_sockets_gives_the_losses_and_the_area_under_the_curve_of_one(tmp_path: Path) -> None:
+def test_run_on_two_sockets_takes_and_gives_what_one_does(tmp_path: Path) -> None:
+    """A config of knobs alone, data that no option can say, and a progress that hears rank 0."""
     draw = random.Random(5)
 
     def row() -> list[object]:
@@ -35,30 +36,28 @@ def test_run_on_two_sockets_gives_the_losses_and_the_area_under_the_curve_of_one
 
     file = tmp_path / "rows.tsv"
     file.write_text("".join("\t".join(map(str, row())) + "\n" for _ in range(512)), encoding="utf-8")
-    model = autotune.load_model("mlperf-1m").model_copy(update={"name": "mine"})
-    data, changes = parse_data(f"criteo:{file}", model.data), Changes(max_rows=50, minibatch=64)
-    one, two = (autotune.run(model, steps=4, sockets=sockets, data=data, changes=changes) for sockets in (None, 2))
-    assert (type(two), two.model, two.steps) == (type(one), one.model, 4)
-    assert two.losses == pytest.approx(one.losses, rel=1e-5)
-    assert two.auc == pytest.approx(one.auc, abs=1e-3)
-    assert two.config.partition is not None
-    assert two.config.partition.ranks == 2
-
-
-def test_several_sockets_take_what_one_takes() -> None:
-    """A config of knobs alone, data that no option can say, and a progress that hears rank 0."""
     heard: list[tuple[object, ...]] = []
     progress: Any = SimpleNamespace(
         phase=lambda *words: heard.append(("phase", *words)),
         advance=lambda *words: heard.append(("advance", *words)),
         note=lambda *words: heard.append(("note", *words)),
     )
-    data = DataSpec(pooling_kind="varying")
-    result = autotune.run("tiny", steps=3, sockets=2, config=RunConfig(threads=1, huge_pages=False), data=data, progress=progress)
-    assert (result.config.threads, result.config.huge_pages) == (1, False)
+    model = autotune.load_model("mlperf-1m").model_copy(update={"name": "mine"})
+    given: Any = {
+        "steps": 4,
+        "data": parse_data(f"criteo:{file}", model.data),
+        "changes": Changes(max_rows=50, minibatch=64),
+        "config": RunConfig(threads=1, huge_pages=False),
+    }
+    one, two = autotune.run(model, **given), autotune.run(model, **given, sockets=2, progress=progress)
+    assert (type(two), two.model, two.steps) == (type(one), one.model, 4)
+    assert two.losses == pytest.approx(one.losses, rel=1e-5)
+    assert two.auc == pytest.approx(one.auc, abs=1e-3)
+    assert two.config.partition is not None
+    assert (two.config.partition.ranks, two.config.threads, two.config.huge_pages) == (2, 1, False)
     phases = [words[1] for words in heard if words[0] == "phase"]
     assert phases == ["starting 2 ranks", "loading torch", "building the model", "training"]
-    assert sum(cast(float, words[1]) for words in heard if words[0] == "advance") == 3
+    assert sum(cast(float, words[1]) for words in heard if words[0] == "advance") == 4
 
 
 def test_errors_of_ranks_are_those_of_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

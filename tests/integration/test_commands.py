@@ -129,15 +129,6 @@ def test_tuning_keeps_its_budget(tuned_file: Path) -> None:
     assert load_tuned(tuned_file).provenance.spent_s <= 5 * 1.15
 
 
-def test_run_uses_exactly_what_the_config_says(user: User, tuned_file: Path) -> None:
-    config = load_tuned_and_record(tuned_file)
-    done = user(f"autotune run tiny --config {tuned_file.name} --steps 4 --json")
-    assert json.loads(done.stdout)["config"] == config.config.model_dump(mode="json")
-    cpus = " ".join(map(str, config.launch.cpus))
-    assert f"using {tuned_file.name}: {config.config.threads} thread" in done.stderr
-    assert f"bound to CPU {cpus}" in done.stderr
-
-
 def test_run_starts_in_the_environment_of_the_config(user: User, tuned_file: Path) -> None:
     process = user.start(f"autotune run tiny --config {tuned_file.name} --steps 1000000")
     wanted = environment(load_tuned(tuned_file).launch)
@@ -182,12 +173,16 @@ def test_verify_says_no_when_the_gain_is_gone(user: User, tuned_file: Path) -> N
     assert tuned_file.read_text() == text
 
 
-def test_the_exported_environment_runs_without_a_restart(user: User, tuned_file: Path) -> None:
+def test_run_uses_exactly_what_the_config_says_in_the_exported_environment(user: User, tuned_file: Path) -> None:
     lines = user(f"autotune export {tuned_file.name} --to env").stdout
     script = f"{lines}\nexec {sys.executable} -m autotune run tiny --config {tuned_file.name} --steps 3 --json"
     done = subprocess.run(["bash", "-c", script], cwd=user.folder, env=user.environment, capture_output=True, text=True, timeout=_TIMEOUT_S)
     assert done.returncode == 0, done.stderr
-    assert len(json.loads(done.stdout)["losses"]) == 3
+    result, config = json.loads(done.stdout), load_tuned_and_record(tuned_file)
+    assert len(result["losses"]) == 3
+    assert result["config"] == config.config.model_dump(mode="json")
+    assert f"using {tuned_file.name}: {config.config.threads} thread" in done.stderr
+    assert f"bound to CPU {' '.join(map(str, config.launch.cpus))}" in done.stderr
 
 
 def test_the_torchrun_script_reproduces_the_run(user: User, tuned_file: Path, tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ def test_ranks_that_end_well_raise_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("what", "waits_in", "error", "says"),
     [
-        ("die", "torch", MachineError, "rank 1 killed by SIGKILL"),
+        ("die", "pipe", MachineError, "rank 1 killed by SIGKILL"),
         ("refuse", "pipe", InputError, "rank 1: a value must be right"),
         ("crash", "pipe", MachineError, r"exit code 1 of rank 1 \(something broke\)"),
         ("abort", "pipe", MachineError, r"rank 1 killed by SIGABRT \(something broke\)"),
