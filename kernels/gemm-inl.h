@@ -213,6 +213,8 @@ struct GemmKernels {
     Epilogue epilogue;
     epilogue.update = update;
     blocking.bn = min_of(blocking.bn, dw.rows);  // scratch is bn wide
+    const int64_t strip = Tiles::strip(blocking.bn);
+    blocking.bn = ceil_div(blocking.bn, strip) * strip;
     constexpr bool kInPlace = Tiles::kFetches && Same<Step, Fp32Step<Isa>>::value;
     const bool dy_in_place = kInPlace && dy.stride % 256 != 0;
     const bool x_in_place = kInPlace && x.stride % 256 != 0 && x.stride % 16 == 0 && reinterpret_cast<uintptr_t>(x.data) % 64 == 0;
@@ -224,8 +226,8 @@ struct GemmKernels {
       const int64_t longest = ceil_div(min_of(max_of(samples, 1), blocking.bc), kSamples);  // steps in scratch
       const int64_t packed = min_of(strips.end, max_of(strips.begin, whole));  // the first panel that is not in place
       const int64_t k_begin = blocks.begin * blocking.bn, k_end = min_of(dw.rows, blocks.end * blocking.bn);
-      const int64_t left_size = blocking.bn * longest, right_size = blocking.bk * longest * Step::kMembers;
-      A* const left = static_cast<A*>(thread_scratch(kScratchLeft, dy_in_place ? 1 : (blocks.end - blocks.begin) * left_size * sizeof(A)));
+      const int64_t left_size = (blocks.end - blocks.begin) * blocking.bn * longest, right_size = blocking.bk * longest * Step::kMembers;
+      A* const left = static_cast<A*>(thread_scratch(kScratchLeft, dy_in_place ? 1 : left_size * sizeof(A)));
       B* const right = static_cast<B*>(thread_scratch(kScratchRight, max_of(1, (strips.end - packed) * right_size * sizeof(B))));
       const bool owns_bias = strips.begin == 0 && bias_gradient != nullptr;
       if (owns_bias)
@@ -233,7 +235,7 @@ struct GemmKernels {
       for (int64_t n = 0; n == 0 || n < samples; n += longest * kSamples) {
         const int64_t count = min_of(longest * kSamples, samples - n), steps = ceil_div(count, kSamples);
         if (!dy_in_place)
-          Pack::template samples<Step>(dy, n, count, k_begin, blocks.end - blocks.begin, blocking.bn, left_size, left, [&](const float* sample) {
+          Pack::template samples<Step>(dy, n, count, k_begin, ceil_div(k_end - k_begin, strip), strip, strip * steps, left, [&](const float* sample) {
             if (owns_bias) add(sample, k_begin, k_end, bias_gradient);
           });
         if (packed < strips.end)
@@ -256,7 +258,7 @@ struct GemmKernels {
           }
           const bool here = panel < packed;
           Tiles::template tile<true>(
-              dy_in_place ? reinterpret_cast<const A*>(dy_at(n, block)) : left + (block - blocks.begin) * left_size, dy_in_place ? dy.stride : blocking.bn,
+              dy_in_place ? reinterpret_cast<const A*>(dy_at(n, block)) : left + (block - blocks.begin) * blocking.bn * steps, dy_in_place ? dy.stride : strip,
               here ? reinterpret_cast<const B*>(x_at(n, panel)) : right + (panel - packed) * right_size,
               here ? x.stride : blocking.bk * Step::kMembers, steps, dw, epilogue, first, height, panel, blocking.bk, max_of(steps, 1), n == 0,
               n + count >= samples, &ahead);

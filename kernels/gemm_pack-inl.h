@@ -133,6 +133,12 @@ struct GemmPacking {
     if constexpr (Step::kMembers == 1) {
       constexpr bool kRound = Same<Step, RoundedStep>::value;
       float* const words = static_cast<float*>(target);
+      if constexpr (!kRound && W > 6) {
+        if (width == 6 && valid >= 6) {  // a strip of rows, at once
+          __builtin_memcpy(words, low, 6 * sizeof(float));
+          return;
+        }
+      }
       for (; j + W <= valid; j += W) Isa::store(words + j, kRound ? Bf16<Isa>::rounded_value(Isa::load(low + j)) : Isa::load(low + j));
       for (; j < valid; ++j) words[j] = kRound ? Bf16<OneLane<Isa>>::rounded_value(low[j]) : low[j];
       for (; j < width; ++j) words[j] = 0;
