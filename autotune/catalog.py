@@ -114,8 +114,8 @@ def needed_memory_bytes(model: Model, ranks: int = 1, on_host: int | None = None
     """Memory that must be available before the processes that train `model` start. Arguments as for `check_fits`."""
     here = ranks if on_host is None else on_host
     races_bytes = here * race_memory_bytes(model, -(-model.minibatch // ranks)) if raced else 0
-    # Halves are joined, and the parts of several ranks brought together in the first.
-    joined_bytes = model.table_bytes if written and (model.dtype == "bf16" or ranks > 1) else 0
+    # 16-bit tables are written in fp32, and the parts of several ranks brought together in the first.
+    joined_bytes = sum(table.size_bytes for table in model.tables) if written and (model.dtype == "bf16" or ranks > 1) else 0
     return required_memory_bytes(model, ranks, on_host) + PROCESS_BYTES * here + races_bytes + joined_bytes
 
 

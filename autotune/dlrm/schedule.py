@@ -243,6 +243,7 @@ def table_options(model: Model) -> dict[str, Any]:
     """What passes over the model's tables take beside their loads, by the name of the field."""
     return {
         "dtype": model.dtype,
+        "storage": model.table_storage,
         "optimizer": model.optimizer,
         "index_bytes": 4 if model.index_dtype == "int32" else 8,
         "uniform": model.data.distribution == "uniform",

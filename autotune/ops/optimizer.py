@@ -52,5 +52,5 @@ class DenseOptimizer(Copying):
             layer.descend(rate, threads)
         if self.shard:
             shard: Shard = memory.modules[f"shard.{self.shard}"]
-            for part, bags, t in shard.tables:
-                bags.descend(t, memory.buffers[f"table.{part.table}"], rate)
+            for parts, bags in shard.groups:
+                bags.descend([memory.buffers[f"table.{part.table}"] for part in parts], rate, threads)
