@@ -12,8 +12,9 @@ from typing import Any, Literal
 
 import autotune.config
 from autotune.config.files import load_model, load_profile
-from autotune.config.model import Changes, Model, race_memory_bytes, required_memory_bytes
+from autotune.config.model import Changes, Model
 from autotune.config.profile import Profile
+from autotune.config.required_memory import race_memory_bytes, required_memory_bytes
 from autotune.errors import InputError, MachineError
 from autotune.units import format_bytes
 

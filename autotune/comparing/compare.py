@@ -24,8 +24,9 @@ from autotune.bench.samples import Samples, ratio
 from autotune.comparing.peers import BASELINE, DEFAULT, DEFAULT_IN_FP32, OURS, OWN, PEERS, TUNED, Peer, environment_of
 from autotune.comparing.process import Contestant, ContestantError
 from autotune.config.knobs import RunConfig
-from autotune.config.model import Changes, Model, required_memory_bytes
+from autotune.config.model import Changes, Model
 from autotune.config.profile import Profile, Topology
+from autotune.config.required_memory import required_memory_bytes
 from autotune.config.tuned import Interval, TunedConfig
 from autotune.errors import MachineError, VerificationError
 from autotune.machine.limits import thread_notes
@@ -276,11 +277,11 @@ def _trained(model: Model, peer: Peer) -> Model:
     return model.changed(Changes(dtype="fp32")) if peer is DEFAULT_IN_FP32 else model
 
 
-def _memory_bytes(model: Model, peer: Peer) -> float:
-    """What a contestant needs once it is built: a peer's bf16 tables are half of ours where those keep the lower halves too."""
-    split = model.dtype == "bf16" and model.table_storage == "split"
-    spared = model.table_bytes / 2 if split and peer.kind != OWN else 0
-    return required_memory_bytes(_trained(model, peer)) + _PROCESS_BYTES - spared
+def _memory_bytes(model: Model, peer: Peer) -> int:
+    """What a contestant needs once it is built: a peer's bf16 tables have no lower halves."""
+    narrow = model.dtype == "bf16" and peer.kind != OWN
+    held = model.changed(Changes(table_storage="stochastic")) if narrow else _trained(model, peer)
+    return required_memory_bytes(held) + _PROCESS_BYTES
 
 
 def _room_bytes(model: Model, topology: Topology, needed_bytes: Sequence[float]) -> float:

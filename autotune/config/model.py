@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Callable, Sequence
 from itertools import groupby, pairwise
 from typing import Annotated, Any, Literal
@@ -40,9 +39,6 @@ FLOAT_BYTES = 4
 """Bytes of an fp32 element; a split one keeps its lower half beside it for the update, and takes as much."""
 
 _STOCHASTIC_RULE = "table_storage stochastic needs dtype bf16"
-
-_RACE_INPUTS_BYTES = 128 << 20
-"""Inputs that rotate through four times a last-level cache of 32 MiB; larger caches take more, of machines with more memory."""
 
 MAX_COUNT = 100_000
 """Tables one entry may stand for: far above any published model, low enough that a slip of the keyboard fills no memory."""
@@ -378,32 +374,3 @@ class Model(Frozen):
                 raise InputError(f"{_STOCHASTIC_RULE}, got fp32 (model {self.name}); choose dtype bf16 too (--dtype bf16)")
             update["table_storage"] = "split"
         return self.model_copy(update=update | {"name": f"{self.name}[{','.join(suffix)}]"}) if suffix else self
-
-
-def race_memory_bytes(model: Model, samples: int) -> int:
-    """Memory that timing passes alone takes beside the model, at most: for the largest layer a copy of its weights, panels of another width
-    and what a check compares; two sets of activations of `samples` samples; and what passes the caches."""
-    layers = [*pairwise(model.bottom_mlp), *pairwise(model.top_sizes)]
-    return max(3 * FLOAT_BYTES * c * k + 3 * FLOAT_BYTES * samples * (c + k) for c, k in layers) + _RACE_INPUTS_BYTES
-
-
-def required_memory_bytes(model: Model, ranks: int = 1, on_host: int | None = None) -> int:
-    """Memory to train `model`: tables, dense layers and activations; every array is counted in whole pages of 2 MiB,
-    though one below 256 KiB takes small pages.
-
-    A layer has six arrays (weight, bias, their gradients, two packed copies) and two activations. Tables and samples are parted among
-    ranks; every rank has all dense layers.
-
-    Args:
-        ranks: That train it.
-        on_host: How many of them share the memory asked for; None: all. Replicated tables come on top.
-    """
-    page_bytes = 2 * 1024**2
-    on_host = ranks if on_host is None else on_host
-    tables = sum(math.ceil(model.stored_bytes(table) / page_bytes) * page_bytes for table in model.tables)
-    if model.dtype == "bf16" and model.table_storage == "split":  # two arrays a table, one of which begins some cache lines into its pages
-        tables += 2 * page_bytes * model.num_tables
-    if model.state_bytes:
-        tables += model.state_bytes + page_bytes * model.num_tables
-    layers = len(model.bottom_mlp) + len(model.top_mlp)
-    return (tables + model.activation_bytes) * on_host // ranks + on_host * (model.dense_bytes + 8 * layers * page_bytes)

@@ -193,7 +193,8 @@ def _with_reductions(
             yield _pass(operator, tuple(_gradient(name, *shape) for name, shape in bucket.items()), reduced[-1:], "network")
     layers = tuple(layer.name for layer in (*build.layers("bottom"), *build.layers("top")))
     copied = sum((part.rows[1] - part.rows[0]) * part.width for part in dense)
-    step = optimizer.DenseOptimizer(optimizer.KEY, layers, build.model.dense_parameters, "dense" if dense else "", copied)
+    held = ("dense" if dense else "", copied, build.model.weight_bytes)
+    step = optimizer.DenseOptimizer(optimizer.KEY, layers, build.model.dense_parameters, *held)
     yield _pass(step, reduced)
 
 

@@ -15,8 +15,8 @@ from pydantic import Field
 from autotune.config.knobs import MAX_SIZE, Knobs
 from autotune.config.model import DTYPES, OPTIMIZERS, TABLE_STORAGES, Dtype, Optimizer, TableStorage
 from autotune.errors import InputError
-from autotune.machine.activity import advanced
 from autotune.ops.native import ADAGRAD_EPSILON, kernels, torch, zeros
+from autotune.ops.table_values import FILL_ROWS, initial_weights, stream
 
 Strategy = Literal["race_free_range", "race_free_modulo", "bucketed", "atomic", "unfused"]
 OWNED: tuple[Strategy, ...] = ("race_free_range", "bucketed", "race_free_modulo")
@@ -139,8 +139,8 @@ class EmbeddingBags:
         self._make_handle()
         if narrow:
             for t, count in enumerate(rows):
-                for first in range(0, count, _FILL_ROWS):
-                    self._narrow(t, values(t, first, min(count, first + _FILL_ROWS)), first)
+                for first in range(0, count, FILL_ROWS):
+                    self._narrow(t, values(t, first, min(count, first + FILL_ROWS)), first)
 
     @classmethod
     def of(cls, weights: Sequence[torch.Tensor], *, dtype: Dtype = "fp32", optimizer: Optimizer = "sgd") -> EmbeddingBags:
@@ -218,8 +218,8 @@ class EmbeddingBags:
         if self._weights:
             self._weights[t].copy_(values)
             return
-        for first in range(0, len(values), _FILL_ROWS):
-            self._narrow(t, values[first : first + _FILL_ROWS], first)
+        for first in range(0, len(values), FILL_ROWS):
+            self._narrow(t, values[first : first + FILL_ROWS], first)
 
     def descend(self, gradients: Sequence[torch.Tensor], learning_rate: float, threads: int) -> None:
         """One step of the optimizer on every table along its dense gradient, fp32 [rows, E], as those of small replicated tables are."""
@@ -347,10 +347,6 @@ class EmbeddingBags:
         self._count(learning_rate)
 
 
-_FILL_ROWS = 1 << 16
-"""Rows drawn, split or rounded at a time: 32 MiB at 128 columns."""
-
-
 _LOWER_SHIFT = 64 * 33
 """Elements before the lower halves, 4 KiB and two lines. On pages of their own, the halves of a row would lie a multiple of 2 MiB apart: in
 the same sets of every cache and the same bank. Measured on 2 Zen 5 cores, update of 2.6 M rows of 256 B: 117 ms at 0, 70 at 1056, 61 here,
@@ -373,48 +369,3 @@ def strategies(dtype: Dtype, optimizer: Optimizer) -> tuple[Strategy, ...]:
     if optimizer == "adagrad":
         return OWNED
     return (*OWNED, "unfused") if dtype == "bf16" else (*OWNED, "atomic", "unfused")
-
-
-def stream(seed: int, table: int, row: int = 0, column: int = 0) -> int:
-    """What a table, or its part from that row and column on, draws its roundings from: 64 bits."""
-    return (seed * 1_000_003 + table + row * _ROW_STREAM + column * _COLUMN_STREAM) % 2**64
-
-
-_ROW_STREAM, _COLUMN_STREAM = 0x9E3779B97F4A7C15, 0xD1B54A32D192ED03
-"""Odd numbers without pattern: sums of few multiples do not meet."""
-
-
-def initial_weights(
-    rows: int,
-    dim: int,
-    table: int,
-    seed: int,
-    *,
-    row_range: tuple[int, int] | None = None,
-    column_range: tuple[int, int] | None = None,
-    huge_pages: bool = True,
-    threads: int = 1,
-) -> torch.Tensor:
-    """A table, or one part of it, with the values that it has in the whole: uniform in +-1/sqrt(rows), as in the public DLRM.
-
-    Args:
-        rows, dim: of the whole table.
-        table: its number in the model; each has a stream of its own.
-        row_range, column_range: the part, [begin, end); None takes all.
-
-    Returns:
-        fp32 [rows of the part, columns of the part], on pages of its own.
-    """
-    advanced()
-    (low, high), (left, right) = row_range or (0, rows), column_range or (0, dim)
-    bound, stream = math.sqrt(1.0 / rows), seed * 1_000_003 + table
-    part = zeros(high - low, right - left, huge_pages=huge_pages, threads=threads)
-    if right - left == dim:
-        kernels.fill_uniform(part.view(-1), -bound, bound, stream, threads, low * dim)
-        return part
-    drawn = torch.empty(min(_FILL_ROWS, high - low), dim)
-    for first in range(low, high, len(drawn)):
-        some = drawn[: min(len(drawn), high - first)]
-        kernels.fill_uniform(some.view(-1), -bound, bound, stream, threads, first * dim)
-        part[first - low : first - low + len(some)] = some[:, left:right]
-    return part

@@ -8,15 +8,9 @@ from itertools import groupby
 from typing import Protocol
 
 from autotune.config.model import Model
-from autotune.ops.embedding_tables import (
-    EmbeddingBags,
-    EmbeddingForwardKnobs,
-    EmbeddingUpdateKnobs,
-    Lookups,
-    initial_weights,
-    stream,
-)
+from autotune.ops.embedding_tables import EmbeddingBags, EmbeddingForwardKnobs, EmbeddingUpdateKnobs, Lookups
 from autotune.ops.native import torch
+from autotune.ops.table_values import initial_weights, stream
 
 
 class Batch(Protocol):

@@ -184,7 +184,7 @@ def added(weights: Tensor, addend: Tensor, *, step: int = 0, lookups: int = 1, s
 
 
 def test_what_bf16_holds_stays_and_the_rest_stays_what_it_is(target: str) -> None:
-    """All patterns of bf16, stepped by zero; then the edges: NaN whose payload a cut would lose, infinity, and the largest finite values."""
+    """All patterns of bf16, stepped by zero; then the edges: NaN whose payload a cut would lose, infinity, the largest finite values."""
     every = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(256, 256)
     kept = added(widened(every), torch.zeros(256, 256))
     assert torch.equal(kept.isnan(), widened(every).isnan())
