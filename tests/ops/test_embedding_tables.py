@@ -202,10 +202,8 @@ def test_stochastic_training_is_that_of_its_seed_for_any_team_page_size_and_stop
     other._streams = stochastic(seed=4)._streams
     other._make_handle()
     for step in range(4):
-        for bags, knobs, threads in (
-            (plain, EmbeddingUpdateKnobs(), 1), (moved, EmbeddingUpdateKnobs(strategy="race_free_modulo"), 3), (other, EmbeddingUpdateKnobs(), 1),
-        ):  # fmt: skip
-            bags.update(lookups_of(step), gradient_of(step), 0.1, knobs, threads)
+        for bags, strategy, threads in ((plain, "bucketed", 1), (moved, "race_free_modulo", 3), (other, "bucketed", 1)):
+            bags.update(lookups_of(step), gradient_of(step), 0.1, EmbeddingUpdateKnobs(strategy=strategy), threads)
         moved.move(step % 2 == 0, 2)
         if step == 1:
             begun = stochastic(optimizer, seed=9)
@@ -235,10 +233,10 @@ def test_a_dense_step_of_stochastic_tables_is_the_fp32_step_rounded_the_same_in_
     for t in range(len(ROWS)):
         first, second, wide = copies[0].table(t), copies[1].table(t), whole.table(t)
         assert torch.equal(first, second)
-        assert bool(((first - wide).abs() <= 2.0**-7 * wide.abs() + 1e-30).all())
+        assert bool(((first - wide).abs() <= 2.0**-7 * wide.abs() + 1e-8).all())
         assert not torch.equal(first, wide.bfloat16().float())
     # 840,000 errors, each below a spacing and of mean zero.
-    errors = ((copies[0].table(0) - whole.table(0)) / whole.table(0).abs()).double()
+    errors = ((copies[0].table(0) - whole.table(0)) / whole.table(0).abs().clamp_min(1e-4)).double()
     assert abs(float(errors.mean())) < 5 * 2.0**-8 / errors.numel() ** 0.5
     assert [bags.steps for bags in (*copies, whole)] == [1, 1, 0]
 
