@@ -106,14 +106,23 @@ class EmbeddingTables:
         lower[t] the rest, which an update joins to it.
         """
 
+    @staticmethod
+    def rounded(upper: Sequence[Annotated[Tensor | NDArray[numpy.int16], dict(shape=(None, None), device='cpu')]], streams: Sequence[int], state: Sequence[Annotated[Tensor | NDArray[numpy.float32], dict(shape=(None,), device='cpu')]] | None = None, epsilon: float = 1e-10) -> EmbeddingTables:
+        """
+        Tables of bf16, int16 bit patterns. An update steps in fp32 and rounds stochastically, by bits that are a hash of streams[t], the step,
+        row and column, and with SGD the position of the look-up in the batch. A value that is bf16 is kept; NaN, infinities, and finite
+        values as such too.
+        """
+
     def forward(self, indices: Annotated[Tensor | NDArray[Any], dict(shape=(None,), device='cpu', writable=False)], offsets: Annotated[Tensor | NDArray[Any], dict(shape=(None,), device='cpu', writable=False)], out: Annotated[Tensor | NDArray[numpy.float32], dict(shape=(None, None, None), device='cpu')], per_sample_weights: Annotated[Tensor | NDArray[numpy.float32], dict(shape=(None,), device='cpu', writable=False)] | None, mean: bool, prefetch_distance: int, prefetch_hint: int, bags_per_task: int, streaming_stores: bool, threads: int) -> None:
         """
         out [N, T, E] = pooled rows; an empty bag gives zeros. prefetch_distance in look-ups, prefetch_hint 0 (L1) or 1 (L2).
         """
 
-    def update(self, indices: Annotated[Tensor | NDArray[Any], dict(shape=(None,), device='cpu', writable=False)], offsets: Annotated[Tensor | NDArray[Any], dict(shape=(None,), device='cpu', writable=False)], gradient: Annotated[Tensor | NDArray[numpy.float32], dict(shape=(None, None, None), device='cpu', writable=False)], learning_rate: float, per_sample_weights: Annotated[Tensor | NDArray[numpy.float32], dict(shape=(None,), device='cpu', writable=False)] | None, mean: bool, strategy: Literal['race_free_range', 'race_free_modulo', 'bucketed', 'atomic', 'unfused'], prefetch_distance: int, threads: int) -> None:
+    def update(self, indices: Annotated[Tensor | NDArray[Any], dict(shape=(None,), device='cpu', writable=False)], offsets: Annotated[Tensor | NDArray[Any], dict(shape=(None,), device='cpu', writable=False)], gradient: Annotated[Tensor | NDArray[numpy.float32], dict(shape=(None, None, None), device='cpu', writable=False)], learning_rate: float, per_sample_weights: Annotated[Tensor | NDArray[numpy.float32], dict(shape=(None,), device='cpu', writable=False)] | None, mean: bool, strategy: Literal['race_free_range', 'race_free_modulo', 'bucketed', 'atomic', 'unfused'], prefetch_distance: int, threads: int, step: int = 0) -> None:
         """
-        Backward and SGD step: every looked-up row -= learning_rate * weight * gradient [N, T, E] of its bag.
+        Backward and SGD step: every looked-up row -= learning_rate * weight * gradient [N, T, E] of its bag. `step` numbers the updates of
+        stochastically rounded tables: each draws other bits.
         """
 
     def validate(self, indices: Annotated[Tensor | NDArray[Any], dict(shape=(None,), device='cpu', writable=False)], offsets: Annotated[Tensor | NDArray[Any], dict(shape=(None,), device='cpu', writable=False)], num_bags: int, threads: int) -> None:

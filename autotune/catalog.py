@@ -12,8 +12,9 @@ from typing import Any, Literal
 
 import autotune.config
 from autotune.config.files import load_model, load_profile
-from autotune.config.model import Changes, Model, race_memory_bytes, required_memory_bytes
+from autotune.config.model import Changes, Model
 from autotune.config.profile import Profile
+from autotune.config.required_memory import race_memory_bytes, required_memory_bytes
 from autotune.errors import InputError, MachineError
 from autotune.units import format_bytes
 
@@ -114,8 +115,8 @@ def needed_memory_bytes(model: Model, ranks: int = 1, on_host: int | None = None
     """Memory that must be available before the processes that train `model` start. Arguments as for `check_fits`."""
     here = ranks if on_host is None else on_host
     races_bytes = here * race_memory_bytes(model, -(-model.minibatch // ranks)) if raced else 0
-    # Halves are joined, and the parts of several ranks brought together in the first.
-    joined_bytes = model.table_bytes if written and (model.dtype == "bf16" or ranks > 1) else 0
+    # 16-bit tables are written in fp32, and the parts of several ranks brought together in the first.
+    joined_bytes = sum(table.size_bytes for table in model.tables) if written and (model.dtype == "bf16" or ranks > 1) else 0
     return required_memory_bytes(model, ranks, on_host) + PROCESS_BYTES * here + races_bytes + joined_bytes
 
 

@@ -8,6 +8,7 @@
 #include "bindings.h"
 #include "embedding_shares.h"
 #include "isa/vector.h"
+#include "rounding.h"
 
 namespace autotune {
 namespace {
@@ -44,6 +45,14 @@ class Tables {
     tables_.lower = lower_pointers_.data();
     finish(std::move(state), epsilon);
   }
+  Tables(std::vector<Halves> upper, std::vector<uint64_t> streams, State state, double epsilon)
+      : upper_(std::move(upper)), streams_(std::move(streams)) {
+    take("upper", upper_, upper_pointers_);
+    require(streams_.size() == rows_.size(), "streams must have one number a table, got " + str(static_cast<int64_t>(streams_.size())));
+    tables_.upper = upper_pointers_.data();
+    step_streams_.resize(streams_.size());
+    finish(std::move(state), epsilon);
+  }
   Tables(const Tables&) = delete;
 
   void forward(const Indices& indices, const Indices& offsets, const Floats<3>& out, const std::optional<ConstFloats<1>>& scales, bool mean,
@@ -61,10 +70,12 @@ class Tables {
   }
 
   void update(const Indices& indices, const Indices& offsets, const ConstFloats<3>& gradient, float learning_rate,
-              const std::optional<ConstFloats<1>>& scales, bool mean, const StrategyName& strategy, int64_t prefetch_distance, int threads) {
+              const std::optional<ConstFloats<1>>& scales, bool mean, const StrategyName& strategy, int64_t prefetch_distance, int threads,
+              uint64_t step) {
     const UpdateStrategy chosen = strategy_of(strategy);
     require(tables_.upper == nullptr || chosen != UpdateStrategy::kAtomic,
-            "tables split into two halves cannot be updated by strategy atomic, which exchanges one word; use race_free_range or bucketed");
+            std::string(streams_.empty() ? "tables split into two halves" : "tables of bf16") +
+                " cannot be updated by strategy atomic, which exchanges one word; use race_free_range or bucketed");
     require(tables_.state == nullptr || (chosen != UpdateStrategy::kAtomic && chosen != UpdateStrategy::kUnfused),
             "row-wise Adagrad steps a row by the sum of its gradients, so one owner must see them all: strategy must be race_free_range, "
             "race_free_modulo or bucketed, got '" + strategy.word + "'");
@@ -81,6 +92,7 @@ class Tables {
     if (chosen == UpdateStrategy::kBucketed) {
       if (entries_.size() < lookups) entries_.resize(lookups);
       if (scales && entry_scales_.size() < lookups) entry_scales_.resize(lookups);
+      if (!streams_.empty() && tables_.state == nullptr && entry_lookups_.size() < lookups) entry_lookups_.resize(lookups);
       const size_t buckets = kBucketsPerThread * team, counts = (team + 2) * buckets + 1;
       if (counts_.size() < counts) counts_.resize(counts);
       begins_ = counts_.data() + team * buckets;
@@ -89,8 +101,13 @@ class Tables {
     } else if (chosen == UpdateStrategy::kUnfused && gradient_rows_.size() < lookups * static_cast<size_t>(tables_.dim)) {
       gradient_rows_.resize(lookups * static_cast<size_t>(tables_.dim));
     }
-    kernels().embedding_update(tables_, bags, {gradient.data(), stride_of(gradient, 0), stride_of(gradient, 1)}, learning_rate, chosen,
-                               prefetch_distance, {entries_.data(), entry_scales_.data(), counts_.data(), gradient_rows_.data()}, threads);
+    EmbeddingTables tables = tables_;
+    if (!streams_.empty()) {
+      for (size_t t = 0; t < streams_.size(); ++t) step_streams_[t] = mix(mix(streams_[t]) + step);
+      tables.streams = step_streams_.data();
+    }
+    kernels().embedding_update(tables, bags, {gradient.data(), stride_of(gradient, 0), stride_of(gradient, 1)}, learning_rate, chosen,
+                               prefetch_distance, {entries_.data(), entry_scales_.data(), entry_lookups_.data(), counts_.data(), gradient_rows_.data()}, threads);
   }
 
   void validate(const Indices& indices, const Indices& offsets, int64_t num_bags, int threads) const {
@@ -134,6 +151,7 @@ class Tables {
     const std::lock_guard<std::mutex> lock(mutex_);
     std::vector<BucketEntry>().swap(entries_);
     std::vector<float>().swap(entry_scales_);
+    std::vector<uint32_t>().swap(entry_lookups_);
     std::vector<float>().swap(gradient_rows_);
     std::vector<int64_t>().swap(counts_);
     begins_ = nullptr;
@@ -280,12 +298,14 @@ class Tables {
   std::vector<Floats<1>> states_;
   std::vector<float*> pointers_, state_pointers_;
   std::vector<uint16_t*> upper_pointers_, lower_pointers_;
+  std::vector<uint64_t> streams_, step_streams_;  // of each table; mixed with the step of the update under way
   std::vector<int64_t> rows_;
   std::vector<Extent> extents_;
   EmbeddingTables tables_{};
   std::mutex mutex_;
   std::vector<BucketEntry> entries_;
   std::vector<float> entry_scales_, gradient_rows_;
+  std::vector<uint32_t> entry_lookups_;
   std::vector<int64_t> counts_;
   int64_t* begins_ = nullptr;  // in counts_: the first slot of each bucket of the last bucketed update, and the end of the last
   size_t num_buckets_ = 0;
@@ -312,13 +332,23 @@ void bind_embedding(nb::module_& m) {
           nb::rv_policy::take_ownership,
           "Tables of fp32 weights kept as int16 bit patterns: upper[t] the upper 16 bits, a bf16 number that the forward pass reads;\n"
           "lower[t] the rest, which an update joins to it.")
+      .def_static(
+          "rounded",
+          [](std::vector<Halves> upper, std::vector<uint64_t> streams, State state, double epsilon) {
+            return new Tables(std::move(upper), std::move(streams), std::move(state), epsilon);
+          },
+          "upper"_a.noconvert(), "streams"_a, "state"_a.noconvert() = nb::none(), "epsilon"_a = kEpsilon, nb::rv_policy::take_ownership,
+          "Tables of bf16, int16 bit patterns. An update steps in fp32 and rounds stochastically, by bits that are a hash of streams[t], the step,\n"
+          "row and column, and with SGD the position of the look-up in the batch. A value that is bf16 is kept; NaN, infinities, and finite\n"
+          "values as such too.")
       .def("forward", &Tables::forward, "indices"_a.noconvert(), "offsets"_a.noconvert(), "out"_a.noconvert(),
            "per_sample_weights"_a.noconvert().none(), "mean"_a, "prefetch_distance"_a, "prefetch_hint"_a, "bags_per_task"_a,
            "streaming_stores"_a, "threads"_a,
            "out [N, T, E] = pooled rows; an empty bag gives zeros. prefetch_distance in look-ups, prefetch_hint 0 (L1) or 1 (L2).")
       .def("update", &Tables::update, "indices"_a.noconvert(), "offsets"_a.noconvert(), "gradient"_a.noconvert(), "learning_rate"_a,
-           "per_sample_weights"_a.noconvert().none(), "mean"_a, "strategy"_a, "prefetch_distance"_a, "threads"_a,
-           "Backward and SGD step: every looked-up row -= learning_rate * weight * gradient [N, T, E] of its bag.")
+           "per_sample_weights"_a.noconvert().none(), "mean"_a, "strategy"_a, "prefetch_distance"_a, "threads"_a, "step"_a = 0,
+           "Backward and SGD step: every looked-up row -= learning_rate * weight * gradient [N, T, E] of its bag. `step` numbers the updates of\n"
+           "stochastically rounded tables: each draws other bits.")
       .def("validate", &Tables::validate, "indices"_a.noconvert(), "offsets"_a.noconvert(), "num_bags"_a, "threads"_a,
            "Only the checks of the look-ups, for N = num_bags.")
       .def("task_sizes", &Tables::task_sizes, "indices"_a.noconvert(), "offsets"_a.noconvert(), "num_bags"_a, "bags_per_task"_a,

@@ -33,7 +33,7 @@ struct AdagradStep {
         if (distance > 0 && k + distance < size) prefetch(k + distance);
         const int64_t row = entries[list[k]].row;
         state[row] += add(k);
-        add_to_row<Isa>(rows, row * dim, sum, -learning_rate / (__builtin_sqrtf(state[row]) + tables.epsilon), dim);
+        add_to_row<Isa>(rows, row, 0, sum, -learning_rate / (__builtin_sqrtf(state[row]) + tables.epsilon), dim);
       }
     };
     const Parts parts = parted(entries, count);

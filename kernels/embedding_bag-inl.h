@@ -70,7 +70,7 @@ struct EmbeddingKernels {
 
   static void forward(const EmbeddingTables& tables, const Bags& bags, const Pooled& out, const ForwardOptions& options, int threads) {
     if (tables.upper != nullptr)
-      forward_of<SplitRows<Isa>>(tables, bags, out, options, threads);
+      forward_of<UpperRows<Isa>>(tables, bags, out, options, threads);
     else
       forward_of<FloatRows<Isa>>(tables, bags, out, options, threads);
   }

@@ -5,6 +5,8 @@
 //   pooled / gradient: element (n, t, e) at n*sample_stride + t*table_stride + e, in floats.
 // Storage. fp32: weights[t] is the first element. Split: upper[t] and lower[t] hold bits 31..16 and 15..0 of every fp32 weight; the upper
 //   half alone is its bf16 truncation, which the forward pass reads; an update joins both, steps in fp32 and splits again, losing nothing.
+//   Stochastic: upper[t] alone is a bf16 weight; an update widens it, steps in fp32 and rounds by chance (rounding.h), SGD at every look-up,
+//   Adagrad once a row. streams[t] is what the bits of this table and step are drawn from.
 // Update. SGD: row -= learning_rate * g for every look-up in turn. Row-wise Adagrad, where `state` is given: with G the sum of a row's
 //   gradients over the batch, state[row] += mean(G^2), row -= learning_rate * G / (sqrt(state[row]) + epsilon).
 // Alignment: none required. Aliasing: no array overlaps another. Accumulation: fp32, in the order of the look-ups.
@@ -20,8 +22,9 @@ struct EmbeddingTables {
   int64_t dim;
   const int64_t* rows;
   float* const* weights;    // fp32 storage, else null
-  uint16_t* const* upper;   // split storage, else null
-  uint16_t* const* lower;
+  uint16_t* const* upper;   // split and stochastic storage, else null
+  uint16_t* const* lower;   // split storage, else null
+  const uint64_t* streams;  // stochastic storage in an update, else null
   float* const* state;      // [rows] of each table for row-wise Adagrad; null: SGD
   float epsilon;
 };
@@ -55,7 +58,7 @@ struct ForwardOptions {
   bool streaming_stores;
 };
 
-// Row-wise Adagrad takes the first three; split storage all but kAtomic.
+// Row-wise Adagrad takes the first three; 16-bit storage all but kAtomic.
 enum class UpdateStrategy : int { kRaceFreeRange = 0, kRaceFreeModulo = 1, kBucketed = 2, kAtomic = 3, kUnfused = 4 };
 
 // One look-up filed under the bucket of its row.
@@ -64,11 +67,12 @@ struct BucketEntry {
   uint32_t bag;
 };
 
-// Memory that outlives calls. entries [L] and entry_scales [L] for bucketed, counts [(threads + 2) * buckets + 1] for bucketed,
+// Memory that outlives calls. entries [L], entry_scales [L] and entry_lookups [L] (stochastic SGD) for bucketed, counts [(threads + 2) * buckets + 1] for bucketed,
 // gradient_rows [L*E] for unfused; null where the strategy does not use it.
 struct UpdateWorkspace {
   BucketEntry* entries;
   float* entry_scales;
+  uint32_t* entry_lookups;
   int64_t* counts;
   float* gradient_rows;
 };

@@ -46,7 +46,7 @@ struct EmbeddingUpdateOf {
       case UpdateStrategy::kBucketed:
         return update_bucketed<Index>(tables, bags, gradient, learning_rate, distance, workspace, threads);
       case UpdateStrategy::kAtomic:
-        // Two halves are not one word to exchange: the binding refuses split storage.
+        // Halves are not one word to exchange: the binding refuses 16-bit storage.
         if constexpr (Rows::kReadBytes == 4) update_atomic<Index>(tables, bags, gradient, learning_rate, threads);
         return;
       case UpdateStrategy::kUnfused:
@@ -86,7 +86,7 @@ struct EmbeddingUpdateOf {
         for (int64_t i = 0; i < min_of(distance, count); ++i) rows.prefetch_for_write(int64_t{pending[i].row} * tables.dim, tables.dim);
         for (int64_t i = 0; i < count; ++i) {
           if (distance > 0 && i + distance < count) rows.prefetch_for_write(int64_t{pending[i + distance].row} * tables.dim, tables.dim);
-          add_to_row<Isa>(rows, int64_t{pending[i].row} * tables.dim, source_of(bags, gradient, pending[i].bag, t),
+          add_to_row<Isa>(rows, pending[i].row, static_cast<uint32_t>(pending[i].lookup), source_of(bags, gradient, pending[i].bag, t),
                           step_of(bags, offsets, pending[i].bag, pending[i].lookup, learning_rate), tables.dim);
         }
       });
@@ -171,6 +171,7 @@ struct EmbeddingUpdateOf {
         const int64_t at = counts[bucket_of(row, static_cast<uint32_t>(t), static_cast<uint32_t>(buckets))]++;
         workspace.entries[at] = {row, static_cast<uint32_t>(bag)};
         if (bags.scales != nullptr) workspace.entry_scales[at] = bags.scales[j];
+        if (workspace.entry_lookups != nullptr) workspace.entry_lookups[at] = static_cast<uint32_t>(j);
       });
       turn.barrier();
       for (int64_t b = low; b < high; ++b) {
@@ -237,8 +238,8 @@ struct EmbeddingUpdateOf {
     for (int64_t i = begin; i < end; ++i) {
       if (distance > 0 && i_ahead < end) prefetch_next();
       while (int64_t{entries[i].bag} >= (t + 1) * bags.num_bags) ++t;
-      add_to_row<Isa>(Rows(tables, t), int64_t{entries[i].row} * dim, source_of(bags, gradient, entries[i].bag, t),
-                      step_at(i, learning_rate), dim);
+      const uint32_t lookup = workspace.entry_lookups != nullptr ? workspace.entry_lookups[i] : 0;
+      add_to_row<Isa>(Rows(tables, t), entries[i].row, lookup, source_of(bags, gradient, entries[i].bag, t), step_at(i, learning_rate), dim);
     }
   }
 
@@ -304,7 +305,8 @@ struct EmbeddingUpdateOf {
         const Rows rows(tables, t);
         for (int64_t i = 0; i < count; ++i) {
           if (distance > 0 && i + distance < count) rows.prefetch_for_write(int64_t{pending[i + distance].row} * dim, dim);
-          add_to_row<Isa>(rows, int64_t{pending[i].row} * dim, workspace.gradient_rows + pending[i].lookup * dim, 1.0f, dim);
+          add_to_row<Isa>(rows, pending[i].row, static_cast<uint32_t>(pending[i].lookup),
+                          workspace.gradient_rows + pending[i].lookup * dim, 1.0f, dim);
         }
       });
     }
@@ -315,7 +317,9 @@ template <class Isa>
 struct EmbeddingUpdateKernels {
   static void update(const EmbeddingTables& tables, const Bags& bags, const PooledGradient& gradient, float learning_rate,
                      UpdateStrategy strategy, int64_t distance, const UpdateWorkspace& workspace, int threads) {
-    if (tables.upper != nullptr)
+    if (tables.streams != nullptr)
+      EmbeddingUpdateOf<Isa, RoundedRows<Isa>>::update(tables, bags, gradient, learning_rate, strategy, distance, workspace, threads);
+    else if (tables.upper != nullptr)
       EmbeddingUpdateOf<Isa, SplitRows<Isa>>::update(tables, bags, gradient, learning_rate, strategy, distance, workspace, threads);
     else
       EmbeddingUpdateOf<Isa, FloatRows<Isa>>::update(tables, bags, gradient, learning_rate, strategy, distance, workspace, threads);

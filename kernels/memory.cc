@@ -6,6 +6,8 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include "rounding.h"
+
 namespace autotune {
 namespace {
 
@@ -22,14 +24,6 @@ struct Scratch {
 };
 
 thread_local Scratch scratch;
-
-// splitmix64: a bijective mix of a counter.
-uint64_t mix(uint64_t x) {
-  x += 0x9e3779b97f4a7c15u;
-  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
-  x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
-  return x ^ (x >> 31);
-}
 
 }  // namespace
 

@@ -5,6 +5,7 @@
 
 #include "dispatch.h"
 #include "isa/vector.h"
+#include "rounding.h"
 
 namespace autotune {
 
@@ -41,7 +42,7 @@ double weight_of(const Bags& bags, int64_t bag, int64_t lookup) {
 // Weight `i` of table t: what the forward pass reads, or the whole.
 double weight_at(const EmbeddingTables& tables, int64_t t, int64_t i, bool whole) {
   if (tables.upper == nullptr) return tables.weights[t][i];
-  return join_one(tables.upper[t][i], whole ? tables.lower[t][i] : uint16_t{0});
+  return join_one(tables.upper[t][i], whole && tables.lower != nullptr ? tables.lower[t][i] : uint16_t{0});
 }
 
 void embedding_forward(const EmbeddingTables& tables, const Bags& bags, const Pooled& out, const ForwardOptions&, int) {
@@ -56,8 +57,29 @@ void embedding_forward(const EmbeddingTables& tables, const Bags& bags, const Po
       }
 }
 
+void store_rounded(const EmbeddingTables& tables, int64_t t, int64_t row, int64_t column, uint32_t lookup, float value) {
+  const uint32_t random = random_bits(static_cast<uint32_t>(column), draw_of(tables.streams[t], row, lookup));
+  tables.upper[t][row * tables.dim + column] = static_cast<uint16_t>(rounded_bits(std::bit_cast<uint32_t>(value), random) >> 16);
+}
+
+// SGD on stochastic storage, which rounds at every look-up: their order matters.
+void descend_rounded(const EmbeddingTables& tables, const Bags& bags, const PooledGradient& gradient, float learning_rate) {
+  for (int64_t bag = 0; bag < tables.num_tables * bags.num_bags; ++bag) {
+    const int64_t t = bag / bags.num_bags, n = bag % bags.num_bags;
+    for (int64_t j = at(bags, bags.offsets, bag); j < at(bags, bags.offsets, bag + 1); ++j) {
+      const int64_t row = at(bags, bags.indices, j);
+      for (int64_t e = 0; e < tables.dim; ++e) {
+        const double step = learning_rate * weight_of(bags, bag, j) * gradient.data[n * gradient.sample_stride + t * gradient.table_stride + e];
+        const double weight = weight_at(tables, t, row * tables.dim + e, true);
+        store_rounded(tables, t, row, e, static_cast<uint32_t>(j), static_cast<float>(weight - step));
+      }
+    }
+  }
+}
+
 void embedding_update(const EmbeddingTables& tables, const Bags& bags, const PooledGradient& gradient, float learning_rate, UpdateStrategy,
                       int64_t, const UpdateWorkspace&, int) {
+  if (tables.streams != nullptr && tables.state == nullptr) return descend_rounded(tables, bags, gradient, learning_rate);
   for (int64_t t = 0; t < tables.num_tables; ++t) {
     // Each touched row's gradients are summed in double first, so that the order of look-ups leaves no trace.
     std::vector<double> sums(static_cast<size_t>(tables.rows[t] * tables.dim), 0.0);
@@ -88,6 +110,8 @@ void embedding_update(const EmbeddingTables& tables, const Bags& bags, const Poo
         const float stepped = static_cast<float>(weight_at(tables, t, i, true) - rate * sum[e]);
         if (tables.upper == nullptr)
           tables.weights[t][i] = stepped;
+        else if (tables.streams != nullptr)
+          store_rounded(tables, t, row, e, 0, stepped);
         else
           split_one(stepped, tables.upper[t] + i, tables.lower[t] + i);
       }

@@ -19,7 +19,8 @@ from autotune.catalog import (
     needed_memory_bytes,
 )
 from autotune.config.files import load_yaml, write_yaml
-from autotune.config.model import Changes, Model, Table, required_memory_bytes
+from autotune.config.model import Changes, Model, Table
+from autotune.config.required_memory import required_memory_bytes
 from autotune.errors import InputError, MachineError
 
 GIB = 2**30
@@ -100,8 +101,8 @@ def test_the_name_of_a_scaled_model_finds_it_again() -> None:
         ("", "unknown model ''"),
         ("small.yaml", "model file not found: small.yaml; for the shipped model write small"),
         ("no/such", "model file not found: no/such; check the path"),
-        ("small[rows=3]", "may change max_rows, minibatch, dtype, optimizer, got 'rows=3'"),
-        ("small[]", "may change max_rows, minibatch, dtype, optimizer, got ''"),
+        ("small[rows=3]", "may change max_rows, minibatch, dtype, optimizer, table_storage, got 'rows=3'"),
+        ("small[]", "may change max_rows, minibatch, dtype, optimizer, table_storage, got ''"),
         ("small[max_rows=0]", "max_rows must be positive, got 0"),
         ("small[dtype=fp16]", "dtype must be one of fp32, bf16, got 'fp16'"),
     ],

@@ -16,8 +16,9 @@ from autotune.bench.passes import PassTimes
 from autotune.bench.rounds import run_rounds, timed
 from autotune.config.calibration import CalibrationRun
 from autotune.config.knobs import RunConfig
-from autotune.config.model import Model, required_memory_bytes
+from autotune.config.model import Model
 from autotune.config.profile import Topology
+from autotune.config.required_memory import required_memory_bytes
 from autotune.data.batches import Batch, make_source
 from autotune.dlrm.model import DLRM
 from autotune.ops.embedding_bag import UPDATE

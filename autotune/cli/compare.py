@@ -16,6 +16,7 @@ from autotune.cli.options import (
     ModelArgument,
     OutputOption,
     SearchSeedOption,
+    TableStorageOption,
     inputs_of,
 )
 from autotune.cli.output import check_outputs, show
@@ -42,6 +43,7 @@ def command(
     max_rows: MaxRowsOption = None,
     minibatch: MinibatchOption = None,
     dtype: DtypeOption = None,
+    table_storage: TableStorageOption = None,
     seed: SearchSeedOption = 0,
     force: ForceOption = False,
     as_json: JsonOption = False,
@@ -65,7 +67,7 @@ def command(
             peers=_chosen(peers),
             budget_s=parse_duration(budget),
             cached_profile=cached_profile,
-            changes=Changes(max_rows, minibatch, dtype),
+            changes=Changes(max_rows, minibatch, dtype, table_storage=table_storage),
             seed=seed,
             force=force,
             progress=progress,

@@ -42,7 +42,7 @@ class ModelList:
 
 def _entry(model: Model, available_bytes: int) -> ModelEntry:
     from autotune import catalog
-    from autotune.config.model import required_memory_bytes
+    from autotune.config.required_memory import required_memory_bytes
 
     required_bytes = required_memory_bytes(model)
     return ModelEntry(

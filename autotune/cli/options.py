@@ -25,6 +25,10 @@ MinibatchOption = Annotated[int | None, typer.Option("--minibatch", metavar="N",
 DtypeOption = Annotated[
     str | None, typer.Option("--dtype", metavar="fp32|bf16", help="Of tables and weights; bf16 keeps the lower halves for the update.")
 ]
+TableStorageOption = Annotated[
+    str | None,
+    typer.Option("--table-storage", metavar="split|stochastic", help="Of bf16 tables; stochastic keeps bf16 alone, rounded by chance."),
+]
 OptimizerOption = Annotated[
     str | None, typer.Option("--optimizer", metavar="sgd|adagrad", help="adagrad is row-wise for tables, element-wise for layers.")
 ]

@@ -17,6 +17,7 @@ from autotune.cli.options import (
     ModelArgument,
     OptimizerOption,
     OutputOption,
+    TableStorageOption,
     data_of,
     inputs_of,
 )
@@ -56,6 +57,7 @@ def command(
     max_rows: MaxRowsOption = None,
     minibatch: MinibatchOption = None,
     dtype: DtypeOption = None,
+    table_storage: TableStorageOption = None,
     optimizer: OptimizerOption = None,
     as_json: JsonOption = False,
     output: OutputOption = None,
@@ -79,7 +81,7 @@ def command(
         memory_per_socket_bytes=limit,
         constraints=constraints,
         data=data_of(data, model),
-        changes=Changes(max_rows, minibatch, dtype, optimizer),
+        changes=Changes(max_rows, minibatch, dtype, optimizer, table_storage),
     )
     show(result, render, as_json, output)
 

@@ -26,6 +26,7 @@ def command(
     max_rows: options.MaxRowsOption = None,
     minibatch: options.MinibatchOption = None,
     dtype: options.DtypeOption = None,
+    table_storage: options.TableStorageOption = None,
     optimizer: options.OptimizerOption = None,
     seed: options.SearchSeedOption = 0,
     as_json: options.JsonOption = False,
@@ -38,7 +39,7 @@ def command(
     from autotune.exporting.targets import default_output
     from autotune.report import text
 
-    changes = Changes(max_rows, minibatch, dtype, optimizer)
+    changes = Changes(max_rows, minibatch, dtype, optimizer, table_storage)
     file = output or default_output(api.load_model(model).changed(changes).name)
     check_outputs(file, inputs=options.inputs_of(model))
     with reporting() as progress:

@@ -24,8 +24,9 @@ from autotune.bench.samples import Samples, ratio
 from autotune.comparing.peers import BASELINE, DEFAULT, DEFAULT_IN_FP32, OURS, OWN, PEERS, TUNED, Peer, environment_of
 from autotune.comparing.process import Contestant, ContestantError
 from autotune.config.knobs import RunConfig
-from autotune.config.model import Changes, Model, required_memory_bytes
+from autotune.config.model import Changes, Model
 from autotune.config.profile import Profile, Topology
+from autotune.config.required_memory import required_memory_bytes
 from autotune.config.tuned import Interval, TunedConfig
 from autotune.errors import MachineError, VerificationError
 from autotune.machine.limits import thread_notes
@@ -200,7 +201,7 @@ def compare(
     fields: list[tuple[dict[str, _Track], Measurement]] = []
 
     def start(peer: Peer) -> Contestant:
-        trained = model.changed(Changes(dtype="fp32")) if peer is DEFAULT_IN_FP32 else model
+        trained = _trained(model, peer)
         environment = environment_of(peer, launch, threads, os.environ)
         return Contestant(peer.kind, trained, configs if peer is DEFAULT else {}, environment, topology.allowed_cpus)
 
@@ -271,24 +272,31 @@ class _Track:
             self.loss_error = max(self.loss_error, error)
 
 
-def _memory_bytes(model: Model, peer: Peer) -> float:
-    """What a contestant needs once it is built: a peer's bf16 tables are half of ours, which keep the lower halves too."""
-    spared = model.table_bytes / 2 if model.dtype == "bf16" and peer.kind != OWN else 0
-    return required_memory_bytes(model) + _PROCESS_BYTES - spared
+def _trained(model: Model, peer: Peer) -> Model:
+    """What a contestant trains."""
+    return model.changed(Changes(dtype="fp32")) if peer is DEFAULT_IN_FP32 else model
+
+
+def _memory_bytes(model: Model, peer: Peer) -> int:
+    """What a contestant needs once it is built: a peer's bf16 tables have no lower halves."""
+    narrow = model.dtype == "bf16" and peer.kind != OWN
+    held = model.changed(Changes(table_storage="stochastic")) if narrow else _trained(model, peer)
+    return required_memory_bytes(held) + _PROCESS_BYTES
 
 
 def _room_bytes(model: Model, topology: Topology, needed_bytes: Sequence[float]) -> float:
-    """Memory for peers beside ours, and beside one more of ours: a peer's model is copied from it.
+    """Memory for peers beside ours, and beside one more of ours in fp32: a peer's model is copied from it.
 
     Raises:
         MachineError: not even one of the peers that need `needed_bytes` fits.
     """
     ours = _memory_bytes(model, DEFAULT)
     available = available_memory_bytes(topology)
-    room = _MEMORY_SHARE * available - 2 * ours
+    copied = required_memory_bytes(model.changed(Changes(dtype="fp32"))) + _PROCESS_BYTES
+    room = _MEMORY_SHARE * available - ours - copied
     largest = max(needed_bytes, default=0)
     if room < largest:
-        least = (2 * ours + largest) / _MEMORY_SHARE
+        least = (ours + copied + largest) / _MEMORY_SHARE
         raise MachineError(
             f"a comparison needs {format_bytes(least)} of memory for ours, a peer and a copy between them, "
             f"got {format_bytes(available)} available; compare fewer rows with --max-rows"

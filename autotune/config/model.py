@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Callable, Sequence
 from itertools import groupby, pairwise
 from typing import Annotated, Any, Literal
@@ -25,20 +24,21 @@ from autotune.config.interactions import CONCATENATION, INTERACTIONS
 from autotune.config.words import DTYPES as DTYPES
 from autotune.config.words import MAX_SEED, Categories
 from autotune.config.words import OPTIMIZERS as OPTIMIZERS
+from autotune.config.words import TABLE_STORAGES as TABLE_STORAGES
 from autotune.config.words import UNCHANGED as UNCHANGED
 from autotune.config.words import Changes as Changes
 from autotune.config.words import Dtype as Dtype
 from autotune.config.words import Optimizer as Optimizer
+from autotune.config.words import TableStorage as TableStorage
 from autotune.errors import InputError
 
 # 1: first version.
 MODEL_SCHEMA = 1
 
 FLOAT_BYTES = 4
-"""Bytes of an fp32 element; a bf16 one keeps its lower half beside it for the update, and takes as much."""
+"""Bytes of an fp32 element; a split one keeps its lower half beside it for the update, and takes as much."""
 
-_RACE_INPUTS_BYTES = 128 << 20
-"""Inputs that rotate through four times a last-level cache of 32 MiB; larger caches take more, of machines with more memory."""
+_STOCHASTIC_RULE = "table_storage stochastic needs dtype bf16"
 
 MAX_COUNT = 100_000
 """Tables one entry may stand for: far above any published model, low enough that a slip of the keyboard fills no memory."""
@@ -183,6 +183,9 @@ class Model(Frozen):
     learning_rate: Annotated[float, _must(lambda value: value > 0, "learning rate must be positive", "set for example 0.01")] = 0.01
     dtype: Dtype = "fp32"
     """Of tables and of the layers' weights. bf16 is Split-SGD: passes read the upper 16 bits of an fp32 weight, the update joins both."""
+    table_storage: TableStorage = "split"
+    """Of tables in bf16. split keeps the lower 16 bits too. stochastic keeps bf16 alone, half the memory: an updated weight is rounded up
+    or down by a chance that the seed decides, and is right on average."""
     optimizer: Optimizer = "sgd"
     """adagrad is row-wise for tables, element-wise for layers."""
     index_dtype: Literal["int32", "int64"] = "int64"
@@ -210,6 +213,13 @@ class Model(Frozen):
     def _interaction(cls, value: str) -> str:
         if value not in INTERACTIONS:
             raise rule_error((), f"interaction must be one of {', '.join(INTERACTIONS)}", repr(value), "set one, or leave it out for dot")
+        return value
+
+    @field_validator("table_storage")
+    @classmethod
+    def _table_storage(cls, value: TableStorage, info: ValidationInfo) -> TableStorage:
+        if value == "stochastic" and info.data.get("dtype") == "fp32":
+            raise rule_error((), _STOCHASTIC_RULE, "fp32", "set dtype: bf16, or drop table_storage")
         return value
 
     @field_validator("top_mlp")
@@ -278,9 +288,18 @@ class Model(Frozen):
         return (self.top_input, *self.top_mlp)
 
     @property
+    def weight_bytes(self) -> int:
+        """Bytes in memory of one weight of a table: both halves of a split one."""
+        return FLOAT_BYTES // 2 if self.table_storage == "stochastic" else FLOAT_BYTES
+
+    @property
     def table_bytes(self) -> int:
-        """All tables, fp32."""
-        return sum(table.size_bytes for table in self.tables)
+        """All tables in memory."""
+        return sum(map(self.stored_bytes, self.tables))
+
+    def stored_bytes(self, table: Table) -> int:
+        """One table in memory."""
+        return self.weight_bytes * table.rows * table.dim
 
     @property
     def dense_parameters(self) -> int:
@@ -321,7 +340,7 @@ class Model(Frozen):
     def hash(self) -> str:
         """sha256 (hex) of the canonical JSON of all that decides a run; source, description and schema do not."""
         values = self.model_dump(mode="json", by_alias=False, exclude={"schema_version", "source", "description"})
-        for key in ("dtype", "optimizer"):  # younger than configs that hold a hash: what they then had goes unsaid
+        for key in ("dtype", "table_storage", "optimizer"):  # younger than configs that hold a hash: what they then had goes unsaid
             if values[key] == Model.model_fields[key].default:
                 del values[key]
         return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
@@ -336,7 +355,7 @@ class Model(Frozen):
         for key, value in (("max_rows", changes.max_rows), ("minibatch", changes.minibatch)):
             if value is not None and value < 1:
                 raise InputError(f"{key} must be positive, got {value} (model {self.name}); set it to 1 or more")
-        for key, known in (("dtype", DTYPES), ("optimizer", OPTIMIZERS)):
+        for key, known in (("dtype", DTYPES), ("table_storage", TABLE_STORAGES), ("optimizer", OPTIMIZERS)):
             chosen = getattr(changes, key)
             if chosen is not None and chosen not in known:
                 raise InputError(f"{key} must be one of {', '.join(known)}, got {chosen!r} (model {self.name}); correct it")
@@ -345,38 +364,13 @@ class Model(Frozen):
         if rows is not None and any(table.rows > rows for table in self.tables):
             update["tables"] = tuple(table.model_copy(update={"rows": min(table.rows, rows)}) for table in self.tables)
             suffix.append(f"max_rows={rows}")
-        for key in ("minibatch", "dtype", "optimizer"):
+        for key in ("minibatch", "dtype", "table_storage", "optimizer"):
             chosen = getattr(changes, key)
             if chosen is not None and chosen != getattr(self, key):
                 update[key] = chosen
                 suffix.append(f"{key}={chosen}")
+        if update.get("dtype", self.dtype) == "fp32":
+            if changes.table_storage == "stochastic":
+                raise InputError(f"{_STOCHASTIC_RULE}, got fp32 (model {self.name}); choose dtype bf16 too (--dtype bf16)")
+            update["table_storage"] = "split"
         return self.model_copy(update=update | {"name": f"{self.name}[{','.join(suffix)}]"}) if suffix else self
-
-
-def race_memory_bytes(model: Model, samples: int) -> int:
-    """Memory that timing passes alone takes beside the model, at most: for the largest layer a copy of its weights, panels of another width
-    and what a check compares; two sets of activations of `samples` samples; and what passes the caches."""
-    layers = [*pairwise(model.bottom_mlp), *pairwise(model.top_sizes)]
-    return max(3 * FLOAT_BYTES * c * k + 3 * FLOAT_BYTES * samples * (c + k) for c, k in layers) + _RACE_INPUTS_BYTES
-
-
-def required_memory_bytes(model: Model, ranks: int = 1, on_host: int | None = None) -> int:
-    """Memory to train `model`: tables, dense layers and activations; every array is counted in whole pages of 2 MiB,
-    though one below 256 KiB takes small pages.
-
-    A layer has six arrays (weight, bias, their gradients, two packed copies) and two activations. Tables and samples are parted among
-    ranks; every rank has all dense layers.
-
-    Args:
-        ranks: That train it.
-        on_host: How many of them share the memory asked for; None: all. Replicated tables come on top.
-    """
-    page_bytes = 2 * 1024**2
-    on_host = ranks if on_host is None else on_host
-    tables = sum(math.ceil(table.size_bytes / page_bytes) * page_bytes for table in model.tables)
-    if model.dtype == "bf16":  # two arrays a table, one of which begins some cache lines into its pages
-        tables += 2 * page_bytes * model.num_tables
-    if model.state_bytes:
-        tables += model.state_bytes + page_bytes * model.num_tables
-    layers = len(model.bottom_mlp) + len(model.top_mlp)
-    return (tables + model.activation_bytes) * on_host // ranks + on_host * (model.dense_bytes + 8 * layers * page_bytes)

@@ -16,8 +16,10 @@ MAX_RANKS = 65536
 
 Dtype = Literal["fp32", "bf16"]
 Optimizer = Literal["sgd", "adagrad"]
+TableStorage = Literal["split", "stochastic"]
 DTYPES: tuple[Dtype, ...] = ("fp32", "bf16")
 OPTIMIZERS: tuple[Optimizer, ...] = ("sgd", "adagrad")
+TABLE_STORAGES: tuple[TableStorage, ...] = ("split", "stochastic")
 Categories = Literal["hashed", "modulo", "dictionary", "rows"]
 
 CRITEO_TABLES = 26
@@ -47,6 +49,8 @@ class Changes:
     """One of `DTYPES`."""
     optimizer: str | None = None
     """One of `OPTIMIZERS`."""
+    table_storage: str | None = None
+    """One of `TABLE_STORAGES`."""
 
 
 UNCHANGED = Changes()

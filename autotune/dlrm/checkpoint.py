@@ -270,12 +270,13 @@ def read_checkpoint_of(model: Model, path: str | Path) -> Checkpoint:
 
 
 def load_into(dlrm: DLRM, checkpoint: Checkpoint, mapping: str | None = None) -> tuple[str, ...]:
-    """Put a checkpoint into a model of its shapes; what is worth a note.
+    """Put a checkpoint into a model of its shapes; what is worth a note. Stochastic rounding goes on behind its iterations.
 
     Args:
         mapping: how the data of this run makes rows of categories, see `BatchSource.mapping`; None where it has none.
     """
     dlrm.load_state_dict(checkpoint.state)
+    dlrm.continue_from(checkpoint.iterations)
     notes = _mapping_notes(checkpoint.mapping, mapping)
     if dlrm.model.optimizer == "sgd":
         return notes

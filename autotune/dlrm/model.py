@@ -293,6 +293,11 @@ class DLRM:
                 state[f"emb_l.{t}.weight"] = whole
         return state
 
+    def continue_from(self, iterations: int) -> None:
+        """Let tables that round stochastically draw from now on what they draw after so many iterations."""
+        for _, bags, _ in self.parts():
+            bags.continue_from(iterations)
+
     def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
         """Copy this rank's share of a whole model's weights in. Names and shapes are those of `state_dict`; see
         `dlrm.checkpoint.check_state` for input from files."""

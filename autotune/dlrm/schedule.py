@@ -193,7 +193,8 @@ def _with_reductions(
             yield _pass(operator, tuple(_gradient(name, *shape) for name, shape in bucket.items()), reduced[-1:], "network")
     layers = tuple(layer.name for layer in (*build.layers("bottom"), *build.layers("top")))
     copied = sum((part.rows[1] - part.rows[0]) * part.width for part in dense)
-    step = optimizer.DenseOptimizer(optimizer.KEY, layers, build.model.dense_parameters, "dense" if dense else "", copied)
+    held = ("dense" if dense else "", copied, build.model.weight_bytes)
+    step = optimizer.DenseOptimizer(optimizer.KEY, layers, build.model.dense_parameters, *held)
     yield _pass(step, reduced)
 
 
@@ -243,6 +244,7 @@ def table_options(model: Model) -> dict[str, Any]:
     """What passes over the model's tables take beside their loads, by the name of the field."""
     return {
         "dtype": model.dtype,
+        "storage": model.table_storage,
         "optimizer": model.optimizer,
         "index_bytes": 4 if model.index_dtype == "int32" else 8,
         "uniform": model.data.distribution == "uniform",

@@ -89,7 +89,7 @@ def rank_memory_bytes(model: Model, parts: Sequence[Part], samples: int) -> int:
 def part_memory_bytes(model: Model, part: Part) -> int:
     """A part's weights with their optimizer state, row-wise Adagrad's one float a row."""
     state = FLOAT_BYTES if model.optimizer == "adagrad" else 0
-    return (part.rows[1] - part.rows[0]) * (part.width * FLOAT_BYTES + state)
+    return (part.rows[1] - part.rows[0]) * (part.width * model.weight_bytes + state)
 
 
 def samples_of(model: Model, ranks: int) -> list[int]:

@@ -91,7 +91,7 @@ def _memory(model: Model, placements: tuple[Placement, ...] | None, rank: int) -
 
 def _table(model: Model, placements: tuple[Placement, ...] | None, t: int, rank: int) -> Part | None:
     """What a rank holds of one table."""
-    size = model.tables[t].size_bytes
+    size = model.stored_bytes(model.tables[t])
     if placements is None:
         return Part(f"table {t}", "table-wise", size)
     placement = placements[t]

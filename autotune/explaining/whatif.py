@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from autotune.config.knobs import MAX_THREADS, RunConfig
-from autotune.config.model import DTYPES, OPTIMIZERS, Model
+from autotune.config.model import DTYPES, OPTIMIZERS, Changes, Model
 from autotune.config.network import Network
 from autotune.config.profile import Ceilings, ComputePoint, Profile, TimePoint
 from autotune.config.tuned import Prediction, TunedConfig
@@ -241,7 +241,8 @@ def _dtype(case: _Case, value: str) -> _Case:
     if value not in DTYPES:
         raise InputError(f"dtype must be one of {', '.join(DTYPES)}, got {value!r} (--what-if); correct it")
     words = f"dtype {value}: bytes of table rows and weights that passes read, arithmetic {case.profile.bf16_gain:.2f}x in bf16"
-    return replace(case, model=case.model.model_copy(update={"dtype": value}), words=(*case.words, words))
+    model = case.model.changed(Changes(dtype=value)).model_copy(update={"name": case.model.name})
+    return replace(case, model=model, words=(*case.words, words))
 
 
 def _optimizer(case: _Case, value: str) -> _Case:

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal, Protocol
 import numpy as np
 
 from autotune.config.knobs import Knobs, RunConfig
-from autotune.config.model import FLOAT_BYTES, Dtype, Optimizer
+from autotune.config.model import FLOAT_BYTES, Dtype, Optimizer, TableStorage
 from autotune.config.profile import Topology
 from autotune.errors import InputError
 from autotune.ops.base import Case, Family, Features, Operator, Rates, Residence, RowAccess, Work
@@ -56,7 +56,7 @@ class TableLoad:
 
     rows: int
     row_bytes: int
-    """As the forward pass reads a row: half of fp32's where the table is split."""
+    """As the forward pass reads a row: half of fp32's where the table is of 16 bits."""
     lookups: float
     """Expected number of look-ups."""
     bags: int
@@ -116,13 +116,14 @@ class _Embedding(Operator):
     Args:
         loads: one a table or part.
         sources: the shards that the pass walks.
-        dtype, optimizer: of the tables.
+        dtype, storage, optimizer: of the tables.
         index_bytes: of one index.
     """
 
     loads: tuple[TableLoad, ...]
     sources: tuple[Source, ...] = ()
     dtype: Dtype = "fp32"
+    storage: TableStorage = "split"
     optimizer: Optimizer = "sgd"
     index_bytes: int = 8
     uniform: bool = False
@@ -138,7 +139,7 @@ class _Embedding(Operator):
     @property
     def _halves(self) -> int:
         """Arrays that hold a row: an update of split tables joins the lower halves to the upper ones."""
-        return 2 if self.dtype == "bf16" and not self.gather else 1
+        return 2 if self.dtype == "bf16" and self.storage == "split" and not self.gather else 1
 
     @property
     def bags(self) -> int:

@@ -48,12 +48,19 @@ class EmbeddingCase(Case):
         gradient = torch.rand(samples, len(rows), self._bags.dim, generator=generator) - 0.5
         lookups = Lookups(indices.to(self._index_dtype), offsets.to(self._index_dtype))
 
+        stochastic = self._bags.storage == "stochastic"
+        if stochastic:  # multiples of 2^-16 throughout, so that no order of additions decides which way a step is rounded
+            gradient = (gradient * 256).round() / 256
+
         def outcome() -> torch.Tensor:
             bags = EmbeddingBags(
-                rows, self._bags.dim, huge_pages=False, seed=self._seed, dtype=self._bags.dtype, optimizer=self._bags.optimizer
-            )
+                rows, self._bags.dim, huge_pages=False, seed=self._seed,
+                dtype=self._bags.dtype, storage=self._bags.storage, optimizer=self._bags.optimizer,
+            )  # fmt: skip
+            for t in range(len(rows) if stochastic else 0):
+                bags.load(t, (bags.table(t) * 2048).round() / 2048)
             if isinstance(knobs, EmbeddingUpdateKnobs):
-                bags.update(lookups, gradient, 0.1, knobs, threads)
+                bags.update(lookups, gradient, 0.125, knobs, threads)
                 states = [state for t in range(len(rows)) if (state := bags.state(t)) is not None]
                 return torch.cat([part.reshape(-1) for part in (*map(bags.table, range(len(rows))), *states)])
             out = torch.empty(samples, len(rows), self._bags.dim)
@@ -65,5 +72,8 @@ class EmbeddingCase(Case):
             wanted = outcome()
         # Every element is a sum of at most `longest` terms below 1: each addition rounds by half an epsilon of the sum so far.
         longest = int(indices.bincount().max()) if self._update else 20
+        epsilon = longest * _EPSILON
+        if stochastic and self._update and self._bags.optimizer == "adagrad":
+            epsilon += 2.0**-7  # the last bit of a quotient may decide which way a weight is rounded
         worst = (got - wanted).abs()
-        return Check(float(worst.max()), longest * _EPSILON * max(1.0, float(wanted.abs().max())), f"element {int(worst.argmax())}")
+        return Check(float(worst.max()), epsilon * max(1.0, float(wanted.abs().max())), f"element {int(worst.argmax())}")

@@ -1,4 +1,4 @@
-"""Embedding tables in memory, fp32 or split, with their optimizer: pooled look-ups, and their backward fused with the update.
+"""Embedding tables in memory, in fp32 or 16 bits, with their optimizer: pooled look-ups, and their backward fused with the update.
 
 Source of the update strategies and of split storage: arXiv 2005.04680.
 """
@@ -13,10 +13,10 @@ from typing import Literal
 from pydantic import Field
 
 from autotune.config.knobs import MAX_SIZE, Knobs
-from autotune.config.model import DTYPES, OPTIMIZERS, Dtype, Optimizer
+from autotune.config.model import DTYPES, OPTIMIZERS, TABLE_STORAGES, Dtype, Optimizer, TableStorage
 from autotune.errors import InputError
-from autotune.machine.activity import advanced
 from autotune.ops.native import ADAGRAD_EPSILON, kernels, torch, zeros
+from autotune.ops.table_values import FILL_ROWS, initial_weights, stream
 
 Strategy = Literal["race_free_range", "race_free_modulo", "bucketed", "atomic", "unfused"]
 OWNED: tuple[Strategy, ...] = ("race_free_range", "bucketed", "race_free_modulo")
@@ -75,6 +75,10 @@ class EmbeddingBags:
     Split-SGD-BF16 (``dtype="bf16"``) keeps an fp32 weight as two 16-bit halves. The upper is its bf16 truncation, all that the forward
     pass reads; an update joins both, steps in fp32 and splits again, so no copy is kept and nothing is lost.
 
+    Stochastic rounding (``storage="stochastic"``, of bf16 alone) keeps the upper half and nothing else: an update widens it, steps in fp32
+    and rounds up or down by chance, so that the mean is the fp32 result. The chance is a hash of the table's stream, the number of the
+    update, row, column and look-up: the same bits for any team and strategy. What is loaded is rounded to the nearest.
+
     Row-wise Adagrad (``optimizer="adagrad"``) keeps one number a row: with G the sum of the row's gradients over the batch,
     ``state += mean(G^2)``, ``row -= learning_rate * G / (sqrt(state) + 1e-10)``.
 
@@ -84,13 +88,15 @@ class EmbeddingBags:
         huge_pages: ask the kernel for 2 MiB pages.
         threads: team that touches the pages first.
         seed: initial weights are uniform in +-1/sqrt(rows), as in the public DLRM; the same for any team size and dtype.
-        dtype: fp32, or bf16 for split storage.
+        dtype: fp32, or bf16 for 16-bit storage.
         optimizer: sgd, or adagrad for row-wise Adagrad.
+        storage: of bf16: split or stochastic.
+        streams: a number of each table, from which its roundings are drawn, see `stream`; None: those of the seed.
         values: weights instead of those of the seed: fp32 [last - first, E] for table t and its rows [first, last). fp32 tables are asked
-            for whole and kept; split ones some rows at a time, so that they never exist in fp32 as a whole.
+            for whole and kept; 16-bit ones some rows at a time, so that they never exist in fp32 as a whole.
 
     Raises:
-        InputError: an unknown dtype or optimizer.
+        InputError: an unknown dtype, storage or optimizer, or stochastic storage of fp32.
     """
 
     def __init__(
@@ -103,11 +109,18 @@ class EmbeddingBags:
         seed: int = 0,
         dtype: Dtype = "fp32",
         optimizer: Optimizer = "sgd",
+        storage: TableStorage = "split",
+        streams: Sequence[int] | None = None,
         values: Callable[[int, int, int], torch.Tensor] | None = None,
     ) -> None:
-        for what, value, known in (("dtype", dtype, DTYPES), ("optimizer", optimizer, OPTIMIZERS)):
+        choices = (("dtype", dtype, DTYPES), ("storage", storage, TABLE_STORAGES), ("optimizer", optimizer, OPTIMIZERS))
+        for what, value, known in choices:
             if value not in known:
                 raise InputError(f"{what} of embedding tables must be one of {', '.join(known)}, got {value!r}; choose one of them")
+
+        stochastic = storage == "stochastic"
+        if stochastic and dtype == "fp32":
+            raise InputError("stochastic storage needs tables of dtype bf16, got fp32; choose bf16, or split storage")
 
         def drawn(t: int, first: int, last: int) -> torch.Tensor:
             return initial_weights(rows[t], dim, t, seed, row_range=(first, last), huge_pages=huge_pages, threads=threads)
@@ -115,16 +128,19 @@ class EmbeddingBags:
         def halves(shift: int) -> list[torch.Tensor]:
             return [_array((count, dim), huge_pages, threads, torch.int16, shift) for count in rows]
 
-        values, split = values or drawn, dtype == "bf16"
+        values, narrow = values or drawn, dtype == "bf16"
         self.huge_pages, self.optimizer = huge_pages, optimizer
-        self._weights = [] if split else [values(t, 0, count) for t, count in enumerate(rows)]
-        self._upper, self._lower = (halves(0), halves(_LOWER_SHIFT)) if split else ([], [])
+        self._weights = [] if narrow else [values(t, 0, count) for t, count in enumerate(rows)]
+        self._upper = halves(0) if narrow else []
+        self._lower = halves(_LOWER_SHIFT) if narrow and not stochastic else []
+        self._streams = list(streams or (stream(seed, t) for t in range(len(rows)))) if stochastic else []
+        self._steps = torch.zeros((), dtype=torch.int64)
         self._state = [zeros(count, huge_pages=huge_pages, threads=threads) for count in rows] if optimizer == "adagrad" else []
         self._make_handle()
-        if split:
+        if narrow:
             for t, count in enumerate(rows):
-                for first in range(0, count, _FILL_ROWS):
-                    self._split(t, values(t, first, min(count, first + _FILL_ROWS)), first)
+                for first in range(0, count, FILL_ROWS):
+                    self._narrow(t, values(t, first, min(count, first + FILL_ROWS)), first)
 
     @classmethod
     def of(cls, weights: Sequence[torch.Tensor], *, dtype: Dtype = "fp32", optimizer: Optimizer = "sgd") -> EmbeddingBags:
@@ -134,26 +150,43 @@ class EmbeddingBags:
         return cls(rows, dim, dtype=dtype, optimizer=optimizer, values=lambda t, first, last: weights[t][first:last])
 
     def _make_handle(self) -> None:
-        state = self._state or None
+        self._handle = self._handle_of(slice(None))
+
+    def _handle_of(self, some: slice) -> kernels.EmbeddingTables:
+        state = self._state[some] or None
         if self._weights:
-            self._handle = kernels.EmbeddingTables(self._weights, state, ADAGRAD_EPSILON)
-        else:
-            self._handle = kernels.EmbeddingTables.split(self._upper, self._lower, state, ADAGRAD_EPSILON)
+            return kernels.EmbeddingTables(self._weights[some], state, ADAGRAD_EPSILON)
+        if self._lower:
+            return kernels.EmbeddingTables.split(self._upper[some], self._lower[some], state, ADAGRAD_EPSILON)
+        return kernels.EmbeddingTables.rounded(self._upper[some], self._streams[some], state, ADAGRAD_EPSILON)
 
     @property
     def weights(self) -> list[torch.Tensor]:
         """The live tables, fp32 [rows, E] each.
 
         Raises:
-            InputError: the tables are split, so that none of fp32 exists; `table` joins one, `load` splits one.
+            InputError: the tables are of bf16, so that none of fp32 exists; `table` makes one, `load` takes one.
         """
         if not self._weights:
-            raise InputError("live weights need fp32 tables, got dtype bf16 (split halves); read with table(t), write with load(t, values)")
+            raise InputError("live weights need fp32 tables, got dtype bf16; read with table(t), write with load(t, values)")
         return self._weights
 
     @property
     def dtype(self) -> Dtype:
         return "fp32" if self._weights else "bf16"
+
+    @property
+    def storage(self) -> TableStorage:
+        return "stochastic" if self._streams else "split"
+
+    @property
+    def steps(self) -> int:
+        """Updates of stochastic storage so far, but for those at learning rate 0, after those that `continue_from` told."""
+        return int(self._steps)
+
+    def continue_from(self, steps: int) -> None:
+        """Round from now on as after that many updates: so a run that goes on is one that never ended."""
+        self._steps.fill_(steps)
 
     @property
     def dim(self) -> int:
@@ -165,16 +198,18 @@ class EmbeddingBags:
         return self._handle.rows
 
     def table(self, t: int) -> torch.Tensor:
-        """Table t, fp32 [rows, E]: the live one, or a fresh one joined from its halves."""
+        """Table t, fp32 [rows, E]: the live one, or a fresh one widened, joined from its halves where it is split."""
         if self._weights:
             return self._weights[t]
+        if not self._lower:
+            return self._upper[t].view(torch.bfloat16).float()
         joined = torch.empty(self._upper[t].shape)
         _halves(joined, 1).copy_(self._upper[t])
         _halves(joined, 0).copy_(self._lower[t])
         return joined
 
     def load(self, t: int, values: torch.Tensor) -> None:
-        """Copy fp32 [rows, E] into table t.
+        """Copy fp32 [rows, E] into table t, rounded to the nearest bf16 where its storage is stochastic.
 
         Raises:
             InputError: another shape.
@@ -183,22 +218,38 @@ class EmbeddingBags:
         if self._weights:
             self._weights[t].copy_(values)
             return
-        for first in range(0, len(values), _FILL_ROWS):
-            self._split(t, values[first : first + _FILL_ROWS], first)
+        for first in range(0, len(values), FILL_ROWS):
+            self._narrow(t, values[first : first + FILL_ROWS], first)
 
-    def descend(self, t: int, gradient: torch.Tensor, learning_rate: float) -> None:
-        """One step of the optimizer on all of table t along a dense gradient, fp32 [rows, E], as that of a small replicated table is."""
-        state, table = self.state(t), self.table(t)
-        if state is None:
-            table.add_(gradient, alpha=-learning_rate)
-        else:
-            state.add_(gradient.square().mean(1))
-            table.sub_(learning_rate * gradient / (state.sqrt() + ADAGRAD_EPSILON)[:, None])
-        if not self._weights:
-            self.load(t, table)
+    def descend(self, gradients: Sequence[torch.Tensor], learning_rate: float, threads: int) -> None:
+        """One step of the optimizer on every table along its dense gradient, fp32 [rows, E], as those of small replicated tables are."""
+        for t, gradient in enumerate(gradients):
+            state = self.state(t)
+            if self._streams:  # an update that looks up every row once, rounds
+                offsets = torch.arange(len(gradient) + 1)
+                self._handle_of(slice(t, t + 1)).update(
+                    offsets[:-1], offsets, gradient[:, None], learning_rate, None, False, "race_free_range", 0, threads, self.steps
+                )
+                continue
+            table = self.table(t)
+            if state is None:
+                table.add_(gradient, alpha=-learning_rate)
+            else:
+                state.add_(gradient.square().mean(1))
+                table.sub_(learning_rate * gradient / (state.sqrt() + ADAGRAD_EPSILON)[:, None])
+            if not self._weights:
+                self.load(t, table)
+        self._count(learning_rate)
 
-    def _split(self, t: int, values: torch.Tensor, first: int) -> None:
+    def _count(self, learning_rate: float) -> None:
+        if self._streams and learning_rate:
+            self._steps += 1
+
+    def _narrow(self, t: int, values: torch.Tensor, first: int) -> None:
         values = values.detach().float().contiguous()
+        if not self._lower:
+            self._upper[t][first : first + len(values)].copy_(values.bfloat16().view(torch.int16))
+            return
         self._upper[t][first : first + len(values)].copy_(_halves(values, 1))
         self._lower[t][first : first + len(values)].copy_(_halves(values, 0))
 
@@ -218,9 +269,11 @@ class EmbeddingBags:
         self._state[t].copy_(values)
 
     def arrays(self) -> dict[str, torch.Tensor]:
-        """Every live array by name: ``table_{t}``, or ``upper_{t}`` and ``lower_{t}`` (int16 bit patterns), and ``state_{t}``."""
+        """Every live array by name: ``table_{t}``, or ``upper_{t}`` and ``lower_{t}`` (int16 bit patterns), and ``state_{t}``. Stochastic
+        storage has no ``lower_{t}``, but ``steps``, the number of updates."""
         groups = {"table": self._weights, "upper": self._upper, "lower": self._lower, "state": self._state}
-        return {f"{name}_{t}": array for name, group in groups.items() for t, array in enumerate(group)}
+        arrays = {f"{name}_{t}": array for name, group in groups.items() for t, array in enumerate(group)}
+        return arrays | {"steps": self._steps} if self._streams else arrays
 
     def _check_shape(self, t: int, values: torch.Tensor, shape: tuple[int, ...], what: str) -> None:
         if tuple(values.shape) != shape:
@@ -285,16 +338,13 @@ class EmbeddingBags:
 
         Raises:
             IndexError: an index outside its table, before any table is changed.
-            ValueError: shapes, strides or offsets that do not fit; a strategy that split tables or Adagrad do not take (see `strategies`).
+            ValueError: shapes, strides or offsets that do not fit; a strategy that 16-bit tables or Adagrad do not take (see `strategies`).
         """
         self._handle.update(
             lookups.indices, lookups.offsets, gradient, learning_rate, lookups.per_sample_weights, mean,
-            knobs.strategy, knobs.prefetch_distance, threads,
+            knobs.strategy, knobs.prefetch_distance, threads, self.steps,
         )  # fmt: skip
-
-
-_FILL_ROWS = 1 << 16
-"""Rows drawn or split at a time: 32 MiB at 128 columns."""
+        self._count(learning_rate)
 
 
 _LOWER_SHIFT = 64 * 33
@@ -315,43 +365,7 @@ def _halves(table: torch.Tensor, which: int) -> torch.Tensor:
 
 def strategies(dtype: Dtype, optimizer: Optimizer) -> tuple[Strategy, ...]:
     """The update strategies that these tables take: Adagrad steps a row by the sum of its gradients, which one owner must see; the atomic
-    exchange is of one word, not of two halves."""
+    exchange is of one word, not of halves."""
     if optimizer == "adagrad":
         return OWNED
     return (*OWNED, "unfused") if dtype == "bf16" else (*OWNED, "atomic", "unfused")
-
-
-def initial_weights(
-    rows: int,
-    dim: int,
-    table: int,
-    seed: int,
-    *,
-    row_range: tuple[int, int] | None = None,
-    column_range: tuple[int, int] | None = None,
-    huge_pages: bool = True,
-    threads: int = 1,
-) -> torch.Tensor:
-    """A table, or one part of it, with the values that it has in the whole: uniform in +-1/sqrt(rows), as in the public DLRM.
-
-    Args:
-        rows, dim: of the whole table.
-        table: its number in the model; each has a stream of its own.
-        row_range, column_range: the part, [begin, end); None takes all.
-
-    Returns:
-        fp32 [rows of the part, columns of the part], on pages of its own.
-    """
-    advanced()
-    (low, high), (left, right) = row_range or (0, rows), column_range or (0, dim)
-    bound, stream = math.sqrt(1.0 / rows), seed * 1_000_003 + table
-    part = zeros(high - low, right - left, huge_pages=huge_pages, threads=threads)
-    if right - left == dim:
-        kernels.fill_uniform(part.view(-1), -bound, bound, stream, threads, low * dim)
-        return part
-    drawn = torch.empty(min(_FILL_ROWS, high - low), dim)
-    for first in range(low, high, len(drawn)):
-        some = drawn[: min(len(drawn), high - first)]
-        kernels.fill_uniform(some.view(-1), -bound, bound, stream, threads, first * dim)
-        part[first - low : first - low + len(some)] = some[:, left:right]
-    return part

@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 
 from autotune.config.interactions import pairs
-from autotune.config.model import Dtype, Optimizer
+from autotune.config.model import Dtype, Optimizer, TableStorage
 from autotune.machine.topology import vector_lanes
 from autotune.ops import interaction as _interaction
 from autotune.ops.embedding_bag import default_forward, default_update
@@ -280,9 +280,10 @@ class FusedEmbeddingBags(torch.nn.Module):
         seed: of the initial weights, uniform in +-1/sqrt(rows).
         dtype: fp32, or bf16 for weights split into halves, of which the forward pass reads the upper.
         optimizer: sgd, or adagrad for row-wise Adagrad.
+        storage: of bf16, see `EmbeddingBags`; with stochastic there is no lower half, and ``steps`` numbers the updates.
 
     Raises:
-        InputError: an unknown dtype or optimizer.
+        InputError: an unknown dtype, storage or optimizer, or stochastic storage of fp32.
     """
 
     def __init__(
@@ -295,9 +296,10 @@ class FusedEmbeddingBags(torch.nn.Module):
         seed: int = 0,
         dtype: Dtype = "fp32",
         optimizer: Optimizer = "sgd",
+        storage: TableStorage = "split",
     ) -> None:
         super().__init__()
-        self.bags = EmbeddingBags(rows, dim, threads=torch.get_num_threads(), seed=seed, dtype=dtype, optimizer=optimizer)
+        self.bags = EmbeddingBags(rows, dim, threads=torch.get_num_threads(), seed=seed, dtype=dtype, storage=storage, optimizer=optimizer)
         for name, array in self.bags.arrays().items():
             self.register_buffer(name, array)
         self.learning_rate, self.mean = learning_rate, mean

@@ -30,6 +30,8 @@ class DenseOptimizer(Copying):
     shard: str = ""
     copied: int = 0
     """Parameters of those tables."""
+    weight_bytes: int = FLOAT_BYTES
+    """Of one of them in memory."""
 
     kind: ClassVar[str] = KEY
     family: ClassVar[Family] = OUTSIDE
@@ -38,8 +40,8 @@ class DenseOptimizer(Copying):
     def work(self) -> Work:
         """Weights step once all gradients are in, and are packed then: a layer's gradient and weight are read, weight and two packed copies
         written; a table's gradient and weight are read, the weight is written."""
-        size, copied = FLOAT_BYTES * self.weights, FLOAT_BYTES * self.copied
-        return Work(2 * (self.weights + self.copied), 3 * size + 2 * copied, 3 * size + copied)
+        size, copied = FLOAT_BYTES * self.weights, self.weight_bytes * self.copied
+        return Work(2 * (self.weights + self.copied), 3 * size + FLOAT_BYTES * self.copied + copied, 3 * size + copied)
 
     def size(self) -> Mapping[str, float]:
         return {"weights": float(FLOAT_BYTES * self.weights)}
@@ -52,5 +54,5 @@ class DenseOptimizer(Copying):
             layer.descend(rate, threads)
         if self.shard:
             shard: Shard = memory.modules[f"shard.{self.shard}"]
-            for part, bags, t in shard.tables:
-                bags.descend(t, memory.buffers[f"table.{part.table}"], rate)
+            for parts, bags in shard.groups:
+                bags.descend([memory.buffers[f"table.{part.table}"] for part in parts], rate, threads)

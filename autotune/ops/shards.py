@@ -8,8 +8,9 @@ from itertools import groupby
 from typing import Protocol
 
 from autotune.config.model import Model
-from autotune.ops.embedding_tables import EmbeddingBags, EmbeddingForwardKnobs, EmbeddingUpdateKnobs, Lookups, initial_weights
+from autotune.ops.embedding_tables import EmbeddingBags, EmbeddingForwardKnobs, EmbeddingUpdateKnobs, Lookups
 from autotune.ops.native import torch
+from autotune.ops.table_values import initial_weights, stream
 
 
 class Batch(Protocol):
@@ -64,7 +65,8 @@ class Shard:
 
             bags = EmbeddingBags(
                 [part.rows[1] - part.rows[0] for part in group], width, values=values,
-                huge_pages=huge_pages, threads=threads, dtype=model.dtype, optimizer=model.optimizer,
+                huge_pages=huge_pages, threads=threads, dtype=model.dtype, storage=model.table_storage, optimizer=model.optimizer,
+                streams=[stream(seed, part.table, part.rows[0], part.columns[0]) for part in group],
             )  # fmt: skip
             self.groups.append((group, bags))
         self.width = sum(part.width for part in self.parts)

@@ -56,7 +56,8 @@ def _table_alone(bags: EmbeddingBags, number: int, slot: int, rows: int, lookups
     unique, counts = torch.unique(indices, return_counts=True)
     row_bytes = bags.dim * (2 if bags.dtype == "bf16" else FLOAT_BYTES)
     load = TableLoad(rows, row_bytes, indices.numel(), samples, _Counted(counts), counted=float(unique.numel()))
-    kept: dict[str, Any] = {"dtype": bags.dtype, "optimizer": bags.optimizer, "index_bytes": indices.element_size()}
+    tables = {"dtype": bags.dtype, "storage": bags.storage, "optimizer": bags.optimizer}
+    kept: dict[str, Any] = tables | {"index_bytes": indices.element_size()}
 
     nothing = Lookups(indices[:0], torch.zeros_like(lookups[0].offsets[:2]))
     forward, update = EmbeddingForward(FORWARD, (load,), **kept), EmbeddingUpdate(UPDATE, (load,), **kept)
@@ -93,5 +94,6 @@ def _single(bags: EmbeddingBags, t: int) -> EmbeddingBags:
     single._weights, single._upper, single._lower, single._state = (
         group[t : t + 1] for group in (bags._weights, bags._upper, bags._lower, bags._state)
     )
+    single._streams = bags._streams[t : t + 1]
     single._make_handle()
     return single

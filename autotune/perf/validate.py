@@ -23,8 +23,9 @@ from autotune.bench.noise import NoiseMonitor
 from autotune.bench.progress import NO_PROGRESS, Progress
 from autotune.bench.repetitions import TimedModel, fastest_passes, grouped, repetitions
 from autotune.config.calibration import CalibrationRun
-from autotune.config.model import Model, required_memory_bytes
+from autotune.config.model import Model
 from autotune.config.profile import Profile, Topology
+from autotune.config.required_memory import required_memory_bytes
 from autotune.config.tuned import Prediction
 from autotune.dlrm.defaults import default_config, random_config
 from autotune.errors import InputError

@@ -196,7 +196,7 @@ class Planner:
             placed = self._place([allowed for allowed in tables if allowed.tables[0] not in copies], room)
             if placed:
                 return [_partition(model, ranks, placement) for placement in placed]
-        copied = sum(model.tables[t].size_bytes for t in forced)
+        copied = sum(model.stored_bytes(model.tables[t]) for t in forced)
         raise self._no_room(limit, needed + (ranks - 1) * copied, constraints)
 
     def _notes(self, partition: Partition) -> tuple[str, ...]:

@@ -22,8 +22,9 @@ from autotune.bench.rounds import Turn, run_rounds
 from autotune.bench.samples import ratio
 from autotune.config.calibration import CalibrationRun
 from autotune.config.knobs import RunConfig
-from autotune.config.model import DTYPES, DataSpec, Model, Table, required_memory_bytes
+from autotune.config.model import DTYPES, DataSpec, Model, Table
 from autotune.config.profile import Topology
+from autotune.config.required_memory import required_memory_bytes
 from autotune.data.batches import make_source
 from autotune.dlrm.defaults import default_config, random_config
 from autotune.dlrm.model import DLRM

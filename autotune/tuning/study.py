@@ -19,9 +19,10 @@ from autotune.bench.noise import NoiseMonitor
 from autotune.bench.progress import NO_PROGRESS, Progress
 from autotune.config.files import write_tuned
 from autotune.config.knobs import RunConfig
-from autotune.config.model import Model, required_memory_bytes
+from autotune.config.model import Model
 from autotune.config.partition import ALL_TO_ALL_FORMS, CommunicationKnobs, Partition
 from autotune.config.profile import Fingerprint, Profile, Topology
+from autotune.config.required_memory import required_memory_bytes
 from autotune.config.tuned import RaceResult, TunedConfig
 from autotune.data.batches import BatchSource
 from autotune.dlrm.defaults import default_config

@@ -218,7 +218,7 @@ class Tuner:
             return tuple(stored)
         pages = huge_page_choices(self.host, self.default.huge_pages)
         move_s = self.model.table_bytes / _MOVE_BYTES_PER_S
-        largest_bytes = max(table.size_bytes for table in self.model.tables)
+        largest_bytes = max(map(self.model.stored_bytes, self.model.tables))
         if len(pages) > 1 and largest_bytes > available_memory_bytes(self.host):
             self.note(f"page sizes are not searched: a table that moves needs its {format_bytes(largest_bytes)} twice; free memory")
             pages = pages[:1]

@@ -27,6 +27,17 @@ struct Bf16 {
   static inline U bits(V v) { return __builtin_bit_cast(U, v); }
   static inline V value(U bits) { return __builtin_bit_cast(V, bits); }
 
+  // first, first + 1, ...
+  static inline U count_from(uint32_t first) {
+    if constexpr (W == 1) {
+      return first;
+    } else {
+      U numbers;
+      for (int l = 0; l < W; ++l) numbers[l] = static_cast<uint32_t>(l);
+      return numbers + first;
+    }
+  }
+
   // Pairs (low[l], high[l]).
   static inline U interleave(const uint16_t* low, const uint16_t* high) { return widen(low) | (widen(high) << 16); }
   static inline U load_bits(const void* p) { return *static_cast<const Pairs*>(p); }

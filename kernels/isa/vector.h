@@ -62,6 +62,7 @@ struct VectorIsa {
     narrow(bits >> 16, upper);
     narrow(bits, lower);
   }
+  static inline void store_bf16(V v, uint16_t* upper) { narrow(reinterpret_cast<Words>(v) >> 16, upper); }
   // x - 0 is x to the bit, -0 included, so this folds to a broadcast; 0 + x would not.
   static inline V set(float x) { return x - V{}; }
   // The four floats at p, over and over.
@@ -181,6 +182,7 @@ struct ScalarIsa {
   static inline V load_bf16(const uint16_t* upper) { return join_one(*upper, 0); }
   static inline V join(const uint16_t* upper, const uint16_t* lower) { return join_one(*upper, *lower); }
   static inline void split(V v, uint16_t* upper, uint16_t* lower) { split_one(v, upper, lower); }
+  static inline void store_bf16(V v, uint16_t* upper) { *upper = static_cast<uint16_t>(__builtin_bit_cast(uint32_t, v) >> 16); }
   static inline V set(float x) { return x; }
   static inline V relu(V v) { return v < 0.0f ? 0.0f : v; }
   static inline V where_positive(V condition, V v) { return condition <= 0.0f ? 0.0f : v; }

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from autotune.config.model import Changes, Model, Table, required_memory_bytes
+from autotune.config.model import Changes, Model, Table
+from autotune.config.required_memory import required_memory_bytes
 from autotune.errors import InputError
 
 
@@ -147,3 +148,23 @@ def test_dtype_and_optimizer_are_changed_by_name_and_decide_the_hash_only_where_
     assert (m.state_bytes, changed.state_bytes) == (0, 4 * sum(table.rows for table in m.tables))
     with pytest.raises(InputError, match="dtype must be one of fp32, bf16, got 'fp16'"):
         m.changed(Changes(dtype="fp16"))
+
+
+def test_stochastic_tables_are_of_bf16_alone_take_half_the_memory_and_are_told_apart() -> None:
+    m = model()
+    split, stochastic = (m.changed(Changes(dtype="bf16", table_storage=storage)) for storage in ("split", "stochastic"))
+    assert stochastic.name == "small[dtype=bf16,table_storage=stochastic]"
+    assert split == m.changed(Changes(dtype="bf16"))
+    assert stochastic.hash() != split.hash()
+    assert Model.model_validate(stochastic.model_dump()) == stochastic
+    assert (stochastic.table_bytes, stochastic.dense_bytes) == (split.table_bytes // 2, split.dense_bytes)
+    saved = required_memory_bytes(split) - required_memory_bytes(stochastic)
+    assert 0 <= saved - stochastic.table_bytes <= 3 * m.num_tables * 2**21  # two pages of the lower halves, and one that is not filled
+    # fp32 has one storage: whoever asks for fp32 alone, gets it.
+    assert stochastic.changed(Changes(dtype="fp32")).table_storage == "split"
+    with pytest.raises(InputError, match="table_storage stochastic needs dtype bf16, got fp32"):
+        m.changed(Changes(table_storage="stochastic"))
+    with pytest.raises(InputError, match="table_storage must be one of split, stochastic, got 'half'"):
+        m.changed(Changes(dtype="bf16", table_storage="half"))
+    with pytest.raises(ValidationError, match="table_storage stochastic needs dtype bf16"):
+        model(table_storage="stochastic")

@@ -60,6 +60,9 @@ def cases_of_one_rank() -> Iterator[tuple[str, Model, RunConfig]]:
         for strategy in strategies(dtype, optimizer):
             threads = 1 if strategy == "atomic" else 2
             yield f"{dtype} {optimizer} {strategy}", model, _config(None, None, strategy, threads)
+    for optimizer, strategy in (("sgd", "bucketed"), ("sgd", "unfused"), ("adagrad", "race_free_modulo")):
+        model = small_model(100).changed(Changes(dtype="bf16", table_storage="stochastic", optimizer=optimizer))
+        yield f"stochastic {optimizer} {strategy}", model, _config(None, None, strategy, 2)
 
 
 def _place(kind: Kind, table: int) -> Placement:
@@ -99,6 +102,9 @@ def cases_of_two_ranks() -> Iterator[tuple[str, Model, RunConfig]]:
         model = uneven.changed(Changes(dtype=dtype, optimizer=optimizer))
         for form, strategy in zip(cycle(ALL_TO_ALL_FORMS), strategies(dtype, optimizer), strict=False):
             yield f"mixed {form} {dtype} {optimizer} {strategy}", model, _config(mixed, CommunicationKnobs(all_to_all=form), strategy)
+    stochastic = even.changed(Changes(dtype="bf16", table_storage="stochastic"))
+    for kind in ("mixed", "replicated_sparse"):
+        yield f"{kind} stochastic", stochastic, _config(where[kind], CommunicationKnobs())
     for form in ALL_TO_ALL_FORMS:
         yield f"mixed {form} bf16 on the network", uneven, _config(where["mixed"], CommunicationKnobs(all_to_all=form, wire_dtype="bf16"))
 

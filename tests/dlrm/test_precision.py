@@ -10,9 +10,9 @@ from combined import combined
 
 from autotune.catalog import load_model_by_name
 from autotune.config.knobs import RunConfig
-from autotune.config.model import Changes, DataSpec, Model, Table
+from autotune.config.model import TABLE_STORAGES, Changes, DataSpec, Model, Table
 from autotune.data.batches import Batch, make_source
-from autotune.dlrm.checkpoint import check_optimizer_state, read_checkpoint, save_checkpoint
+from autotune.dlrm.checkpoint import check_optimizer_state, load_into, read_checkpoint, save_checkpoint
 from autotune.dlrm.model import DLRM
 from autotune.errors import InputError
 from autotune.ops.embedding_tables import EmbeddingUpdateKnobs
@@ -49,15 +49,17 @@ def losses(model: Model, batches: list[Batch]) -> torch.Tensor:
     return torch.tensor([dlrm.step(batch) for batch in batches])
 
 
-def test_bf16_halves_follow_fp32_within_1_percent_over_500_steps() -> None:
+def test_bf16_of_either_storage_follows_fp32_within_1_percent_over_500_steps() -> None:
     source = make_source(criteo_like())
     batches = [learnable(source.batch(i)) for i in range(500)]
-    wide, narrow = (losses(criteo_like().changed(Changes(dtype=dtype)), batches) for dtype in ("fp32", "bf16"))
+    wide = losses(criteo_like(), batches)
     assert wide[-50:].mean() < 0.75 * wide[:50].mean(), "nothing was learned, so nothing is compared"
-    assert not torch.equal(wide, narrow), "rounding to bf16 must show"
-    # Single steps of 128 samples scatter; what training follows is their mean over a stretch.
-    stretches = [(wide[i : i + 50].mean(), narrow[i : i + 50].mean()) for i in range(0, 500, 50)]
-    assert all(float(abs(b / a - 1)) < 0.01 for a, b in stretches), stretches
+    for storage in TABLE_STORAGES:
+        narrow = losses(criteo_like().changed(Changes(dtype="bf16", table_storage=storage)), batches)
+        assert not torch.equal(wide, narrow), "rounding to bf16 must show"
+        # Single steps of 128 samples scatter; what training follows is their mean over a stretch.
+        stretches = [(wide[i : i + 50].mean(), narrow[i : i + 50].mean()) for i in range(0, 500, 50)]
+        assert all(float(abs(b / a - 1)) < 0.01 for a, b in stretches), (storage, stretches)
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
@@ -136,6 +138,22 @@ def test_a_checkpoint_carries_adagrads_sums(tmp_path: Path) -> None:
     wrong = {name: value for name, value in found.optimizer_state.items() if name != "top_l.0.bias"}
     with pytest.raises(InputError, match=r"optimizer's state .* missing: top_l\.0\.bias"):
         check_optimizer_state(model, wrong)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adagrad"])
+def test_stochastic_tables_go_on_from_a_checkpoint_as_if_they_had_never_stopped(optimizer: str, tmp_path: Path) -> None:
+    model = load_model_by_name("tiny").changed(Changes(dtype="bf16", table_storage="stochastic", optimizer=optimizer))
+    source, runs = make_source(model), [DLRM(model, RunConfig(threads=threads)) for threads in (1, 2)]
+    for i in range(3):
+        runs[0].step(source.batch(i))
+    save_checkpoint(tmp_path / "c.pt", runs[0].state_dict(), {"iter": 3}, runs[0].optimizer_state())
+    load_into(runs[1], read_checkpoint(tmp_path / "c.pt"))
+    tables = [name for name in runs[0].state_dict() if name.startswith("emb")]
+    before, after = ({name: dlrm.state_dict()[name] for name in tables} for dlrm in runs)
+    assert all(torch.equal(before[name], after[name]) for name in tables)
+    # Dense weights travel in fp32, whole: so the losses are the same too.
+    assert [runs[1].step(source.batch(i)) for i in range(3, 6)] == [runs[0].step(source.batch(i)) for i in range(3, 6)]
+    assert all(torch.equal(runs[0].state_dict()[name], runs[1].state_dict()[name]) for name in tables)
 
 
 def test_a_strategy_that_adagrad_does_not_take_is_refused() -> None:

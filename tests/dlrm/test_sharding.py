@@ -12,8 +12,9 @@ from autotune.config.partition import Partition, Placement
 from autotune.data.batches import Batch, make_source
 from autotune.dlrm.sharding import check_partition, parts_of_ranks
 from autotune.errors import InputError
-from autotune.ops.embedding_tables import EmbeddingForwardKnobs, initial_weights
+from autotune.ops.embedding_tables import EmbeddingForwardKnobs
 from autotune.ops.shards import Part, Shard
+from autotune.ops.table_values import initial_weights
 
 DIM = 16
 
