@@ -81,7 +81,7 @@ else:
     dist = _Transfers(lambda: importlib.import_module("torch.distributed"))
     kernels = _Deferred(_load_kernels)
 
-__all__ = ["cold_sets", "dist", "empty_rows", "kernels", "leading_dimension", "target", "torch", "zeros"]
+__all__ = ["cold_sets", "dist", "empty", "empty_rows", "kernels", "leading_dimension", "target", "torch", "zeros"]
 
 _FLOATS_PER_LINE = 16
 ADAGRAD_EPSILON = 1e-10
@@ -96,14 +96,22 @@ def zeros(*shape: int, huge_pages: bool = True, threads: int = 1, dtype: torch.d
     """
     dtype = dtype or torch.float32
     elements = math.prod(shape)
-    count = -(-elements * dtype.itemsize // 4)
+    flat = empty(-(-elements * dtype.itemsize // 4), huge_pages)
+    kernels.fill_zero(flat, threads)
+    return flat.view(dtype)[:elements].view(*shape)
+
+
+def empty(count: int, huge_pages: bool = True) -> torch.Tensor:
+    """fp32 [count] on pages of its own, aligned to 2 MiB, which whoever writes them first places.
+
+    Raises:
+        MachineError: the memory cannot be had.
+    """
     try:
-        flat = torch.from_numpy(kernels.allocate(count, huge_pages))
+        return torch.from_numpy(kernels.allocate(count, huge_pages))
     except MemoryError as error:
         step = "free memory or use a smaller model"
         raise MachineError(f"{count * 4} bytes of memory are needed, and the machine refused them; {step}") from error
-    kernels.fill_zero(flat, threads)
-    return flat.view(dtype)[:elements].view(*shape)
 
 
 def leading_dimension(columns: int) -> int:

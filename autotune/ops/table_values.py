@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from autotune.machine.activity import advanced
-from autotune.ops.native import kernels, torch, zeros
+from autotune.ops.native import empty, kernels, torch, zeros
 
 FILL_ROWS = 1 << 16
 """Rows drawn, split or rounded at a time: 32 MiB at 128 columns."""
@@ -44,10 +44,11 @@ def initial_weights(
     advanced()
     (low, high), (left, right) = row_range or (0, rows), column_range or (0, dim)
     bound, stream = math.sqrt(1.0 / rows), seed * 1_000_003 + table
-    part = zeros(high - low, right - left, huge_pages=huge_pages, threads=threads)
     if right - left == dim:
+        part = empty((high - low) * dim, huge_pages).view(high - low, dim)
         kernels.fill_uniform(part.view(-1), -bound, bound, stream, threads, low * dim)
         return part
+    part = zeros(high - low, right - left, huge_pages=huge_pages, threads=threads)
     drawn = torch.empty(min(FILL_ROWS, high - low), dim)
     for first in range(low, high, len(drawn)):
         some = drawn[: min(len(drawn), high - first)]
