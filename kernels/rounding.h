@@ -39,12 +39,12 @@ static inline U random_bits(U column, Draw draw) {
   return h >> 16;
 }
 
-// The upper half of the result is the rounded value of the fp32 pattern `bits`.
+// The upper half of the result is the rounded value of the fp32 pattern `bits`, which arithmetic gave: its NaN are quiet, by a bit of that half.
 template <class U>
 static inline U rounded_bits(U bits, U random) {
   const U magnitude = bits & 0x7fffffffu;
-  const U sum = magnitude < 0x7f7f0000u ? bits + random : bits;
-  return magnitude > 0x7f800000u ? bits | 0x00400000u : sum;
+  const U below = 0u - ((magnitude - 0x7f7f0000u) >> 31);  // all ones below the largest finite bf16: the difference is negative
+  return bits + (random & below);
 }
 
 }  // namespace autotune
