@@ -165,7 +165,8 @@ def test_explain_accounts_for_the_config(user: User, tuned_file: Path) -> None:
 def test_verify_says_no_when_the_gain_is_gone(user: User, tuned_file: Path) -> None:
     text = tuned_file.read_text()
     boast = load_tuned(tuned_file).model_copy(update={"significant": True})
-    claimed = boast.speedup.model_copy(update={"median": 50.0, "low": 49.0, "high": 51.0})
+    # So much that no busy machine shows half of it: on one, two threads that wait for a core may take 30 times as long as one.
+    claimed = boast.speedup.model_copy(update={"median": 1e6, "low": 0.9e6, "high": 1.1e6})
     write_yaml(user.folder / "boast.yaml", boast.model_copy(update={"speedup": claimed}))
     done = user("autotune verify boast.yaml --budget 1s", code=1)
     assert done.stdout.startswith("does not hold")
@@ -228,6 +229,6 @@ def test_tuning_goes_on_after_ends_in_its_middle(user: User, tmp_path: Path) -> 
         assert journal.exists()
         assert not {"x.tuned.yaml", "x.record.json"} & files(tmp_path)
     assert "goes on from its journal" in errors
-    here(f"{command} 4s")
+    here(f"{command} 3s")
     assert load_tuned(tmp_path / "x.tuned.yaml").model == "tiny"
     assert files(tmp_path) == {"x.tuned.yaml", "x.record.json"}
