@@ -16,7 +16,7 @@ def main() -> None:
     try:
         main()
     finally:
-        gc.freeze()  # or Python looks for garbage among all of torch's modules as it ends, for a third of a second
+        gc.freeze()  # or Python looks for garbage among all of torch's modules as it ends, for 0.2 s or more
 
 
 if __name__ == "__main__":

@@ -170,6 +170,7 @@ NB_MODULE(_kernels, m) {
            "Scales each listed row in place; the threads' slices of the list must name disjoint rows.");
   bind_embedding(m);
   bind_dense(m);
+  bind_interaction(m);
 }
 
 }  // namespace autotune

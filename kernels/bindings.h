@@ -176,5 +176,6 @@ void require_shape(const char* name, const Array& array, std::initializer_list<i
 
 void bind_embedding(nb::module_& m);
 void bind_dense(nb::module_& m);
+void bind_interaction(nb::module_& m);
 
 }  // namespace autotune

@@ -21,25 +21,21 @@ from autotune.bench.noise import NoiseMonitor
 from autotune.bench.progress import NO_PROGRESS, Progress
 from autotune.bench.rounds import EachRound, Measurement, Turn, run_rounds
 from autotune.bench.samples import Samples, ratio
-from autotune.comparing.peers import BASELINE, DEFAULT, DEFAULT_IN_FP32, OURS, OWN, PEERS, TUNED, Peer, environment_of
+from autotune.comparing.peers import BASELINE, DEFAULT, OURS, PEERS, TUNED, Peer, environment_of
 from autotune.comparing.process import Contestant, ContestantError
+from autotune.comparing.room import groups, memory_bytes, room_bytes, trained
 from autotune.config.knobs import RunConfig
-from autotune.config.model import Changes, Model
+from autotune.config.model import Model
 from autotune.config.profile import Profile, Topology
-from autotune.config.required_memory import required_memory_bytes
 from autotune.config.tuned import Interval, TunedConfig
-from autotune.errors import MachineError, VerificationError
+from autotune.errors import VerificationError
 from autotune.machine.limits import thread_notes
-from autotune.machine.memory import available_memory_bytes
 from autotune.ranks.launch import launch_of
-from autotune.units import format_bytes, format_time
+from autotune.units import format_time
 
 LOSS_STEPS = 3
 _WARM_UP_STEPS = 2
 _LEAST_ROUNDS = 6
-# What torch and the libraries of a peer take beside a model, and the share of memory that may be filled.
-_PROCESS_BYTES = 1 << 30
-_MEMORY_SHARE = 0.85
 # For the estimate: a process that imports torch and a peer's libraries, drawing tables and copying them, compiling. On 2 cores (Zen 3).
 _START_S = 6.0
 _BUILD_BYTES_PER_S = 0.5e9
@@ -136,20 +132,6 @@ def loss_tolerances(dtype: str) -> tuple[float, ...]:
     return tuple(1e-4 if dtype == "fp32" else 2.0**-8 * (1 + step) for step in range(LOSS_STEPS))
 
 
-def groups(peers: Sequence[Peer], needed_bytes: Sequence[float], room_bytes: float) -> tuple[tuple[Peer, ...], ...]:
-    """Peers in their order, parted evenly into as few groups as fit into memory.
-
-    Args:
-        needed_bytes: By each peer; `room_bytes` holds the largest.
-    """
-    for count in range(1, max(2, len(peers) + 1)):
-        bounds = [len(peers) * number // count for number in range(count + 1)]
-        parts = [slice(*ends) for ends in itertools.pairwise(bounds)]
-        if all(sum(needed_bytes[part]) <= room_bytes for part in parts):
-            break
-    return tuple(tuple(peers[part]) for part in parts)
-
-
 def prepare(model: Model, topology: Topology, peers: Sequence[Peer] = PEERS) -> Preparation:
     """What comparing with those of `peers` that are installed and take the model needs.
 
@@ -157,11 +139,11 @@ def prepare(model: Model, topology: Topology, peers: Sequence[Peer] = PEERS) -> 
         MachineError: memory does not hold two models.
     """
     present = [peer for peer in peers if not peer.unusable(model)]
-    needed = [_memory_bytes(model, peer) for peer in present]
+    needed = [memory_bytes(model, peer) for peer in present]
     compiled = sum(peer.kind == "compiled" for peer in present)
     each_s = _START_S + 2 * model.table_bytes / _BUILD_BYTES_PER_S  # drawn, and copied from ours
     building_s = (1 + len(present)) * each_s + compiled * _COMPILE_S
-    return Preparation(groups(present, needed, _room_bytes(model, topology, needed)), building_s)
+    return Preparation(groups(present, needed, room_bytes(model, topology, needed)), building_s)
 
 
 def compare(
@@ -201,9 +183,8 @@ def compare(
     fields: list[tuple[dict[str, _Track], Measurement]] = []
 
     def start(peer: Peer) -> Contestant:
-        trained = _trained(model, peer)
         environment = environment_of(peer, launch, threads, os.environ)
-        return Contestant(peer.kind, trained, configs if peer is DEFAULT else {}, environment, topology.allowed_cpus)
+        return Contestant(peer.kind, trained(model, peer), configs if peer is DEFAULT else {}, environment, topology.allowed_cpus)
 
     with ExitStack() as whole:
         progress.phase("building our model", None)
@@ -270,38 +251,6 @@ class _Track:
             if not error <= tolerance:
                 raise ContestantError(f"its loss {batch + 1} differs from ours by {error:.1e}, over {tolerance:.1e}")
             self.loss_error = max(self.loss_error, error)
-
-
-def _trained(model: Model, peer: Peer) -> Model:
-    """What a contestant trains."""
-    return model.changed(Changes(dtype="fp32")) if peer is DEFAULT_IN_FP32 else model
-
-
-def _memory_bytes(model: Model, peer: Peer) -> int:
-    """What a contestant needs once it is built: a peer's bf16 tables have no lower halves."""
-    narrow = model.dtype == "bf16" and peer.kind != OWN
-    held = model.changed(Changes(table_storage="stochastic")) if narrow else _trained(model, peer)
-    return required_memory_bytes(held) + _PROCESS_BYTES
-
-
-def _room_bytes(model: Model, topology: Topology, needed_bytes: Sequence[float]) -> float:
-    """Memory for peers beside ours, and beside one more of ours in fp32: a peer's model is copied from it.
-
-    Raises:
-        MachineError: not even one of the peers that need `needed_bytes` fits.
-    """
-    ours = _memory_bytes(model, DEFAULT)
-    available = available_memory_bytes(topology)
-    copied = required_memory_bytes(model.changed(Changes(dtype="fp32"))) + _PROCESS_BYTES
-    room = _MEMORY_SHARE * available - ours - copied
-    largest = max(needed_bytes, default=0)
-    if room < largest:
-        least = (ours + copied + largest) / _MEMORY_SHARE
-        raise MachineError(
-            f"a comparison needs {format_bytes(least)} of memory for ours, a peer and a copy between them, "
-            f"got {format_bytes(available)} available; compare fewer rows with --max-rows"
-        )
-    return room
 
 
 def _check_tuned(tracks: Mapping[str, _Track], tolerance: float) -> None:

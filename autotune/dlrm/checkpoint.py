@@ -44,6 +44,7 @@ def state_shapes(model: Model) -> dict[str, tuple[int, ...]]:
 
 
 _OWN_SUMS = "adagrad_sums"
+_MOST_ITERATIONS = 2**62
 """Where files of version 0.1.0 keep Adagrad's sums, by the name of their weight; now they lie where the public DLRM has them."""
 CATEGORY_MAPPING = "category_mapping"
 """Key of how the categories of Criteo rows became rows of the tables, see `BatchSource.mapping`."""
@@ -158,7 +159,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     return Checkpoint(
         state,
         sums,
-        iterations=iterations if isinstance(iterations, int) else 0,
+        iterations=_count(iterations, path),
         mapping=mapping if isinstance(mapping, str) else None,
         interaction=interaction if isinstance(interaction, str) else None,
         notes=notes,
@@ -267,6 +268,16 @@ def read_checkpoint_of(model: Model, path: str | Path) -> Checkpoint:
     if model.optimizer == "adagrad" and checkpoint.optimizer_state:
         check_optimizer_state(model, checkpoint.optimizer_state, str(path))
     return checkpoint
+
+
+def _count(iterations: object, path: str | Path) -> int:
+    """The entry ``iter`` of a file, 0 where it has none that is a whole number."""
+    if not isinstance(iterations, int):
+        return 0
+    if not 0 <= iterations <= _MOST_ITERATIONS:
+        rule = f"a checkpoint's iter must be a count of iterations, from 0 to {_MOST_ITERATIONS}"
+        raise InputError(f"{rule}, got {iterations if abs(iterations) < 2**64 else 'a longer number'} ({path}); save it again")
+    return iterations
 
 
 def load_into(dlrm: DLRM, checkpoint: Checkpoint, mapping: str | None = None) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ FILL_ROWS = 1 << 16
 
 
 def stream(seed: int, table: int, row: int = 0, column: int = 0) -> int:
-    """What a table, or its part from that row and column on, draws its roundings from: 64 bits."""
+    """What a table draws its initial values from, and its part from that row and column on its roundings: 64 bits."""
     return (seed * 1_000_003 + table + row * _ROW_STREAM + column * _COLUMN_STREAM) % 2**64
 
 
@@ -43,15 +43,15 @@ def initial_weights(
     """
     advanced()
     (low, high), (left, right) = row_range or (0, rows), column_range or (0, dim)
-    bound, stream = math.sqrt(1.0 / rows), seed * 1_000_003 + table
+    bound, drawn_from = math.sqrt(1.0 / rows), stream(seed, table)
     if right - left == dim:
         part = empty((high - low) * dim, huge_pages).view(high - low, dim)
-        kernels.fill_uniform(part.view(-1), -bound, bound, stream, threads, low * dim)
+        kernels.fill_uniform(part.view(-1), -bound, bound, drawn_from, threads, low * dim)
         return part
     part = zeros(high - low, right - left, huge_pages=huge_pages, threads=threads)
     drawn = torch.empty(min(FILL_ROWS, high - low), dim)
     for first in range(low, high, len(drawn)):
         some = drawn[: min(len(drawn), high - first)]
-        kernels.fill_uniform(some.view(-1), -bound, bound, stream, threads, first * dim)
+        kernels.fill_uniform(some.view(-1), -bound, bound, drawn_from, threads, first * dim)
         part[first - low : first - low + len(some)] = some[:, left:right]
     return part

@@ -22,7 +22,9 @@ from autotune.perf.collectives import Collectives
 from autotune.perf.predictor import PassTime, Predictor
 from autotune.perf.simulator import Simulation, Span
 
-__all__ = ["Estimate", "Lane", "OperatorEstimate", "Prediction", "RankEstimate", "Span", "estimate"]
+__all__ = ["STOCHASTIC_NOTE", "Estimate", "Lane", "OperatorEstimate", "Prediction", "RankEstimate", "Span", "estimate"]
+
+STOCHASTIC_NOTE = "updates of stochastic tables are predicted by their bytes: rounding is left out, and may make them slower than fp32's"
 
 
 @dataclass(frozen=True)
@@ -279,6 +281,7 @@ def _notes(model: Model, profile: Profile, times: Sequence[PassTime], config: Ru
         "arithmetic in bf16 is taken to be as fast as in fp32: the profile tells nothing of it":
             model.dtype == "bf16" and profile.bf16_gain == 1.0 and "bf16_gain" not in profile.sources,
         "passes in bf16 are predicted by the weights fitted to fp32, with bf16's bytes and arithmetic": model.dtype == "bf16",
+        STOCHASTIC_NOTE: model.table_storage == "stochastic",
         "look-ups are spread as in one sampled batch": model.data.distribution in ("histogram", "criteo"),
         "layers on torch's GEMM are predicted as the blocked one": any(
             getattr(knobs, "implementation", "") == "torch" for knobs in config.operators.values()

@@ -17,7 +17,7 @@ from autotune.data.popularity import popularity
 from autotune.dlrm.schedule import check_samples
 from autotune.dlrm.sharding import part_memory_bytes, parts_of_ranks, replicated, whole_tables
 from autotune.errors import InputError, MachineError
-from autotune.perf.estimate import estimate
+from autotune.perf.estimate import STOCHASTIC_NOTE, estimate
 from autotune.perf.predictor import Predictor
 from autotune.planning.balance import Balancer
 from autotune.planning.constraints import AllowedSharding, Constraints, resolve
@@ -205,6 +205,7 @@ class Planner:
         row_wise = any(placement.kind == "row_wise" for placement in partition.tables)
         notes = {
             f"no profile given: that of {ASSUMED_PROFILE} is assumed, so times compare with each other only": self.profile is None,
+            STOCHASTIC_NOTE: self.profile is None and self.model.table_storage == "stochastic",
             "the network's bandwidth is assumed": self._costs.predictor.profile.network is None,
             f"look-ups of {self._unread} data are taken as uniform: their file was not read": bool(self._unread),
             f"how often rows of {data} data are met again was counted in their first minibatch": data in ("histogram", "criteo"),

@@ -173,13 +173,13 @@ def test_in_bf16_more_peers_fit_beside_ours(monkeypatch: pytest.MonkeyPatch) -> 
     """Their tables are half of ours."""
     small, peers = load_model_by_name("small"), PEERS[:3]
     available = (2 * 3.4 + 3 * 2.45) * 2**30 / 0.85
-    monkeypatch.setattr(comparing, "available_memory_bytes", lambda topology: available)
+    monkeypatch.setattr("autotune.comparing.room.available_memory_bytes", lambda topology: available)
     assert len(prepare(small, detect(), peers).groups) == 2
     assert len(prepare(small.changed(Changes(dtype="bf16")), detect(), peers).groups) == 1
 
 
 def test_too_little_memory_is_said_before_anything_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(comparing, "available_memory_bytes", lambda topology: 1 << 30)
+    monkeypatch.setattr("autotune.comparing.room.available_memory_bytes", lambda topology: 1 << 30)
     with pytest.raises(MachineError, match=r"needs [0-9.]+ GiB of memory .* --max-rows"):
         compare(load_model_by_name("tiny"), profile=made_up_profile(), topology=detect(), peers=PEERS[:1])
 
@@ -187,7 +187,7 @@ def test_too_little_memory_is_said_before_anything_is_built(monkeypatch: pytest.
 def test_where_memory_is_short_ours_is_built_once_and_its_rounds_are_joined(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(comparing, "Contestant", FakeContestant)
     monkeypatch.setattr(FakeContestant, "started", [])
-    monkeypatch.setattr(comparing, "_room_bytes", lambda model, topology, needed_bytes: max(needed_bytes))
+    monkeypatch.setattr(comparing, "room_bytes", lambda model, topology, needed_bytes: max(needed_bytes))
     peers = tuple(Peer(name, name, best_environment=True) for name in (BASELINE, "b", "c"))
     result = compare(load_model_by_name("tiny"), profile=made_up_profile(), topology=detect(), peers=peers, budget_s=0.1)
     assert FakeContestant.started == ["ours", BASELINE, "b", "c"]

@@ -11,9 +11,10 @@ import torch
 
 from autotune.catalog import load_model_by_name
 from autotune.comparing import peers as comparing_peers
-from autotune.comparing.compare import groups, loss_tolerances
+from autotune.comparing.compare import loss_tolerances
 from autotune.comparing.models import BUILDERS
 from autotune.comparing.peers import BASELINE, DEFAULT, DEFAULT_IN_FP32, PEERS, Peer, environment_of, peers_of
+from autotune.comparing.room import groups
 from autotune.config.model import Changes, Model
 from autotune.config.tuned import Launch
 from autotune.data.batches import make_source
